@@ -1,0 +1,293 @@
+"""The configuration of a training run: what the fields are, and how they are read from YAML.
+
+Everything here is public: the architecture, the hyper-parameters, the shapes.
+"""
+
+import re
+import reprlib
+from collections.abc import Hashable, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file and the field."""
+
+
+# --- The fields -----------------------------------------------------------------------------------
+
+
+class _Fields(BaseModel):
+    """Immutable and strict: no unknown fields; "3" and True are no integers; 1 stands for 1.0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(_Fields):
+    """Which images to train on."""
+
+    dataset: Literal["digits", "idx", "npz"]
+    """`digits`: scikit-learn's 8x8 digits; `idx`: files as MNIST's; `npz`: files as MedMNIST's."""
+    path: str | None = Field(default=None, validate_default=True)
+    """The file (or, for `idx`, the directory of files), relative to the working directory."""
+    split: str = Field(default="train", min_length=1)
+    image_size: int = Field(ge=2)
+    """Height and width to train at: smaller images get a black border, `digits` are enlarged."""
+    channels: int
+
+    @field_validator("path")
+    @classmethod
+    def _path_fits_dataset(cls, path: str | None, info: ValidationInfo) -> str | None:
+        dataset = info.data.get("dataset")
+        if dataset == "digits" and path is not None:
+            raise _expected("no path, because the digits come with scikit-learn")
+        if dataset in ("idx", "npz") and not path:
+            raise _expected(f"the path of the {dataset} data")
+        return path
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_colour(cls, channels: int) -> int:
+        if channels not in (1, 3):
+            raise _expected("1 (grey) or 3 (colour)")
+        return channels
+
+
+class ModelConfig(_Fields):
+    """The DCGAN: two networks that mirror each other, each layer doubling or halving the size."""
+
+    noise_size: int = Field(ge=1)
+    features: int = Field(ge=1)
+    """Feature maps of the layer nearest the image; they double with every layer away from it."""
+    kernel_size: int = Field(default=4, ge=2)
+    """At least 2, because a narrower kernel would skip pixels at stride 2."""
+    base_size: int = Field(default=4, ge=1)
+    """The smallest height and width, at the fully connected layers."""
+    leaky_slope: float = Field(default=0.2, ge=0, lt=1)
+    init_std: float = Field(default=0.02, gt=0)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """The share of the old running statistics that a step keeps."""
+
+
+class OptimizerConfig(_Fields):
+    """How one network's parameters follow its gradients; SGD ignores all but the learning rate."""
+
+    name: Literal["sgd", "adam"]
+    learning_rate: float = Field(gt=0)
+    b1: float = Field(default=0.5, ge=0, lt=1)
+    b2: float = Field(default=0.999, ge=0, lt=1)
+    eps_root: float = Field(default=1e-8, gt=0)
+    """Added to Adam's second moment under the root."""
+
+
+class TrainConfig(_Fields):
+    """A whole training run."""
+
+    data: DataConfig
+    model: ModelConfig
+    generator_optimizer: OptimizerConfig
+    discriminator_optimizer: OptimizerConfig
+    frac_bits: int = Field(default=18, ge=1, le=28)
+    """Fraction bits of the fixed-point numbers."""
+    batch_size: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of the images. What protects the shares never comes from it."""
+    log_every: int = Field(ge=1)
+    sample_every: int = Field(ge=1)
+    num_samples: int = Field(ge=1)
+    """Images in a sample grid."""
+    checkpoint_every: int = Field(ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    open_losses: bool = True
+    """Whether the service provider reconstructs the losses while training."""
+    open_samples: bool = True
+    """Whether the service provider reconstructs generated images while training."""
+
+    @property
+    def depth(self) -> int:
+        """How many layers double or halve the size: `image_size = base_size * 2**depth`."""
+        return (self.data.image_size // self.model.base_size).bit_length() - 1
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TrainConfig":
+        size, base = self.data.image_size, self.model.base_size
+        if self.depth < 1 or size != base * 2**self.depth:
+            # Pydantic gives no field to an error that two fields share.
+            raise PydanticCustomError(
+                "sizes",
+                "data.image_size: {size} given, expected {base} * 2**k with k >= 1, because "
+                "each layer of the generator doubles model.base_size ({base})",
+                {"size": size, "base": base},
+            )
+        return self
+
+
+def _expected(wanted: str) -> PydanticCustomError:
+    return PydanticCustomError("expected", "expected {wanted}", {"wanted": wanted})
+
+
+# --- Reading and writing --------------------------------------------------------------------------
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a configuration.
+
+    Args:
+        name_or_path: the name of a shipped configuration (`digits`) or the path of a YAML file.
+        overrides: strings such as `model.features=32`, the value in YAML; later ones win.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        FileNotFoundError: there is no such file and no such shipped configuration.
+        ConfigError: the file is not YAML, or a field is unknown, missing, of the wrong type or
+            out of range.
+    """
+    file = _find(name_or_path)
+    fields = _parse(file.read_bytes(), file.name)
+    for override in overrides:
+        _apply(override, fields, file.name)
+    try:
+        return TrainConfig.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{file.name}: {_explain(detail)}" for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(config: TrainConfig) -> str:
+    """Return `config` as YAML that `load` reads back as an equal configuration."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False)
+
+
+def shipped() -> list[str]:
+    """Return the names of the configurations that come with the package, sorted."""
+    return sorted(_shipped_files())
+
+
+def _shipped_files() -> dict[str, Traversable]:
+    # An installed package has the repository's `configs/` in it; in a checkout it lies beside it.
+    directory = resources.files("lpgan_jax") / "configs"
+    if not directory.is_dir():
+        directory = Path(__file__).parent.parent / "configs"
+    files = directory.iterdir() if directory.is_dir() else ()
+    return {Path(file.name).stem: file for file in files if file.name.endswith(".yaml")}
+
+
+def _find(name_or_path: str) -> Traversable:
+    files, path = _shipped_files(), Path(name_or_path)
+    if name_or_path in files:
+        return files[name_or_path]
+    if path.is_file():
+        return path
+    raise FileNotFoundError(
+        f"{name_or_path}: no such configuration, expected a YAML file or one of "
+        f"{', '.join(sorted(files))}"
+    )
+
+
+def _parse(text: bytes, source: str) -> dict[str, Any]:
+    fields = _parse_yaml(text, source)
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{source}: expected a mapping of fields to values, such as `steps: 400`")
+    return fields
+
+
+def _parse_yaml(text: bytes | str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{source}: expected valid YAML: {reason}") from None
+
+
+def _apply(override: str, fields: dict[str, Any], source: str) -> None:
+    """Set the field that `override` names, in place."""
+    dotted, equals, text = override.partition("=")
+    *parents, name = dotted.strip().split(".")
+    if not equals or not all([*parents, name]):
+        raise ConfigError(f"override {override!r}: expected field=value, as in model.features=32")
+    value = _parse_yaml(text, f"override {override!r}")
+    for parent in parents:
+        fields = fields.setdefault(parent, {})
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{source}: {dotted}: no such field, {parent} has no fields")
+    fields[name] = value
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Return pydantic's error as `field: what was given, what was expected`."""
+    location, kind, context = error["loc"], error["type"], error.get("ctx", {})
+    field = ".".join(str(part) for part in location)
+    if kind == "sizes":
+        return error["msg"]
+    if kind == "extra_forbidden":
+        return f"{field}: unknown field, expected one of {', '.join(_siblings(location))}"
+    if kind == "missing":
+        return f"{field}: missing, expected a value"
+    wanted = {
+        "expected": context.get("wanted"),
+        "literal_error": context.get("expected"),
+        "greater_than": f"more than {context.get('gt')}",
+        "greater_than_equal": f"at least {context.get('ge')}",
+        "less_than": f"less than {context.get('lt')}",
+        "less_than_equal": f"at most {context.get('le')}",
+        "int_type": "an integer",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "string_too_short": "a text that is not empty",
+        "model_type": "fields with values",
+        "invalid_key": "the name of a field",
+    }.get(kind, f"otherwise ({error['msg']})")
+    return f"{field}: {reprlib.repr(error['input'])} given, expected {wanted}"
+
+
+def _siblings(location: Sequence[int | str]) -> list[str]:
+    """Return the fields of the model that has the last part of `location` in it."""
+    model: type[BaseModel] = TrainConfig
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return list(model.model_fields)
+
+
+# --- YAML as its users expect it ------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with `2e-4` a number and a field given twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                problem = f"{name} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The counterpart of `_Loader`: it quotes the texts that `_Loader` would read as numbers."""
+
+
+# PyYAML, after YAML 1.1, wants a dot and a signed exponent in a number: it reads `2e-4` as a text.
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))

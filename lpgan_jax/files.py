@@ -1,0 +1,45 @@
+"""Writing files so that a crash at any moment leaves the old file or the new one, never half."""
+
+import os
+from pathlib import Path
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
+    """Write `data` to `path`, replacing what was there in one step.
+
+    The bytes go to a hidden file in the same directory, reach the disk, and then take the name.
+    Missing parent directories are made. One writer at a time.
+
+    Args:
+        path: the file to write.
+        data: its whole content.
+        mode: its permissions, narrowed by the process's umask.
+
+    Raises:
+        OSError: the directory or file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    # A killed writer may have left its file here. A new one gets our mode, and follows no link.
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in the directory durable: a power cut may undo it otherwise."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,147 @@
+"""The directory of a training run: what lies where, and the table of its metrics."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpgan_jax import checkpoint
+from lpgan_jax.config import TrainConfig, dump, load
+from lpgan_jax.files import atomic_write
+
+_README = """\
+A training run of lpgan_jax.
+
+    config.yaml    what was run
+    metrics.csv    losses and speed, step by step
+    samples/       grids of generated images
+    summary.json   how the run ended
+    checkpoints/   s1/ and s2/: the servers' shares of everything secret
+
+Keep this directory as private as the training images. The run was SIMULATED: one machine played
+both servers, so both servers' shares lie here, and whoever reads s1/ and s2/ can add them up and
+reconstruct the parameters. In a deployment each server has only its own share.
+"""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run. Make one with `create` or `open`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: TrainConfig) -> "RunDirectory":
+        """Start a run in a new or empty directory, and write its configuration and a README.
+
+        Raises:
+            FileExistsError: there is something already.
+            OSError: the directory cannot be written.
+        """
+        path = Path(path)
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise FileExistsError(
+                f"{path}: exists and is not empty, expected a new directory: "
+                f"go on with that run by --resume, or choose another --out"
+            )
+        run = cls(path)
+        atomic_write(path / "README.txt", _README.encode())
+        atomic_write(run.config_file, dump(config).encode())
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """Return the run in an existing directory.
+
+        Raises:
+            FileNotFoundError: there is no run.
+        """
+        run = cls(Path(path))
+        if not run.config_file.is_file():
+            raise FileNotFoundError(f"{path}: not a run directory, expected a config.yaml in it")
+        return run
+
+    def config(self) -> TrainConfig:
+        """Read the configuration of the run.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            ConfigError: it was changed into something invalid.
+        """
+        return load(str(self.config_file))
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The table that `Metrics` writes."""
+        return self.path / "metrics.csv"
+
+    @property
+    def summary_file(self) -> Path:
+        """How the run ended, JSON."""
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where `checkpoint.save(run.path, ...)` puts the servers' shares."""
+        return self.path / checkpoint.DIRECTORY
+
+    def sample_file(self, step: int) -> Path:
+        """The grid of images generated after a step, PNG."""
+        return self.path / "samples" / f"step_{step:06d}.png"
+
+
+class Metrics:
+    """Appends rows to a CSV file: each is in the file when `append` returns.
+
+    Args:
+        path: the file; made if it is not there.
+        last_step: the step that the run starts from or resumes at. Later rows are dropped, because
+            those steps will be run again, and so is a last line that a crash cut short.
+
+    Raises:
+        ValueError: the file is not such a table; the message names the file and the line.
+        OSError: it cannot be written.
+    """
+
+    columns = ("step", "loss_d", "loss_g", "seconds", "images_per_s")
+
+    def __init__(self, path: str | os.PathLike[str], last_step: int) -> None:
+        self._path = Path(path)
+        kept = [row for row in self._read() if int(row[0]) <= last_step]
+        table = "".join(_line(*row) for row in [self.columns, *kept])
+        atomic_write(self._path, table.encode())
+
+    def append(
+        self,
+        step: int,
+        loss_d: float | None,
+        loss_g: float | None,
+        seconds: float,
+        images_per_s: float,
+    ) -> None:
+        """Add a row; losses that are not opened are None and stay empty."""
+        row = (step, loss_d, loss_g, seconds, images_per_s)
+        with open(self._path, "a") as file:
+            file.write(_line(*("" if value is None else value for value in row)))
+
+    def _read(self) -> list[list[str]]:
+        """Return the whole rows, without the header."""
+        text = self._path.read_bytes().decode(errors="replace") if self._path.exists() else ""
+        if not text:
+            return []
+        *lines, _ = text.split("\n")  # what follows the last newline was cut short
+        rows = [line.split(",") for line in lines]
+        if rows[:1] != [[*self.columns]]:
+            raise ValueError(f"{self._path}: line 1: expected the columns {','.join(self.columns)}")
+        for number, row in enumerate(rows[1:], start=2):
+            if len(row) != len(self.columns) or not row[0].isdecimal():
+                raise ValueError(f"{self._path}: line {number}: expected a step and its metrics")
+        return rows[1:]
+
+
+def _line(*values: object) -> str:
+    return ",".join(map(str, values)) + "\n"

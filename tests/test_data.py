@@ -1,0 +1,266 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpgan_jax.config import DataConfig
+from lpgan_jax.data import Batches, from_arrays, load_images
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
+
+
+def config(dataset, path=None, size=32, channels=1, split="train"):
+    path = None if path is None else str(path)
+    return DataConfig(dataset=dataset, path=path, split=split, image_size=size, channels=channels)
+
+
+def idx_bytes(pixels, magic=0x803):
+    return struct.pack(">4I", magic, *pixels.shape) + pixels.tobytes()
+
+
+def expected(pixels):
+    """PIXELS centred on black 32x32 squares, one pixel at a time."""
+    result = np.full((len(pixels), 32, 32, 1), -1.0)
+    for n, y, x in np.ndindex(pixels.shape):
+        result[n, y + 2, x + 2, 0] = pixels[n, y, x] / 255 * 2 - 1
+    return result
+
+
+def assert_images(images, wanted):
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, wanted, atol=1e-6)
+
+
+# Digits
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    small = load_images(config("digits", size=8))
+    assert_images(small, load_digits().images[..., None] / 8 - 1)
+    large = load_images(config("digits", size=16))
+    assert large.shape == (1797, 16, 16, 1)
+    assert large.dtype == np.float32
+    assert large.min() >= -1
+    assert large.max() <= 1
+    # Bilinear at twice the size: each new pixel is 3/4 and 1/4 of its neighbours, along each axis.
+    wide = np.pad(small[0, :, :, 0], 1, mode="edge")
+    for y, x in np.ndindex(16, 16):
+        cy, cx = y // 2 + 1, x // 2 + 1
+        ny, nx = cy + (1 if y % 2 else -1), cx + (1 if x % 2 else -1)
+        near = 9 * wide[cy, cx] + 3 * wide[ny, cx] + 3 * wide[cy, nx] + wide[ny, nx]
+        assert large[0, y, x, 0] == pytest.approx(near / 16, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 4}, "digits: images of 8x8, expected at most 4x4"),
+        ({"channels": 3}, "digits: images of 1 channels, expected 3"),
+        ({"split": "test"}, "data.split: 'test' given, expected 'train'"),
+    ],
+)
+def test_digits_that_do_not_fit(fields, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(config("digits", **{"size": 16, **fields}))
+
+
+# IDX
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("split", "name"), [("train", "train-images-idx3-ubyte"), ("test", "t10k-images-idx3-ubyte")]
+)
+def test_idx(tmp_path, pack, split, name):
+    file = tmp_path / (name + (".gz" if pack is gzip.compress else ""))
+    file.write_bytes(pack(idx_bytes(PIXELS)))
+    assert_images(load_images(config("idx", tmp_path, split=split)), expected(PIXELS))
+    assert_images(load_images(config("idx", file)), expected(PIXELS))
+
+
+def test_odd_borders(tmp_path):
+    (tmp_path / "file").write_bytes(idx_bytes(np.full((1, 5, 8), 255, np.uint8)))
+    image = load_images(config("idx", tmp_path / "file", size=8))[0, :, :, 0]
+    np.testing.assert_array_equal(image, np.repeat([-1, 1, -1], [1, 5, 2])[:, None] * np.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 bytes, expected an IDX header of 16"),
+        (idx_bytes(PIXELS)[:15], "15 bytes, expected an IDX header of 16"),
+        (idx_bytes(PIXELS)[:-1], "3935 bytes, expected 3936 for the 5 x 28 x 28 pixels"),
+        (idx_bytes(PIXELS) + b"x", "3937 bytes, expected 3936"),
+        (idx_bytes(PIXELS, magic=0x801), "magic number 0x801, expected 0x803"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "magic number 0x89504e47"),
+        (gzip.compress(idx_bytes(PIXELS))[:-20], "expected a whole gzip file"),
+        (b"\x1f\x8b" + bytes(30), "expected a whole gzip file"),
+        (struct.pack(">4I", 0x803, *[2**32 - 1] * 3), "expected 79228162458924105385300197391"),
+        (idx_bytes(PIXELS[:0]), r"uint8\[0, 28, 28\] given, expected \[N, H, W\]"),
+        (idx_bytes(np.zeros((1, 33, 28), np.uint8)), "33x28, expected at most 32x32"),
+    ],
+)
+def test_bad_idx(tmp_path, content, message):
+    file = tmp_path / "some-images"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"some-images: .*{message}"):
+        load_images(config("idx", file))
+
+
+def test_missing_idx(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
+        load_images(config("idx", tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"expected train-images-idx3-ubyte or .*\.gz"):
+        load_images(config("idx", tmp_path))
+    with pytest.raises(ValueError, match=r"data\.split: 'val' given, expected one of train, test"):
+        load_images(config("idx", tmp_path, split="val"))
+
+
+# npz
+
+
+def test_npz(tmp_path):
+    colours = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    file = tmp_path / "some.npz"
+    np.savez_compressed(file, train_images=PIXELS, val_images=colours)
+    assert_images(load_images(config("npz", file)), expected(PIXELS))
+    assert_images(load_images(config("npz", file, channels=3, split="val")), colours / 127.5 - 1)
+    with pytest.raises(ValueError, match=r"some\.npz: images of 1 channels, expected 3"):
+        load_images(config("npz", file, channels=3))
+    with pytest.raises(ValueError, match=r"expected an array 'x_images'.*train_images, val_images"):
+        load_images(config("npz", file, split="x"))
+    with pytest.raises(FileNotFoundError, match=r"other\.npz: no such file"):
+        load_images(config("npz", tmp_path / "other.npz"))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (PIXELS.astype(np.float32), "train_images is float32, expected uint8"),
+        (PIXELS[0], r"uint8\[28, 28\] given, expected \[N, H, W\]"),
+        (np.zeros((1, 8, 8, 2), np.uint8), r"uint8\[1, 8, 8, 2\] given"),
+        (np.array([{"code": "runs"}]), "expected a whole npz file of plain arrays"),
+    ],
+)
+def test_bad_arrays_in_npz(tmp_path, array, message):
+    np.savez(tmp_path / "some.npz", train_images=array)
+    with pytest.raises(ValueError, match=rf"some\.npz: .*{message}"):
+        load_images(config("npz", tmp_path / "some.npz"))
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_npz(tmp_path_factory, data):
+    file = tmp_path_factory.getbasetemp() / "damaged.npz"
+    np.savez_compressed(file, train_images=PIXELS[:1, :9, :9])
+    content = bytearray(file.read_bytes())
+    if data.draw(st.booleans(), label="truncate"):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    message = None
+    try:
+        images = load_images(config("npz", file, size=9))
+    except ValueError as error:
+        message = str(error)
+    if message is None:  # a flip in a field that no reader needs, such as a date, does no harm
+        assert_images(images[..., 0], PIXELS[:1, :9, :9] / 127.5 - 1)
+    else:
+        assert str(file) in message
+
+
+def test_a_single_array_is_no_npz(tmp_path):
+    np.save(tmp_path / "some.npy", PIXELS)
+    with pytest.raises(ValueError, match=r"some\.npy: expected a whole npz file"):
+        load_images(config("npz", tmp_path / "some.npy"))
+
+
+# A user's own arrays
+
+
+def test_from_arrays():
+    assert_images(from_arrays(PIXELS), PIXELS[..., None] / 127.5 - 1)
+    bytes_ends = from_arrays(np.array([[[0, 255]]], np.uint8))
+    np.testing.assert_array_equal(bytes_ends.ravel(), [-1, 1])
+    floats = np.linspace(-1, 1, 24).reshape(2, 2, 2, 3)
+    assert_images(from_arrays(floats), floats)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 2)), r"float64\[2, 2\] given, expected \[N, H, W\]"),
+        (np.zeros((1, 2, 2, 1, 1)), "expected"),
+        (np.zeros((1, 2, 2, 4)), "expected"),
+        (np.zeros((0, 2, 2)), "N >= 1"),
+        (np.zeros((1, 2, 2), np.int64), r"int64\[1, 2, 2\] given, expected uint8 or floating"),
+        (np.zeros((1, 2, 2), bool), "expected uint8 or floating"),
+        (np.array([[[0, np.nan]]]), "NaN or outside"),
+        (np.array([[[0, np.inf]]]), "NaN or outside"),
+        (np.array([[[0, 1.01]]]), r"outside the expected range \[-1, 1\]"),
+    ],
+)
+def test_from_arrays_refuses(images, message):
+    with pytest.raises(ValueError, match=f"images: .*{message}"):
+        from_arrays(images)
+
+
+# Batches
+
+
+@given(st.integers(1, 60), st.data(), st.integers(0, 2**70), st.integers(0, 1000))
+def test_batches(num_examples, data, seed, epoch):
+    batch_size = data.draw(st.integers(1, num_examples))
+    batches = Batches(num_examples, batch_size, seed)
+    assert batches.per_epoch == num_examples // batch_size
+    steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
+    taken = [batches.indices(step) for step in steps]
+    assert all(one.shape == (batch_size,) and one.dtype == np.int64 for one in taken)
+    flat = np.concatenate(taken).tolist()
+    assert len(set(flat)) == len(flat)  # without replacement
+    assert set(flat) <= set(range(num_examples))
+    # A resumed run is a new object that starts anywhere, and nobody can spoil the order.
+    taken[0][:] = 0
+    resumed = Batches(num_examples, batch_size, seed)
+    for step, one in list(zip(steps, taken, strict=True))[:0:-1]:
+        np.testing.assert_array_equal(resumed.indices(step), one)
+    np.testing.assert_array_equal(batches.indices(steps[0]), resumed.indices(steps[0]))
+
+
+def test_epochs_and_seeds_differ():
+    orders = [Batches(100, 100, seed).indices(step) for seed in (0, 1, 2**32) for step in range(4)]
+    assert len({tuple(order) for order in orders}) == len(orders)
+    firsts = np.array([Batches(10, 10, 0).indices(step)[0] for step in range(2000)])
+    counts = np.bincount(firsts, minlength=10)
+    assert counts.min() > 140  # 200 expected each, standard deviation 13
+    assert counts.max() < 260
+
+
+def test_the_order_never_changes():
+    """A run may be resumed under another version of NumPy or of this package."""
+    assert Batches(8, 4, 3).indices(5).tolist() == [2, 7, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 11, 0), "batch_size: 11 given, expected 1 to 10, the number of images"),
+        ((10, 0, 0), "batch_size: 0 given"),
+        ((0, 1, 0), "batch_size: 1 given"),
+        ((10, 5, -1), "seed: -1 given"),
+    ],
+)
+def test_bad_batches(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(*arguments)
+
+
+def test_negative_step():
+    with pytest.raises(ValueError, match="step: -1 given"):
+        Batches(10, 5, 0).indices(-1)

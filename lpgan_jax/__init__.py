@@ -1,0 +1,16 @@
+"""LP-GAN in JAX: train a DCGAN on secret-shared images; two servers learn nothing.
+
+Importing this package enables JAX's 64-bit types, which the ring Z_{2^64} needs.
+"""
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+from lpgan_jax import protocols  # noqa: E402
+from lpgan_jax.fixed_point import FixedPoint  # noqa: E402
+from lpgan_jax.prng import key  # noqa: E402
+from lpgan_jax.shares import reveal, share  # noqa: E402
+
+__all__ = ["FixedPoint", "key", "protocols", "reveal", "share"]
+__version__ = "0.1.0"

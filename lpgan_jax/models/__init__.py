@@ -1,0 +1,1 @@
+"""Networks built from the secure layers, and their plaintext twins."""

@@ -1,0 +1,98 @@
+"""SR, SLR and tanh. One secret bit serves an activation's forward and backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax.fixed_point import public_constant
+from lpgan_jax.nn.layer import Params, batch_slice
+from lpgan_jax.party import Party
+from lpgan_jax.mpc import elementary
+from lpgan_jax.mpc.arithmetic import masked, mul, square, truncate
+from lpgan_jax.mpc.compare import Bit, positive, select
+from lpgan_jax.secret import Secret, add_public
+
+
+@dataclass(frozen=True)
+class _Activation:
+    frac_bits: int = 18
+
+    def init(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Params, tuple[int, ...]]:
+        """No parameters."""
+        return {}, shape
+
+    def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
+        raise NotImplementedError
+
+    def group(self, residuals: Any, index: int, groups: int) -> Any:
+        """See `Layer.group`."""
+        return jax.tree.map(lambda v: v[batch_slice(v.shape[0], index, groups)], residuals)
+
+    def infer(self, party: Party, params: Params, stats: Params, x: Secret) -> Secret:
+        """As `forward`."""
+        return self.forward(party, params, x)[0]
+
+
+@dataclass(frozen=True)
+class SR(_Activation):
+    """ReLU: s*x with s = [x > 0]; exact, at x's scale. The derivative at 0 is 0."""
+
+    def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
+        """(y, the bit). 8 rounds."""
+        bit = positive(party, x)
+        return self._apply(party, bit, x), bit
+
+    def backward(
+        self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
+    ) -> tuple[Secret | None, Params | None]:
+        """dx with the same bit: 1 round, no comparison."""
+        return (self._apply(party, residuals, dy) if input_grad else None), {}
+
+    def _apply(self, party: Party, bit: Bit, x: Secret) -> Secret:
+        return select(party, bit, x)
+
+
+@dataclass(frozen=True)
+class SLR(SR):
+    """Leaky ReLU: alpha*x + (1 - alpha)*s*x, truncated to `frac_bits`. The derivative at 0 is alpha."""
+
+    alpha: float = 0.2
+
+    def _apply(self, party: Party, bit: Bit, x: Secret) -> Secret:
+        return leaky(party, bit, x, self.alpha, self.frac_bits)
+
+
+def leaky(party: Party, bit: Bit, x: Secret, alpha: float, frac_bits: int) -> Secret:
+    """alpha*x + (1 - alpha)*bit*x at frac_bits; |x| < 2^10 in real terms. 2 rounds."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: expected a slope between 0 and 1, got {alpha}")
+    if x.frac_bits > 40:
+        x = truncate(party, x, frac_bits)
+    k, shift = public_constant(alpha, min(20, 52 - x.frac_bits))
+    chosen = select(party, bit, x)
+    total = x.unmasked().times_int(k) + chosen.times_int(2**shift - k)
+    return truncate(party, total.divided_by_power_of_two(shift), frac_bits)
+
+
+@dataclass(frozen=True)
+class SecTanh(_Activation):
+    """tanh, saturating; y is masked, since its derivative and the next layer use it."""
+
+    def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
+        """(y, y). 12 rounds."""
+        y = masked(party, elementary.tanh(party, x, self.frac_bits))
+        return y, y
+
+    def backward(
+        self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
+    ) -> tuple[Secret | None, Params | None]:
+        """dy * (1 - y^2) at double fraction. 2 rounds."""
+        if not input_grad:
+            return None, {}
+        derivative = add_public(party, -square(party, residuals), 1.0)
+        derivative = truncate(party, derivative, self.frac_bits)
+        return mul(party, truncate(party, dy, self.frac_bits), derivative), {}

@@ -1,0 +1,155 @@
+"""SecBN: batch normalisation with batch statistics, and shared running statistics for generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax.nn.layer import Params, batch_slice
+from lpgan_jax.party import Party
+from lpgan_jax.mpc.arithmetic import bilinear, masked, mean, mul, scale_public, truncate
+from lpgan_jax.mpc.roots import inverse_sqrt, lowest_bit
+from lpgan_jax.secret import Secret, add_public
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Residuals:
+    """Per group g and channel c, with n values each."""
+
+    mean: Secret  # [g, c] at double fraction
+    variance: Secret  # [g, c]
+    centred: Secret  # [g, n, c], masked
+    inverse: Secret  # [g, c] 1/sqrt(variance + eps), masked
+    scale: Secret  # [g, c] gamma * inverse, masked
+
+
+@dataclass(frozen=True)
+class SecBN:
+    """y = gamma (x - mean)/sqrt(var + eps) + beta over all axes but the last.
+
+    gamma is folded into the inverse root, so that each element takes one product and the normalised
+    value is never formed: with k = gamma*inv,  y = k*(x - mean) + beta, and
+    dx = k*dy - k*mean(dy) - (x - mean) * k*inv*mean(dy*x_hat). The variance comes from the centred
+    values.
+
+    Attributes:
+        epsilon: added to the variance; at double fraction, so that 1e-5 is not lost. At least 1 LSB^2.
+        momentum: of the running statistics.
+        frac_bits: fraction bits of y's factors; running statistics are kept at double fraction.
+        groups: the batch is this many batches one after the other, each with statistics of its own.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    frac_bits: int = 18
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epsilon < 2.0 ** (-2 * self.frac_bits):
+            raise ValueError(f"epsilon: expected at least 2^-{2 * self.frac_bits}, got {self.epsilon}")
+
+    def init(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Params, tuple[int, ...]]:
+        """scale (gamma) 1 and bias (beta) 0 per channel."""
+        return {"scale": np.ones(shape[-1]), "bias": np.zeros(shape[-1])}, shape
+
+    def init_stats(self, shape: tuple[int, ...]) -> Params:
+        """Running mean 0 and variance 1 per channel, as floats."""
+        return {"mean": np.zeros(shape[-1]), "var": np.ones(shape[-1])}
+
+    def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
+        """(y at double fraction, residuals).
+
+        Range: the sum of squares of a channel's centred values below 2^62 at double fraction.
+        """
+        flat = x.unmasked().reshape(self.groups, -1, x.shape[-1])
+        mu = mean(party, flat, 1, x.frac_bits)
+        centred = masked(party, truncate(party, flat - _row(mu), self.frac_bits))
+        # The exact sum of squares: non-negative, so the root's argument is at least epsilon.
+        variance = _mean_of_sums(party, _inner(party, centred, centred), flat.shape[1])
+        inverse, scale, y = self._normalise(party, params, centred, variance)
+        residuals = _Residuals(mu, variance, centred, inverse, scale)
+        return y.reshape(*x.shape), residuals
+
+    def _normalise(
+        self, party: Party, params: Params, centred: Secret, variance: Secret
+    ) -> tuple[Secret, Secret, Secret]:
+        with party.at("inverse_sqrt"):
+            u = add_public(party, variance, self.epsilon)
+            smallest = lowest_bit(self.epsilon / 2, u.frac_bits)
+            inverse = masked(party, inverse_sqrt(party, u, self.frac_bits, smallest=smallest))
+        gamma = params["scale"].map(lambda v: v[None])
+        scale = masked(party, truncate(party, mul(party, gamma, inverse), self.frac_bits))
+        y = mul(party, centred, _row(scale))
+        return inverse, scale, y + params["bias"].unmasked().at_scale(y.frac_bits)
+
+    def backward(
+        self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
+    ) -> tuple[Secret | None, Params | None]:
+        """dx and gradients at double fraction."""
+        r: _Residuals = residuals
+        shape, f = dy.shape, self.frac_bits
+        dy = truncate(party, dy, f).reshape(*r.centred.shape)
+        dy = masked(party, dy)
+        covariance = truncate(party, _inner(party, dy, r.centred), f)
+        d_scale = mul(party, covariance, r.inverse)  # sum(dy * x_hat) per group
+        grads = None
+        if param_grads:
+            d_bias = dy.unmasked().sum((0, 1)).at_scale(d_scale.frac_bits)
+            grads = {"scale": d_scale.sum((0,)), "bias": d_bias}
+        if not input_grad:
+            return None, grads
+        count = r.centred.shape[1]
+        slope = truncate(party, _mean_of_sums(party, d_scale, count), f)
+        slope = truncate(party, mul(party, slope, r.inverse), f)
+        slope = truncate(party, mul(party, slope, r.scale), f)
+        offset = mul(party, mean(party, dy.unmasked(), 1, f), r.scale)
+        dx = mul(party, dy, _row(r.scale)) - mul(party, r.centred, _row(slope)) - _row(offset)
+        return dx.reshape(*shape), grads
+
+    def update_stats(self, party: Party, stats: Params, residuals: Any) -> Params:
+        """Running statistics after this batch (each group in turn). 1 round a group."""
+        r: _Residuals = residuals
+        f = 2 * self.frac_bits
+        mu = r.mean.at_scale(f) if r.mean.frac_bits < f else r.mean
+        batches = {"mean": mu, "var": truncate(party, r.variance, f)}
+        stats = dict(stats)
+        for group in range(self.groups):
+            for name, batch in batches.items():
+                change = batch[group] - stats[name]
+                step = scale_public(party, change, 1 - self.momentum, f, magnitude_bits=12)
+                stats[name] = stats[name] + step
+        return stats
+
+    def group(self, residuals: Any, index: int, groups: int) -> Any:
+        """See `Layer.group`."""
+        part = batch_slice(self.groups, index, groups)
+        return jax.tree.map(lambda leaf: leaf[part], residuals)
+
+    def infer(self, party: Party, params: Params, stats: Params, x: Secret) -> Secret:
+        """y with the running statistics."""
+        flat = x.unmasked().reshape(1, -1, x.shape[-1])
+        centred = truncate(party, flat.at_scale(2 * self.frac_bits) - stats["mean"], self.frac_bits)
+        variance = stats["var"].map(lambda v: v[None])
+        return self._normalise(party, params, masked(party, centred), variance)[2].reshape(*x.shape)
+
+
+def _row(x: Secret) -> Secret:
+    return x.map(lambda v: v[:, None])
+
+
+def _inner(party: Party, x: Secret, y: Secret) -> Secret:
+    """Sums of products over the values of each group and channel: one dealt word each."""
+    return bilinear(party, lambda u, v: (u * v).sum(1, dtype=u.dtype), x, y)
+
+
+def _mean_of_sums(party: Party, total: Secret, count: int) -> Secret:
+    """total / count: free for a power of two (the scale gets finer), else truncated to its scale."""
+    log_count = (count - 1).bit_length()
+    finer = total.divided_by_power_of_two(log_count)
+    if count == 1 << log_count:
+        return finer
+    return scale_public(party, finer, (1 << log_count) / count, total.frac_bits)

@@ -1,0 +1,167 @@
+"""SGD and Adam on secret shares, behind optax's init/update interface.
+
+Gradients are sums over the batch (so that they keep more bits than means would); the optimizer knows
+the batch size and follows the mean gradient. What changes with the step is public and computed by
+`schedule` in float64 on the host, so that both servers use the same integers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax.nn.layer import Params
+from lpgan_jax.party import Party
+from lpgan_jax.mpc.arithmetic import masked, scale_public, square, truncate
+from lpgan_jax.mpc.roots import binary_levels, inverse_sqrt
+from lpgan_jax.secret import Secret
+
+_is_secret = functools.partial(lambda kind, leaf: isinstance(leaf, kind), Secret)
+_GRADIENT_BITS = 7  # Adam: a parameter's gradient, summed over the batch, stays below 2^7
+_RATE_BITS = 20
+
+
+class SecureOptimizer(NamedTuple):
+    """A pair of pure functions, as `optax.GradientTransformation`, and a public schedule.
+
+    Attributes:
+        init: params -> state, as float arrays (zeros) for DS to share.
+        scales: params -> the fraction bits of that state, leaf by leaf.
+        schedule: step (from 0) -> public words that `update` needs at this step.
+        update: (party, gradients, state, public) -> (updates, state); add the updates to the
+            parameters with `apply_updates`.
+    """
+
+    init: Callable[[Params], Params]
+    scales: Callable[[Params], Params]
+    schedule: Callable[[int], dict[str, np.ndarray]]
+    update: Callable[[Party, Params, Params, dict[str, jax.Array]], tuple[Params, Params]]
+
+
+def apply_updates(params: Params, updates: Params) -> Params:
+    """params + updates, as new values without masks."""
+    return jax.tree.map(lambda p, u: p + u, params, updates, is_leaf=_is_secret)
+
+
+def _flatten(grads: Params) -> tuple[Secret, Callable[[Secret], Params]]:
+    """All gradients as one vector, and the way back: one protocol call instead of one per tensor."""
+    leaves, structure = jax.tree.flatten(grads, is_leaf=_is_secret)
+    frac_bits = {leaf.frac_bits for leaf in leaves}
+    assert len(frac_bits) == 1
+    vector = Secret(jnp.concatenate([g.share.reshape(-1) for g in leaves]), frac_bits.pop())
+
+    def restore(flat: Secret) -> Params:
+        parts, start = [], 0
+        for leaf in leaves:
+            part = flat.unmasked()[start : start + leaf.size]
+            parts.append(part.reshape(*leaf.shape))
+            start += leaf.size
+        return jax.tree.unflatten(structure, parts)
+
+    return vector, restore
+
+
+def sgd(learning_rate: float, batch_size: int, frac_bits: int) -> SecureOptimizer:
+    """Stochastic gradient descent: -learning_rate times the mean gradient.
+
+    Updates below 1 LSB survive on average: truncation rounds at random, without bias.
+
+    Args:
+        learning_rate: positive.
+        batch_size: how many examples a gradient sums over.
+        frac_bits: fraction bits of the parameters. Gradients need |g| < 2^10.
+    """
+    rate = learning_rate / batch_size
+
+    def update(
+        party: Party, grads: Params, state: Params, public: dict[str, jax.Array]
+    ) -> tuple[Params, Params]:
+        gradient, restore = _flatten(grads)
+        with party.at("sgd"):
+            return restore(scale_public(party, gradient, -rate, frac_bits)), state
+
+    return SecureOptimizer(lambda params: {}, lambda params: {}, lambda step: {}, update)
+
+
+def adam(
+    learning_rate: float,
+    batch_size: int,
+    frac_bits: int,
+    b1: float = 0.5,
+    b2: float = 0.999,
+    eps_root: float = 1e-8,
+) -> SecureOptimizer:
+    """Adam (Kingma and Ba, 2015), as `optax.adam(learning_rate, b1, b2, eps=0, eps_root=eps_root)`.
+
+    optax's eps outside the root is below an LSB; eps_root, inside it, takes its place and defines
+    v = 0. Adam does not depend on the gradients' scale: they stay sums over the batch. The second
+    moment is kept at double fraction (36 bits at most), where it is never negative; the inverse root finds its
+    exponent by a binary search, and the power of two is applied to m/sqrt(.), so that no
+    intermediate value is larger than the quotient.
+
+    Args:
+        learning_rate: positive.
+        batch_size: how many examples a gradient sums over.
+        frac_bits: fraction bits of the parameters.
+        b1: decay of the first moment.
+        b2: decay of the second moment, taken to 12 or more significant bits of 1 - b2.
+        eps_root: of the mean gradient's second moment. Summed gradients need |g| < 2^7.
+    """
+    # Up to 18 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room for that.
+    m_bits, v_bits = max(frac_bits, min(frac_bits + 8, 26)), min(2 * frac_bits, 36)
+    eps = eps_root * batch_size**2
+    smallest = max(0, math.floor(math.log2(max(1.0, eps * (1 - b2) * 2.0**v_bits))))
+    largest = min(62, v_bits + 2 * _GRADIENT_BITS)
+    rate_scale = _RATE_BITS - math.ceil(math.log2(learning_rate / (1 - b1)))
+
+    def init(params: Params) -> Params:
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+        return {"m": np.zeros(size), "v": np.zeros(size)}
+
+    def scales(params: Params) -> Params:
+        return {"m": m_bits, "v": v_bits}
+
+    def schedule(step: int) -> dict[str, np.ndarray]:
+        bias1, bias2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
+        rate = round(learning_rate * math.sqrt(bias2) / bias1 * 2.0**rate_scale)
+        return {
+            "rate": np.asarray(-rate % 2**64, np.uint64),
+            "eps": np.asarray(max(1, round(eps * bias2 * 2.0**v_bits)), np.uint64),
+        }
+
+    def update(
+        party: Party, grads: Params, state: Params, public: dict[str, jax.Array]
+    ) -> tuple[Params, Params]:
+        gradient, restore = _flatten(grads)
+        m, v = state["m"], state["v"]
+        with party.at("adam"):
+            g = masked(party, truncate(party, gradient, frac_bits))
+            change = g.unmasked().at_scale(m_bits) - m
+            m = m + scale_public(party, change, 1 - b1, m_bits, _GRADIENT_BITS + 1)
+            change = truncate(party, square(party, g), v_bits) - v
+            v = v + scale_public(party, change, 1 - b2, v_bits, 2 * _GRADIENT_BITS)
+            epsilon = party.only_s1(jnp.broadcast_to(public["eps"], v.shape).astype(v.share.dtype))
+            ratio = inverse_sqrt(
+                party,
+                Secret(v.share + epsilon, v_bits),
+                None,
+                times=m,
+                smallest=smallest,
+                largest=largest,
+                search=binary_levels,
+            )
+            step = Secret(_times_word(ratio.share, public["rate"]), ratio.frac_bits + rate_scale)
+            return restore(truncate(party, step, frac_bits)), {"m": m, "v": v}
+
+    return SecureOptimizer(init, scales, schedule, update)
+
+
+def _times_word(share: jax.Array, word: jax.Array) -> jax.Array:
+    """share times a public signed word, in the ring or in the clear."""
+    return share * word.astype(jnp.int64).astype(share.dtype)

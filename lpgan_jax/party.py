@@ -1,0 +1,358 @@
+"""One server's seat in a protocol: its side of the named axis, and the dealer that feeds it.
+
+Every protocol is written once, from the view of one server, as code over that server's own shares.
+The two servers are the two places of the JAX axis `AXIS`; the only way that they talk is `open` and
+`exchange`. The same code then runs simulated (`simulate`: `vmap` over paired arrays) and deployed
+(`online`: under `shard_map` over a mesh of two devices).
+
+The dealer DS hands out three kinds of correlated randomness:
+
+- a *mask* (`mask`): each server expands its own part from its own seed; DS alone knows the sum;
+- *one-owner masks* (`own_masks`): for a value that one server knows whole;
+- *shares of a value that depends on masks* (`correlate`): S1 expands a fresh pseudo-random share and
+  DS sends S2 the correction.
+
+| entry point | knows | does |
+|---|---|---|
+| `simulate` | both seeds | everything inline, both servers, in one program |
+| `deal` | both seeds | the same code on zero shares; returns only the corrections for S2 |
+| `online` | one server's seed and the corrections | what S1 and S2 run; no dealer plaintext exists |
+
+Freshness. A `Party` counts its draws while a function is traced, so it is valid in the one trace that
+made it: used in the body of a `scan`, `vmap`, `jit` or `checkpoint` that was entered later, it would
+hand the same words to several executions. It refuses that with `StaleParty`. Inside such a body, make
+a new party from a key (or corrections) that is an argument of the body.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import get_opaque_trace_state
+
+from lpgan_jax.prng import require_cryptographic
+from lpgan_jax.ring.words import RING64, Ring
+
+AXIS = "party"
+_SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
+_CALL_KEYS = 128
+
+
+class StaleParty(RuntimeError):
+    """A party was used outside of the trace that made it: its masks would serve several values."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dealt:
+    """A value that only DS knows, of which each server holds a share.
+
+    Attributes:
+        share: this server's share.
+        plain: the value itself, which exists where both seeds do (simulate, deal); None online.
+    """
+
+    share: jax.Array
+    plain: jax.Array | None
+
+    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Dealt:
+        """The image under a linear map with public static coefficients."""
+        return Dealt(linear(self.share), None if self.plain is None else linear(self.plain))
+
+
+class Words:
+    """A stream of pseudo-random words, each handed out once.
+
+    Small requests are cut from pools, so that a program holds few generator calls; large ones get a
+    call of their own, so that their memory lives no longer than they do. Every call has a key of its
+    own; these keys are derived many at a time, since each derivation is a generator call too.
+    """
+
+    def __init__(self, call_keys: jax.Array) -> None:
+        """`call_keys`: typed keys [..., n]; leading axes (the servers) are those of the words."""
+        self._keys = call_keys
+        self._used = 0
+        self._pools: dict[Any, tuple[jax.Array, int]] = {}
+
+    def _next_key(self) -> jax.Array:
+        if self._used == self._keys.shape[-1] - 1:  # the last one is the parent of the next
+            self._keys, self._used = _call_keys(self._keys[..., -1]), 0
+        self._used += 1
+        return self._keys[..., self._used - 1]
+
+    def _call(self, size: int, dtype: Any) -> jax.Array:
+        keys = self._next_key()
+        if not keys.ndim:
+            return jax.random.bits(keys, (size,), dtype)
+        return jax.vmap(lambda key: jax.random.bits(key, (size,), dtype))(keys)
+
+    def draw(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Fresh words of the given shape (after the leading axes of the keys)."""
+        lead, size = self._keys.shape[:-1], math.prod(shape)
+        if size >= _LARGEST_POOL:
+            return self._call(size, dtype).reshape(lead + shape)
+        pool, used = self._pools.get(dtype, (None, 0))
+        if pool is None or used + size > pool.shape[-1]:
+            previous = 0 if pool is None else pool.shape[-1]
+            length = min(max(2 * previous, size, _SMALLEST_POOL), _LARGEST_POOL)
+            pool, used = self._call(length, dtype), 0
+        self._pools[dtype] = (pool, used + size)
+        return lax.slice_in_dim(pool, used, used + size, axis=-1).reshape(lead + shape)
+
+
+def _call_keys(parent: jax.Array) -> jax.Array:
+    """Children of a key, or of each of a vector of keys: [..., n]."""
+    if not parent.ndim:
+        return jax.random.split(parent, _CALL_KEYS)
+    return jax.vmap(lambda key: jax.random.split(key, _CALL_KEYS))(parent)
+
+
+class Source:
+    """Where a party's random words come from: the servers' seeds, or one of them."""
+
+    def __init__(self, seeds: jax.Array) -> None:
+        """`seeds`: both servers' (DS's view, [2]) or a server's own."""
+        self._both = seeds.ndim == 1
+        keys = _call_keys(seeds)
+        half = _CALL_KEYS // 2
+        self._masks = Words(keys[..., :half])
+        # Only S1's are used: its shares of dealt values. (S2 expands its own too, to no purpose.)
+        self._shares = Words(keys[0, half:] if self._both else keys[half:])
+
+    def masks(self, shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, jax.Array] | jax.Array:
+        """Words of S1's seed and of S2's; or of the only seed."""
+        words = self._masks.draw(shape, dtype)
+        return (words[0], words[1]) if self._both else words
+
+    def shares(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Words of S1's seed, for its share of a dealt value."""
+        return self._shares.draw(shape, dtype)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What this server sends in one exchange: a name and the words."""
+
+    name: str
+    words: jax.Array
+
+
+class Party:
+    """One server's seat. Made by `simulate`, `deal` and `online`, valid in the trace that made it.
+
+    Attributes:
+        ring: the ring of arithmetic shares.
+        place: where in the program we are, for the names of messages.
+        messages: every message sent so far, in order.
+        corrections: what DS must send to S2, in order (deal mode).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ring: Ring = RING64,
+        received: Iterator[jax.Array] | None = None,
+        deployed: bool = False,
+    ) -> None:
+        """`received`: S2's corrections, in online mode; `deployed`: each server on its own device."""
+        self.ring = ring
+        self.place: tuple[str, ...] = ()
+        self.messages: list[Message] = []
+        self.corrections: list[jax.Array] = []
+        self._source = source
+        self._received = received
+        self._deployed = deployed
+        self._trace = get_opaque_trace_state(convention="flax")
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """Name a part of the program: messages in it are called place/.../name."""
+        outer, self.place = self.place, (*self.place, name)
+        try:
+            yield
+        finally:
+            self.place = outer
+
+    # The servers ------------------------------------------------------------------------------
+
+    @property
+    def is_s1(self) -> jax.Array:
+        """Whether this server is S1 (a traced bool: both servers run the same program)."""
+        return lax.axis_index(AXIS) == 0
+
+    def only_s1(self, public: jax.Array) -> jax.Array:
+        """A share of a public value: the value at S1, zeros at S2."""
+        return jnp.where(self.is_s1, public, jnp.zeros_like(public))
+
+    def exchange(self, words: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+        """Send `words` to the other server.
+
+        Returns:
+            (S1's message, S2's message), known to both.
+        """
+        self._check_fresh()
+        self.messages.append(Message("/".join((*self.place, name)), words))
+        if not self._deployed:
+            both = lax.all_gather(words, AXIS)
+            return both[0], both[1]
+        # Point to point: over gloo about twice as fast as a reduction (but it stays batched in vmap).
+        other = lax.ppermute(words, AXIS, [(0, 1), (1, 0)])
+        return jnp.where(self.is_s1, words, other), jnp.where(self.is_s1, other, words)
+
+    def open(self, share: jax.Array, name: str) -> jax.Array:
+        """Reveal x' + x'' to both servers: one round, one word per element."""
+        first, second = self.exchange(self.ring.reduce(share), name)
+        return self.ring.reduce(first + second)
+
+    def open_bits(self, share: jax.Array, name: str) -> jax.Array:
+        """Reveal u' xor u'' of packed bits to both servers: one round."""
+        first, second = self.exchange(share, name)
+        return first ^ second
+
+    # The dealer -------------------------------------------------------------------------------
+
+    def _check_fresh(self) -> None:
+        if get_opaque_trace_state(convention="flax") != self._trace:
+            raise StaleParty(
+                "this party belongs to another trace: inside the body of a scan, vmap, jit or "
+                "checkpoint, make a new party from a key that is an argument of the body"
+            )
+
+    def mask(self, shape: tuple[int, ...], dtype: Any = None, bitwise: bool = False) -> Dealt:
+        """A uniform mask of ring elements, or with `bitwise` of packed bits (then XOR-shared)."""
+        self._check_fresh()
+        words = self._source.masks(shape, dtype or self.ring.dtype)
+        if not isinstance(words, tuple):
+            return Dealt(words, None)
+        first, second = words
+        plain = first ^ second if bitwise else first + second
+        return Dealt(jnp.where(self.is_s1, first, second), plain)
+
+    def own_masks(self, shape: tuple[int, ...], dtype: Any) -> tuple[Dealt, Dealt]:
+        """Two one-owner masks of packed bits: alpha, known whole to S1, and beta, to S2."""
+        self._check_fresh()
+        words = self._source.masks(shape, dtype)
+        first, second = words if isinstance(words, tuple) else (words, words)
+        none = jnp.zeros_like(first)
+        known = isinstance(words, tuple)
+        return (
+            Dealt(jnp.where(self.is_s1, first, none), first if known else None),
+            Dealt(jnp.where(self.is_s1, none, second), second if known else None),
+        )
+
+    def correlate(
+        self, function: Callable[..., jax.Array], *values: Dealt, bitwise: bool = False
+    ) -> Dealt:
+        """Shares of function(values), which DS alone can compute. Fresh at every call.
+
+        Args:
+            function: of the plain values; any function, also of several arrays.
+            values: dealt values; their plains exist in simulate and deal mode only.
+            bitwise: the result is packed bits, XOR-shared, instead of ring elements.
+
+        Returns:
+            The result as a dealt value. DS -> S2: one word per element of it.
+        """
+        self._check_fresh()
+        plains = [value.plain for value in values]
+        if any(plain is None for plain in plains):
+            result = jax.eval_shape(function, *(value.share for value in values))
+            assert self._received is not None, "a party without seeds needs corrections"
+            pseudo_random = self._source.shares(result.shape, result.dtype)
+            return Dealt(jnp.where(self.is_s1, pseudo_random, next(self._received)), None)
+        plain = function(*plains)
+        first = self._source.shares(plain.shape, plain.dtype)
+        correction = plain ^ first if bitwise else plain - first
+        self.corrections.append(correction)
+        return Dealt(jnp.where(self.is_s1, first, correction), plain)
+
+
+# Entry points -----------------------------------------------------------------------------------
+
+
+def server_seeds(key: jax.Array) -> jax.Array:
+    """The two servers' seeds under DS's key: a vector of two typed keys."""
+    require_cryptographic(key)
+    return jax.random.split(key, 2)
+
+
+def simulate(
+    function: Callable[..., Any], key: jax.Array, secrets: Any, public: Any = None, *, ring: Ring = RING64
+) -> Any:
+    """Run a protocol with both servers and DS in one program.
+
+    Args:
+        function: (party, secrets, public) -> outputs; the secrets and outputs are pytrees of this
+            server's shares.
+        key: DS's typed ChaCha20 key; every execution needs one of its own.
+        secrets: the same pytree with paired arrays: leading axis 2, S1's share first.
+        public: a pytree that both servers know; None for nothing.
+        ring: the ring of the arithmetic shares.
+
+    Returns:
+        The outputs as paired arrays.
+    """
+    keys = server_seeds(key)
+
+    def seat(shares: Any) -> Any:
+        return function(Party(Source(keys), ring), shares, public)
+
+    return jax.vmap(seat, axis_name=AXIS)(secrets)
+
+
+def deal(function: Callable[..., Any], key: jax.Array, secrets: Any, public: Any = None) -> list[jax.Array]:
+    """DS's program: the corrections that S2 needs to run `function` online.
+
+    Runs the same code as `simulate` on zero shares. The corrections depend on the key alone, so that
+    XLA removes all of the servers' work when this is jitted.
+
+    Args:
+        function, key, public: as in `simulate`.
+        secrets: as in `simulate`; only shapes and dtypes are looked at.
+
+    Returns:
+        Arrays in the order in which `online` consumes them.
+    """
+    keys = server_seeds(key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), secrets)
+
+    def seat(shares: Any) -> list[jax.Array]:
+        party = Party(Source(keys))
+        function(party, shares, public)
+        return party.corrections
+
+    return jax.vmap(seat, out_axes=None, axis_name=AXIS)(zeros)
+
+
+def online(
+    function: Callable[..., Any],
+    seed: jax.Array,
+    corrections: list[jax.Array],
+    secrets: Any,
+    public: Any = None,
+) -> Any:
+    """One server's program, for use under `shard_map` over a mesh with the axis `AXIS`.
+
+    Args:
+        function, public: as in `simulate`.
+        seed: this server's typed key.
+        corrections: what `deal` returned (zeros, or anything, at S1, which ignores them).
+        secrets: a pytree of this server's shares.
+
+    Returns:
+        This server's outputs.
+    """
+    require_cryptographic(seed)
+    received = iter(corrections)
+    party = Party(Source(seed), received=received, deployed=True)
+    outputs = function(party, secrets, public)
+    if next(received, None) is not None:
+        raise ValueError("corrections: more were dealt than this program uses")
+    return outputs

@@ -1,0 +1,6 @@
+"""Exact linear algebra modulo 2^64: matrix products and convolutions of unsigned words."""
+
+from lpgan_jax.ring.conv import Conv2D, patches
+from lpgan_jax.ring.matmul import matmul
+
+__all__ = ["Conv2D", "matmul", "patches"]

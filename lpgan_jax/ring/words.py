@@ -1,0 +1,73 @@
+"""The ring Z_{2^bits}: how its elements sit in machine words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_CONTAINERS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Z_{2^bits}, held in the smallest unsigned words that fit.
+
+    Production runs use 64 bits. Tests use a few, so that everything a server can see is enumerable.
+    Sums and products of containers are right modulo 2^bits without further ado; only what looks at
+    the top of a word (shifts, signs, comparison of words) must `reduce` it first.
+
+    Attributes:
+        bits: 2 to 64.
+    """
+
+    bits: int = 64
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 64:
+            raise ValueError(f"bits: expected 2 to 64, got {self.bits}")
+
+    @property
+    def container_bits(self) -> int:
+        """Width of the machine word that holds an element: 8, 16, 32 or 64."""
+        return min(width for width in _CONTAINERS if width >= self.bits)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """NumPy dtype of that machine word."""
+        return np.dtype(_CONTAINERS[self.container_bits])
+
+    def constant(self, value: int) -> np.ndarray:
+        """A Python integer as a ring element (a NumPy scalar of `dtype`)."""
+        return np.asarray(value % 2**self.bits, self.dtype)
+
+    def reduce(self, words: jax.Array) -> jax.Array:
+        """The representative in [0, 2^bits)."""
+        if self.bits == self.container_bits:
+            return words
+        return words & self.constant(-1)
+
+    def top_bit(self, words: jax.Array) -> jax.Array:
+        """The most significant bit of each element, 0 or 1, in `dtype`."""
+        return self.reduce(words) >> self.constant(self.bits - 1)
+
+    def shift_left(self, words: jax.Array, count: int) -> jax.Array:
+        """Multiply by 2^count (count may reach the width: the result is then 0)."""
+        if count >= self.container_bits:
+            return jnp.zeros_like(words)
+        return words << self.constant(count)
+
+    def shift_right(self, words: jax.Array, count: int) -> jax.Array:
+        """Drop the lowest `count` bits of the representative in [0, 2^bits)."""
+        return self.reduce(words) >> self.constant(count)
+
+    def signed(self, words: jax.Array) -> jax.Array:
+        """The representative in [-2^(bits-1), 2^(bits-1)), in the signed type of equal width."""
+        spare = self.constant(self.container_bits - self.bits)
+        signed_dtype = np.dtype(f"int{self.container_bits}")
+        return (words << spare).astype(signed_dtype) >> spare.astype(signed_dtype)
+
+
+RING64 = Ring(64)

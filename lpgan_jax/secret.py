@@ -1,0 +1,127 @@
+"""A secret value as one server holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax.party import Dealt, Party
+
+
+class ScaleError(TypeError):
+    """Two secrets with unequal fraction bits were combined."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Secret:
+    """One server's share of a fixed-point value.
+
+    A product carries the sum of its factors' fraction bits; sums stay where they are, and
+    `truncate` rescales once, where a consumer needs it. A value that was opened under a mask keeps
+    both, so that all further products of it (forward, input gradient, weight gradient) reuse them;
+    linear maps apply to all three.
+
+    Attributes:
+        share: this server's share, of the ring's dtype.
+        frac_bits: fraction bits of the value (static).
+        mask: the value's mask, once it has one.
+        opened: value - mask, public, once the value was masked.
+    """
+
+    share: jax.Array
+    frac_bits: int = dataclasses.field(metadata={"static": True})
+    mask: Dealt | None = None
+    opened: jax.Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self.share.shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.share.size
+
+    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Secret:
+        """The image under a linear map with public static integer coefficients."""
+        if self.mask is None or self.opened is None:
+            return Secret(linear(self.share), self.frac_bits)
+        return Secret(linear(self.share), self.frac_bits, self.mask.map(linear), linear(self.opened))
+
+    def unmasked(self) -> Secret:
+        """Only the share: for a value that leaves the program or starts another life."""
+        return Secret(self.share, self.frac_bits)
+
+    def reshape(self, *shape: int) -> Secret:
+        """As `jnp.reshape`."""
+        return self.map(lambda v: v.reshape(shape))
+
+    def __getitem__(self, index: Any) -> Secret:
+        """Static indexing."""
+        return self.map(lambda v: v[index])
+
+    def sum(self, axis: tuple[int, ...]) -> Secret:
+        """Sum over axes; local. The sum, not only each term, must stay in range."""
+        return self.map(lambda v: v.sum(axis, dtype=v.dtype))
+
+    def __neg__(self) -> Secret:
+        return self.map(jnp.negative)
+
+    def __add__(self, other: Secret) -> Secret:
+        """SecAdd: local; the sum is a new value without a mask."""
+        self._check_scale(other)
+        return Secret(self.share + other.share, self.frac_bits)
+
+    def __sub__(self, other: Secret) -> Secret:
+        self._check_scale(other)
+        return Secret(self.share - other.share, self.frac_bits)
+
+    def times_int(self, factor: int) -> Secret:
+        """Multiply by a public integer; local, exact, the scale stays."""
+        return self.map(lambda v: v * _word(factor, v.dtype))
+
+    def divided_by_power_of_two(self, exponent: int) -> Secret:
+        """Divide by 2^exponent by reading the same words at a finer scale; local, exact."""
+        return dataclasses.replace(self, frac_bits=self.frac_bits + exponent)
+
+    def at_scale(self, frac_bits: int) -> Secret:
+        """The same value with more fraction bits; local, exact. (Fewer: `truncate`.)"""
+        if frac_bits < self.frac_bits:
+            raise ScaleError(f"at_scale: {self.frac_bits} -> {frac_bits} fraction bits: use truncate")
+        factor = 1 << (frac_bits - self.frac_bits)
+        return dataclasses.replace(self.times_int(factor), frac_bits=frac_bits)
+
+    def _check_scale(self, other: Secret) -> None:
+        if self.frac_bits != other.frac_bits:
+            raise ScaleError(f"fraction bits differ: {self.frac_bits} and {other.frac_bits}")
+
+
+def _word(value: int, dtype: Any) -> np.ndarray:
+    """A public integer as a constant of a ring's dtype (or of float64, in the clear)."""
+    if np.issubdtype(dtype, np.floating):
+        return np.asarray(value, dtype)
+    return np.asarray(value % 2 ** (8 * np.dtype(dtype).itemsize), dtype)
+
+
+def add_public(party: Party, secret: Secret, value: float) -> Secret:
+    """Add a public real; local (S1 adds it to its share)."""
+    constant = _word(round(value * 2.0**secret.frac_bits), secret.share.dtype)
+    added = party.only_s1(jnp.broadcast_to(constant, secret.shape))
+    return Secret(secret.share + added, secret.frac_bits)
+
+
+def concatenate(secrets: list[Secret], axis: int = 0) -> Secret:
+    """Concatenate secrets of one scale; masks are kept if all have one."""
+    for secret in secrets[1:]:
+        secrets[0]._check_scale(secret)
+    if any(secret.mask is None for secret in secrets):
+        secrets = [secret.unmasked() for secret in secrets]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *secrets)

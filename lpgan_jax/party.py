@@ -41,7 +41,7 @@ from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.ring.words import RING64, Ring
 
 AXIS = "party"
-_SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
+_SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**20
 _CALL_KEYS = 128
 
 

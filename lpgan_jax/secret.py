@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,12 @@ class Secret:
     def times_int(self, factor: int) -> Secret:
         """Multiply by a public integer; local, exact, the scale stays."""
         return self.map(lambda v: v * _word(factor, v.dtype))
+
+    def times_ints(self, factors: Sequence[int]) -> Secret:
+        """Multiply along the leading axis by public integers; local, exact, the scale stays."""
+        column = (-1,) + (1,) * (len(self.shape) - 1)
+        words = np.stack([_word(factor, self.share.dtype) for factor in factors]).reshape(column)
+        return self.map(lambda v: v * words)
 
     def divided_by_power_of_two(self, exponent: int) -> Secret:
         """Divide by 2^exponent by reading the same words at a finer scale; local, exact."""

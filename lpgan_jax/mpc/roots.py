@@ -49,11 +49,9 @@ class Shift:
         """x times base^(unit * number of bits set); exact, 1 round."""
         x = masked(party, x)
         chosen = select(party, self.bits, x.map(lambda v: v[None]))
-        total = x.unmasked()
-        for j in range(self.level.count):
-            step = base ** (self.level.unit * (j + 1)) - base ** (self.level.unit * j)
-            total = total + chosen.map(lambda v, j=j: v[j]).times_int(step)  # type: ignore[misc]
-        return total
+        unit, count = self.level.unit, self.level.count
+        steps = [base ** (unit * (j + 1)) - base ** (unit * j) for j in range(count)]
+        return x.unmasked() + chosen.times_ints(steps).sum((0,))
 
 
 def normalise(
@@ -80,12 +78,10 @@ def normalise(
     steps = max(0, -(-(_TOP - 2 - smallest - 2 * known) // 2))
     shifts = []
     for level in search(steps):
-        thresholds = [1 << (_TOP - 2 * level.unit * (j + 1)) for j in range(level.count)]
-        x = x.unmasked()
-        differences = Secret(
-            jnp.stack([add_public(party, x, -t * 2.0**-x.frac_bits).share for t in thresholds]),
-            x.frac_bits,
-        )
+        thresholds = [-(1 << (_TOP - 2 * level.unit * (j + 1))) for j in range(level.count)]
+        ones = Secret(jnp.ones((level.count, *x.shape), x.share.dtype), x.frac_bits)
+        below = party.only_s1(ones.times_ints(thresholds).share)
+        differences = Secret(x.share[None] + below, x.frac_bits)
         shift = Shift(negative(party, differences), level)
         x = shift.apply(party, x, base=4)
         shifts.append(shift)

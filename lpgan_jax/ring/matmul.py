@@ -65,15 +65,18 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     Returns:
         uint[M, N], of the same type. Sizes of 0 are allowed.
 
+    Floating-point operands, of programs that are run in the clear, take the ordinary product.
+
     Raises:
-        TypeError: the operands are not unsigned integers of one type.
+        TypeError: the operands are not numbers of one unsigned or floating type.
         ValueError: the operands are not matrices, or their inner sizes differ.
     """
-    if a.dtype != b.dtype or not jnp.issubdtype(a.dtype, jnp.unsignedinteger):
+    floating = jnp.issubdtype(a.dtype, jnp.floating)
+    if a.dtype != b.dtype or not (floating or jnp.issubdtype(a.dtype, jnp.unsignedinteger)):
         raise TypeError(f"operands must be of one unsigned type, not {a.dtype} and {b.dtype}")
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"shapes {a.shape} and {b.shape} are not those of a matrix product")
-    return _matmul(a, b)
+    return jnp.matmul(a, b) if floating else _matmul(a, b)
 
 
 def matmul_sum(a: jax.Array, b: jax.Array) -> jax.Array:

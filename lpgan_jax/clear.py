@@ -3,7 +3,9 @@
 `Clear` takes the place of a `Party`. Layers, losses and optimizers run unchanged; the primitives
 below compute on float64 values (scaled by 2^frac_bits, like shares) without shares, masks, rounding
 or wrapping. Before each truncation the largest magnitude is recorded, which is what must stay below
-2^62: the headroom of a configuration.
+2^62: the headroom of a configuration. A range reduction fills that range by design, so its
+comparisons and mantissas count only where they do not fit, and so do other comparisons (what they
+select is truncated later, and recorded there).
 """
 
 from __future__ import annotations
@@ -11,20 +13,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lpgan_jax.mpc import arithmetic, compare, elementary, roots
 from lpgan_jax.party import Dealt, Party
-from lpgan_jax.mpc import arithmetic, compare, elementary
 from lpgan_jax.ring.words import RING64
 from lpgan_jax.secret import Secret
 
-_RANGE_BITS = 62
+RANGE_BITS = 62
+# Fraction bits of a normalised value, and of the polynomial that starts the iteration on it.
+_MANTISSA_SCALES = (roots._TOP, 2 * roots._MANTISSA_BITS + 3)
 
 
 class Clear(Party):
     """The seat of nobody: values are plain float64.
 
     Attributes:
-        largest: for each truncation so far, its place in the program and the largest magnitude
-            before it, as an integer of the ring (a traced float64 scalar).
+        largest: for each truncation and comparison so far, its place in the program and the largest
+            magnitude there, as an integer of the ring (a traced float64 scalar); 0 for a value that
+            fills the range by design and fits.
     """
 
     def __init__(self) -> None:
@@ -36,10 +41,18 @@ class Clear(Party):
         """A public value itself: there is one server."""
         return public
 
+    def record(self, x: Secret, by_design: bool = False) -> None:
+        """Note the magnitude of a value that must be in range; `by_design`: only if it is not."""
+        largest = jnp.abs(x.share).max(initial=0.0)
+        if by_design:
+            largest = jnp.where(largest < 2.0**RANGE_BITS, 0.0, largest)
+        self.largest.append(("/".join(self.place), largest))
+
 
 def headroom_bits(largest: jax.Array) -> jax.Array:
-    """Bits left below 2^62: the range of truncation and comparison."""
-    return _RANGE_BITS - jnp.log2(jnp.maximum(largest, 1.0))
+    """Bits left below 2^62: the range of truncation and comparison. NaN leaves -inf."""
+    largest = jnp.where(jnp.isnan(largest), jnp.inf, largest)
+    return RANGE_BITS - jnp.log2(jnp.maximum(largest, 1.0))
 
 
 @arithmetic.masked.register
@@ -61,14 +74,17 @@ def _square(party: Clear, x: Secret) -> Secret:
 def _truncate(party: Clear, x: Secret, frac_bits: int) -> Secret:
     if x.frac_bits == frac_bits:
         return x
-    party.largest.append(("/".join(party.place), jnp.abs(x.share).max(initial=0.0)))
+    if x.frac_bits < frac_bits:
+        raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
+    mantissa = x.frac_bits in _MANTISSA_SCALES and frac_bits == roots._MANTISSA_BITS
+    party.record(x, by_design=mantissa)
     return Secret(x.share * 2.0 ** (frac_bits - x.frac_bits), frac_bits)
 
 
 @compare.negative.register
 def _negative(party: Clear, x: Secret) -> compare.Bit:
-    negative = x.share < 0
-    return compare.Bit(negative, Dealt(jnp.zeros_like(x.share), None))
+    party.record(x, by_design=True)
+    return compare.Bit(x.share < 0, Dealt(jnp.zeros_like(x.share), None))
 
 
 @compare.arithmetic.register

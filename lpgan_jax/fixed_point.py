@@ -68,18 +68,22 @@ class FixedPoint:
         """
         require_x64()
         if not isinstance(values, jax.core.Tracer):
-            host = np.asarray(values, dtype=np.float64)
-            if not np.isfinite(host).all():
-                raise ValueError("values: expected finite numbers, got NaN or infinity")
-            largest = float(np.abs(host).max(initial=0.0))
-            if largest >= self.bound:
-                raise ValueError(
-                    f"values: expected |x| < 2^{62 - self.frac_bits} with {self.frac_bits} "
-                    f"fraction bits, got {largest:g}"
-                )
+            self.check(values)
         scaled = jnp.round(jnp.asarray(values, jnp.float64) * 2.0**self.frac_bits)
         # Through int64: a direct float -> uint64 conversion maps negative values to 0.
         return scaled.astype(jnp.int64).astype(jnp.uint64)
+
+    def check(self, values: ArrayLike) -> None:
+        """Raise ValueError for values that `encode` refuses."""
+        host = np.asarray(values, dtype=np.float64)
+        if not np.isfinite(host).all():
+            raise ValueError("values: expected finite numbers, got NaN or infinity")
+        largest = float(np.abs(host).max(initial=0.0))
+        if largest >= self.bound:
+            raise ValueError(
+                f"values: expected |x| < 2^{62 - self.frac_bits} with {self.frac_bits} "
+                f"fraction bits, got {largest:g}"
+            )
 
     def decode(self, words: ArrayLike) -> jax.Array:
         """Decode ring elements: uint64 of any shape to float64 (exact below 2^53 LSB).

@@ -23,7 +23,8 @@ from lpgan_jax.mpc.roots import binary_levels, inverse_sqrt
 from lpgan_jax.secret import Secret
 
 _is_secret = functools.partial(lambda kind, leaf: isinstance(leaf, kind), Secret)
-_GRADIENT_BITS = 7  # Adam: a parameter's gradient, summed over the batch, stays below 2^7
+_GRADIENT_BITS = 7  # Adam: a parameter's gradient, at its own scale, stays below 2^7
+_MEAN_GRADIENT_BITS = 4  # that scale lets mean gradients reach 2^4
 _RATE_BITS = 20
 
 
@@ -100,8 +101,8 @@ def adam(
     """Adam (Kingma and Ba, 2015), as `optax.adam(learning_rate, b1, b2, eps=0, eps_root=eps_root)`.
 
     optax's eps outside the root is below an LSB; eps_root, inside it, takes its place and defines
-    v = 0. Adam does not depend on the gradients' scale: they stay sums over the batch. The second
-    moment is kept at double fraction (36 bits at most), where it is never negative; the inverse root finds its
+    v = 0. Adam does not depend on the gradients' scale: they are sums over at most eight examples'
+    worth, so that small batches keep their bits and large ones do not overflow. The second moment is kept at double fraction (36 bits at most), where it is never negative; the inverse root finds its
     exponent by a binary search, and the power of two is applied to m/sqrt(.), so that no
     intermediate value is larger than the quotient.
 
@@ -111,11 +112,13 @@ def adam(
         frac_bits: fraction bits of the parameters.
         b1: decay of the first moment.
         b2: decay of the second moment, taken to 12 or more significant bits of 1 - b2.
-        eps_root: of the mean gradient's second moment. Summed gradients need |g| < 2^7.
+        eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^4.
     """
     # Up to 18 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room for that.
     m_bits, v_bits = max(frac_bits, min(frac_bits + 8, 26)), min(2 * frac_bits, 36)
-    eps = eps_root * batch_size**2
+    log_batch = (batch_size - 1).bit_length()
+    reduction = max(0, log_batch + _MEAN_GRADIENT_BITS - _GRADIENT_BITS)
+    eps = eps_root * (batch_size / 2**reduction) ** 2
     smallest = max(0, math.floor(math.log2(max(1.0, eps * (1 - b2) * 2.0**v_bits))))
     largest = min(62, v_bits + 2 * _GRADIENT_BITS)
     rate_scale = _RATE_BITS - math.ceil(math.log2(learning_rate / (1 - b1)))
@@ -141,6 +144,7 @@ def adam(
         gradient, restore = _flatten(grads)
         m, v = state["m"], state["v"]
         with party.at("adam"):
+            gradient = gradient.divided_by_power_of_two(reduction)
             g = masked(party, truncate(party, gradient, frac_bits))
             change = g.unmasked().at_scale(m_bits) - m
             m = m + scale_public(party, change, 1 - b1, m_bits, _GRADIENT_BITS + 1)

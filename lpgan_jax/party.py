@@ -149,6 +149,7 @@ class Party:
 
     Attributes:
         ring: the ring of arithmetic shares.
+        is_s1: whether this server is S1 (a traced bool: both servers run the same program).
         place: where in the program we are, for the names of messages.
         messages: every message sent so far, in order.
         corrections: what DS must send to S2, in order (deal mode).
@@ -163,6 +164,7 @@ class Party:
     ) -> None:
         """`received`: S2's corrections, in online mode; `deployed`: each server on its own device."""
         self.ring = ring
+        self.is_s1 = lax.axis_index(AXIS) == 0
         self.place: tuple[str, ...] = ()
         self.messages: list[Message] = []
         self.corrections: list[jax.Array] = []
@@ -181,11 +183,6 @@ class Party:
             self.place = outer
 
     # The servers ------------------------------------------------------------------------------
-
-    @property
-    def is_s1(self) -> jax.Array:
-        """Whether this server is S1 (a traced bool: both servers run the same program)."""
-        return lax.axis_index(AXIS) == 0
 
     def only_s1(self, public: jax.Array) -> jax.Array:
         """A share of a public value: the value at S1, zeros at S2."""

@@ -1,0 +1,177 @@
+"""DS, S1, S2 and SP in one process: what a simulated training run is made of."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax.fixed_point import FixedPoint
+from lpgan_jax.gan import LPGAN, Batch, Losses, State
+from lpgan_jax.party import simulate
+from lpgan_jax.secret import Secret
+from lpgan_jax.shares import share_words
+
+Tree = dict[str, Any]
+
+
+class StepKeys:
+    """DS's keys, one for each use; asking for one twice is an error.
+
+    A repeated or resumed run must be given a new master key: never the same keys for other values.
+    """
+
+    def __init__(self, master: jax.Array) -> None:
+        """`master`: a typed ChaCha20 key."""
+        self._parent = master
+
+    def take(self) -> jax.Array:
+        """A key that was never handed out before."""
+        self._parent, key = jax.random.split(self._parent)
+        return key
+
+
+def encode(values: np.ndarray, frac_bits: int) -> jax.Array:
+    """Ring elements at any number of fraction bits (`FixedPoint` is for the 28 that users choose)."""
+    return jnp.round(jnp.asarray(values, jnp.float64) * 2.0**frac_bits).astype(jnp.int64).astype(jnp.uint64)
+
+
+def share_tree(key: jax.Array, values: Any, frac_bits: Any) -> Any:
+    """Share every leaf at its own scale: float arrays to `Secret`s of paired arrays."""
+    leaves, structure = jax.tree.flatten(values)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    scales = structure.flatten_up_to(frac_bits)
+    secrets = [
+        Secret(share_words(k, encode(leaf, scale)), scale)
+        for k, leaf, scale in zip(keys, leaves, scales, strict=False)
+    ]
+    return structure.unflatten(secrets)
+
+
+def reveal_tree(secrets: Any) -> Any:
+    """SP's reconstruction: float64 arrays."""
+
+    def leaf(secret: Secret) -> np.ndarray:
+        words = np.asarray(secret.share)
+        return (words[0] + words[1]).view(np.int64) * 2.0**-secret.frac_bits
+
+    return jax.tree.map(leaf, secrets, is_leaf=lambda x: isinstance(x, Secret))
+
+
+@functools.cache
+def _compiler_options() -> dict[str, bool] | None:
+    """XLA:CPU's older code generator, where it exists (JAX 0.10): half the compile time, faster code."""
+    if jax.default_backend() != "cpu":
+        return None
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x, compiler_options=options)(0)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+class Simulation:
+    """A training run's state, and the programs that change it.
+
+    Attributes:
+        gan: what is trained.
+        state: everything secret, as `Secret`s of paired arrays.
+    """
+
+    def __init__(self, gan: LPGAN, state: State, master: jax.Array) -> None:
+        """`state`: of paired arrays, from `share_state` or `restore`; `master`: DS's key."""
+        self.gan = gan
+        self.state = state
+        self._keys = StepKeys(master)
+        self._fxp = FixedPoint(gan.model.frac_bits)
+
+        def step(keys: jax.Array, state: State, batch: Batch, public: Any) -> tuple[State, Any]:
+            f = gan.model.frac_bits
+            shared = share_tree(keys[0], batch, jax.tree.map(lambda _: f, batch))
+            return simulate(gan.train_step, keys[1], (state, shared), public)
+
+        def generate(keys: jax.Array, state: State, noise: jax.Array) -> Secret:
+            shared = Secret(share_words(keys[0], encode(noise, gan.model.frac_bits)), gan.model.frac_bits)
+            return simulate(gan.generate, keys[1], (state, shared))
+
+        # Keys and shares are arguments: closed over, they would be constants of a cached program.
+        options = _compiler_options()
+        self._step = jax.jit(step, donate_argnums=1, compiler_options=options)
+        self._generate = jax.jit(generate, compiler_options=options)
+
+    def _two_keys(self) -> jax.Array:
+        return jnp.stack([self._keys.take(), self._keys.take()])
+
+    def train_step(self, step: int, batch: Batch) -> Losses | None:
+        """One step on a batch of real values; the losses are still shared."""
+        checked = jax.tree.map(self._check, batch)
+        public = self.gan.schedule(step)
+        self.state, losses = self._step(self._two_keys(), self.state, checked, public)
+        return losses
+
+    def _check(self, values: np.ndarray) -> np.ndarray:
+        self._fxp.check(values)
+        return values
+
+    def generate(self, noise: np.ndarray) -> np.ndarray:
+        """SG-FP on shared noise, opened by SP: float64 images [n, H, W, C]."""
+        images = self._generate(self._two_keys(), self.state, self._check(noise))
+        return reveal_tree(images)
+
+    def shares(self) -> Tree:
+        """The state's paired arrays as a nested dict, for a checkpoint."""
+        return jax.tree.map(
+            lambda s: np.asarray(s.share), _as_tree(self.state), is_leaf=lambda x: isinstance(x, Secret)
+        )
+
+
+def share_state(gan: LPGAN, key: jax.Array, state: State) -> State:
+    """DS's first message: the initial state (float arrays) as shares."""
+    return share_tree(key, state, gan.scales(state))
+
+
+def restore_state(gan: LPGAN, template: State, tree: Tree) -> State:
+    """The state from a checkpoint's paired arrays.
+
+    Args:
+        gan: what was trained.
+        template: a state of float arrays with the expected shapes (`LPGAN.init`).
+        tree: nested dict of uint64[2, ...].
+
+    Raises:
+        ValueError: names or shapes are not those of this configuration.
+    """
+    expected, saved = _by_name(_as_tree(template)), _by_name(tree)
+    for name in sorted(expected.keys() | saved.keys()):
+        want = np.shape(expected[name]) if name in expected else None
+        have = np.shape(saved[name])[1:] if name in saved else None
+        if want != have:
+            raise ValueError(
+                f"checkpoint: {name}: expected {_describe(want)} by the configuration, "
+                f"got {_describe(have)}"
+            )
+    scales = _by_name(_as_tree(gan.scales(template)))
+    # The structure comes from the template: an empty state (SGD's) has no leaves in a checkpoint.
+    restored = jax.tree.unflatten(
+        jax.tree.structure(_as_tree(template)),
+        [Secret(jnp.asarray(saved[name]), scales[name]) for name in expected],
+    )
+    return State(**restored)
+
+
+def _as_tree(state: State) -> Tree:
+    return {"params": state.params, "stats": state.stats, "optimizer": state.optimizer}
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Leaves by their path, in the order of flattening."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
+
+
+def _describe(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else f"shape {shape}"

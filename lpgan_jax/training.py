@@ -1,0 +1,373 @@
+"""Training runs: a configuration in, a run directory out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import serialization
+
+from lpgan_jax import checkpoint, config, data, optim
+from lpgan_jax.config import OptimizerConfig, TrainConfig
+from lpgan_jax.files import atomic_write
+from lpgan_jax.gan import NETWORKS, LPGAN, Batch, State
+from lpgan_jax.headroom import headroom, worst
+from lpgan_jax.images import save_png
+from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.models.twin import from_flax, to_flax
+from lpgan_jax.plaintext import PlaintextLPGAN, optax_optimizer
+from lpgan_jax.prng import key as make_key
+from lpgan_jax.progress import Progress
+from lpgan_jax.run_directory import Metrics, RunDirectory
+from lpgan_jax.simulation import Simulation, restore_state, reveal_tree, share_state
+
+_SHORT = {"generator": "g", "discriminator": "d"}  # names in an exported file
+_INIT, _NOISE, _SAMPLES = range(3)  # streams of public-to-DS randomness under the run's seed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `train` returns.
+
+    Attributes:
+        path: the run directory.
+        steps: steps done in all.
+        seconds_per_step: median over this call's steps, without the first.
+        losses: (discriminator, generator) at the last step; None where losses are not opened.
+    """
+
+    path: Path
+    steps: int
+    seconds_per_step: float
+    losses: tuple[float, float] | None
+
+
+def build(settings: TrainConfig) -> LPGAN:
+    """The secure GAN of a configuration."""
+    model = DCGAN(
+        channels=settings.data.channels,
+        noise_size=settings.model.noise_size,
+        features=settings.model.features,
+        base_size=settings.model.base_size,
+        depth=settings.depth,
+        kernel_size=settings.model.kernel_size,
+        leaky_slope=settings.model.leaky_slope,
+        norm_eps=settings.model.norm_eps,
+        norm_momentum=settings.model.norm_momentum,
+        init_std=settings.model.init_std,
+        frac_bits=settings.frac_bits,
+    )
+
+    def optimizer(of: OptimizerConfig) -> optim.SecureOptimizer:
+        common = (of.learning_rate, settings.batch_size, settings.frac_bits)
+        return optim.sgd(*common) if of.name == "sgd" else optim.adam(*common, of.b1, of.b2, of.eps_root)
+
+    optimizers = {
+        "generator": optimizer(settings.generator_optimizer),
+        "discriminator": optimizer(settings.discriminator_optimizer),
+    }
+    return LPGAN(model, optimizers, losses=settings.open_losses)
+
+
+class DataSource:
+    """DS's images and noise: everything that a run's seed decides, step by step."""
+
+    def __init__(self, settings: TrainConfig, seed: int, images: np.ndarray) -> None:
+        """`images`: float32 [N, H, W, C] in [-1, 1]."""
+        expected = (settings.data.image_size, settings.data.image_size, settings.data.channels)
+        if images.shape[1:] != expected:
+            raise ValueError(f"images: expected [N, {', '.join(map(str, expected))}], got {images.shape}")
+        self._settings, self._seed, self._images = settings, seed, images
+        self._order = data.Batches(len(images), settings.batch_size, seed)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0; the same after a resumption."""
+        rng = np.random.default_rng([self._seed, _NOISE, step])
+        shape = (self._settings.batch_size, self._settings.model.noise_size)
+        return Batch(self._images[self._order.indices(step)], rng.normal(size=shape), rng.normal(size=shape))
+
+    def initial_state(self, gan: LPGAN) -> State:
+        """The initial parameters and statistics."""
+        return gan.init(np.random.default_rng([self._seed, _INIT]))
+
+    def sample_noise(self) -> np.ndarray:
+        """The noise of every sample grid."""
+        rng = np.random.default_rng([self._seed, _SAMPLES])
+        return rng.normal(size=(self._settings.num_samples, self._settings.model.noise_size))
+
+
+class _Trainer(Protocol):
+    """Secure or plaintext: what the loop needs."""
+
+    def step(self, step: int, batch: Batch) -> tuple[float, float] | None:
+        """Do a step; (discriminator's, generator's) mean loss if it may be opened."""
+
+    def generate(self, noise: np.ndarray) -> np.ndarray:
+        """Images from noise."""
+
+    def save(self, run: RunDirectory, step: int, keep: int) -> None:
+        """Write what is needed to go on, or to export."""
+
+
+class _Secure:
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+
+    def step(self, step: int, batch: Batch) -> tuple[float, float] | None:
+        losses = self._simulation.train_step(step, batch)
+        if losses is None:
+            return None
+        opened = reveal_tree(losses)  # by SP, which is who the losses are for
+        return float(np.mean(opened.real + opened.fake)), float(np.mean(opened.generator))
+
+    def generate(self, noise: np.ndarray) -> np.ndarray:
+        return self._simulation.generate(noise)
+
+    def save(self, run: RunDirectory, step: int, keep: int) -> None:
+        checkpoint.save(run.path, step, self._simulation.shares(), keep)
+
+
+class _Plaintext:
+    def __init__(self, gan: PlaintextLPGAN, state: Any) -> None:
+        self._gan, self._state = gan, state
+
+    def step(self, step: int, batch: Batch) -> tuple[float, float] | None:
+        self._state, losses = self._gan.train_step(
+            self._state, batch.images, batch.noise_d, batch.noise_g
+        )
+        return float(np.mean(losses.real) + np.mean(losses.fake)), float(np.mean(losses.generator))
+
+    def generate(self, noise: np.ndarray) -> np.ndarray:
+        return np.asarray(self._gan.generate(self._state, noise))
+
+    def save(self, run: RunDirectory, step: int, keep: int) -> None:
+        variables = {_SHORT[name]: self._state.variables[name] for name in NETWORKS}
+        atomic_write(run.path / "parameters.msgpack", serialization.to_bytes(variables))
+
+
+def train(
+    settings: TrainConfig | str,
+    out: str | os.PathLike[str],
+    *,
+    seed: int | None = None,
+    resume: bool = False,
+    plaintext: bool = False,
+    init: str | os.PathLike[str] | None = None,
+    images: np.ndarray | None = None,
+    report: Callable[[str], None] = print,
+) -> Result:
+    """Train LP-GAN's DCGAN on secret-shared images, both servers simulated.
+
+    Nothing is opened on the way but masked values; losses and sample grids are what SP opens, and
+    `open_losses` and `open_samples` turn each off.
+
+    Args:
+        settings: a configuration, or the name or path of one.
+        out: the run directory; new or empty, unless resuming.
+        seed: for reproducible simulations only: fixes initial parameters, order, noise *and the
+            dealer*, so that two runs are bit-identical. Without it the configuration's seed fixes all
+            but the dealer, whose keys come from the operating system.
+        resume: go on from the last checkpoint in `out`, with new dealer keys.
+        plaintext: train the twin instead: the same network in Flax and optax, without sharing.
+        init: parameters to start from: a file as `export` writes.
+        images: the training images as an array instead of the configured data set: [N, H, W] or
+            [N, H, W, C], floats in [-1, 1] or uint8.
+        report: receives lines of text.
+
+    Returns:
+        A summary; everything else is in the directory.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: bad input; nothing is written over.
+    """
+    if isinstance(settings, str):
+        settings = config.load(settings)
+    if resume and (plaintext or init is not None):
+        raise ValueError("resume: goes on with a secure run as it is; drop --plaintext and --init")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed: expected at least 0, got {seed}")
+    loaded = data.load_images(settings.data) if images is None else data.from_arrays(images)
+    source = DataSource(settings, settings.seed if seed is None else seed, loaded)
+    gan = build(settings)
+    initial = source.initial_state(gan)
+    if init is not None:
+        initial = _with_parameters(initial, load_parameters(init, gan))
+
+    if resume:
+        run = RunDirectory.open(out)
+        done, tree = checkpoint.load(run.path)
+        state = restore_state(gan, initial, tree)
+        report(f"resuming {run.path} after step {done}, with new dealer keys")
+        master = make_key()
+    else:
+        run, done = RunDirectory.create(out, settings), 0
+        master = make_key(seed)
+        if seed is not None and not plaintext:
+            report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
+    trainer: _Trainer
+    if plaintext:
+        txs = (optax_optimizer(settings.generator_optimizer), optax_optimizer(settings.discriminator_optimizer))
+        twin = PlaintextLPGAN(gan.model, *txs)
+        trainer = _Plaintext(twin, twin.init(initial.params, initial.stats))
+    else:
+        report(
+            "simulated: this process plays DS, both servers and SP, and the run directory holds both "
+            "servers' shares"
+        )
+        report(_headroom_line(gan, initial, source))
+        keys = jax.random.split(master, 2)
+        if not resume:
+            state = share_state(gan, keys[0], initial)
+        trainer = _Secure(Simulation(gan, state, keys[1]))
+    return _loop(settings, run, trainer, source, done, plaintext, report)
+
+
+def _headroom_line(gan: LPGAN, initial: State, source: DataSource) -> str:
+    place, bits = worst(headroom(gan, initial, [source.batch(0)]))
+    line = f"headroom: {bits:.1f} bits at {place} (first step, in the clear at DS)"
+    if bits < 1:
+        line = f"WARNING: values are about to overflow, lower frac_bits: {line}"
+    return line
+
+
+def _loop(
+    settings: TrainConfig,
+    run: RunDirectory,
+    trainer: _Trainer,
+    source: DataSource,
+    done: int,
+    plaintext: bool,
+    report: Callable[[str], None],
+) -> Result:
+    noise = source.sample_noise()
+    metrics = Metrics(run.metrics_file, done)
+    show_samples = plaintext or settings.open_samples
+
+    def sample(step: int) -> None:
+        if show_samples:
+            save_png(run.sample_file(step), trainer.generate(noise))
+
+    started, durations, losses = time.time(), [], None
+    with Progress(done, settings.steps, opened_by_sp=not plaintext) as progress:
+        if done == 0:
+            progress.note("compiling, and sampling before the first step")
+            sample(0)
+        progress.note("compiling the step")
+        for step in range(done, settings.steps):
+            before = time.time()
+            losses = trainer.step(step, source.batch(step))
+            seconds = time.time() - before
+            durations.append(seconds)
+            number, last = step + 1, step + 1 == settings.steps
+            if number % settings.log_every == 0 or last or step == done:
+                loss_d, loss_g = losses or (None, None)
+                metrics.append(number, loss_d, loss_g, seconds, settings.batch_size / seconds)
+            progress.step(number, seconds, losses)
+            if number % settings.sample_every == 0 or last:
+                sample(number)
+            if number % settings.checkpoint_every == 0 or last:
+                trainer.save(run, number, settings.keep_checkpoints)
+    per_step = float(np.median(durations[1:] or durations or [0.0]))
+    result = Result(run.path, max(done, settings.steps), per_step, losses)
+    summary = {
+        "mode": "plaintext" if plaintext else "simulated servers",
+        "steps": result.steps,
+        "seconds": round(time.time() - started, 3),
+        "first_step_seconds": round(durations[0], 3) if durations else None,
+        "seconds_per_step": round(per_step, 4),
+        "loss_discriminator": losses[0] if losses else None,
+        "loss_generator": losses[1] if losses else None,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+    atomic_write(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
+    report(f"{result.steps} steps, {per_step:.3g} s a step; everything is in {run.path}")
+    return result
+
+
+# Parameters in and out ----------------------------------------------------------------------------
+
+
+def load_parameters(path: str | os.PathLike[str], gan: LPGAN) -> tuple[Any, Any]:
+    """(params, stats) of both networks from a file that `export` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or of another network; names the layer.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected parameters as `lpgan export` writes")
+    try:
+        variables = serialization.msgpack_restore(path.read_bytes())
+        both = {name: variables[_SHORT[name]] for name in NETWORKS}
+    except Exception as error:
+        raise ValueError(f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}') from error
+    params, stats = {}, {}
+    for name in NETWORKS:
+        try:
+            params[name], stats[name] = from_flax(gan.model, name, both[name])
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
+    return params, stats
+
+
+def _with_parameters(state: State, loaded: tuple[Any, Any]) -> State:
+    return State(loaded[0], loaded[1], state.optimizer)
+
+
+def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, LPGAN, State]:
+    """A run's configuration and the shares of its last checkpoint."""
+    run = RunDirectory.open(path)
+    settings = run.config()
+    gan = build(settings)
+    _, tree = checkpoint.load(run.path)
+    return settings, gan, restore_state(gan, gan.init(np.random.default_rng(0)), tree)
+
+
+def sample(
+    run: str | os.PathLike[str], num: int, out: str | os.PathLike[str], *, seed: int | None = None
+) -> None:
+    """Generate images with a run's shared parameters: SG-FP on shared noise, opened by SP as a PNG grid.
+
+    Args:
+        run: a run directory.
+        num: how many images.
+        out: the PNG file.
+        seed: fixes the noise and the dealer; both come from the operating system without it.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input; nothing is written.
+    """
+    if num < 1:
+        raise ValueError(f"num: expected at least 1, got {num}")
+    settings, gan, state = _open_run(run)
+    noise = np.random.default_rng(seed).normal(size=(num, settings.model.noise_size))
+    simulation = Simulation(gan, state, make_key(seed))
+    save_png(Path(out), simulation.generate(noise))
+
+
+def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """SP's reconstruction of a run's parameters, as a Flax msgpack file.
+
+    The file holds {"g": variables, "d": variables} in float32, for `models.twin` or any Flax code.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input; nothing is written.
+    """
+    _, gan, state = _open_run(run)
+    opened = reveal_tree(state)
+    variables = {
+        _SHORT[name]: jax.tree.map(
+            lambda v: np.asarray(v, np.float32), to_flax(opened.params[name], opened.stats[name])
+        )
+        for name in NETWORKS
+    }
+    atomic_write(Path(out), serialization.to_bytes(variables))

@@ -1,0 +1,9 @@
+"""Settings that must be made before JAX starts."""
+
+import os
+from importlib.metadata import version
+
+if version("jaxlib") < "0.11":
+    # Half the compile time, which is most of what the tests do. (Later versions have no such flag.)
+    flag = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -1,0 +1,105 @@
+"""Headroom: what is recorded, and where a configuration that overflows is said to."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpgan_jax.clear import Clear, headroom_bits
+from lpgan_jax.gan import LPGAN, NETWORKS, Batch
+from lpgan_jax.headroom import headroom, table, worst
+from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.mpc import arithmetic, compare, roots
+from lpgan_jax.optim import adam, sgd
+from lpgan_jax.secret import Secret
+
+
+def gan_and_batches(model, optimizer, steps=2, size=4):
+    rng = np.random.default_rng(0)
+    gan = LPGAN(model, dict.fromkeys(NETWORKS, optimizer))
+    batches = [
+        Batch(
+            rng.uniform(-1, 1, (size, *model.image_shape)),
+            *rng.normal(size=(2, size, model.noise_size)),
+        )
+        for _ in range(steps)
+    ]
+    return gan, gan.init(rng), batches
+
+
+def bits_left(function, values, frac_bits=36):
+    """Headroom, place by place, of one protocol."""
+    party = Clear()
+    with party.at("here"):
+        function(party, Secret(jnp.asarray(values, jnp.float64), frac_bits))
+    assert {place for place, _ in party.largest} == {"here"}
+    return [float(headroom_bits(largest)) for _, largest in party.largest]
+
+
+def test_a_truncation_records_its_largest_magnitude():
+    def truncate(party, x):
+        assert arithmetic.truncate(party, x, 18).share[1] == -(2.0**22)
+
+    assert bits_left(truncate, [2.0**30, -(2.0**40), 5.0]) == [22.0]
+
+
+def test_a_sum_counts_before_it_is_truncated():
+    # Each value fits, their mean fits; their sum does not.
+    assert bits_left(lambda p, x: arithmetic.mean(p, x, 0, 18), np.full(8, 2.0**60)) == [
+        pytest.approx(-1.0)
+    ]
+
+
+def test_what_is_no_number_has_no_room():
+    assert bits_left(lambda p, x: arithmetic.truncate(p, x, 18), [1.0, np.nan]) == [-np.inf]
+
+
+def test_comparisons_count_only_out_of_range():
+    assert bits_left(compare.negative, [-(2.0**61)]) == [62.0]
+    assert bits_left(compare.negative, [-(2.0**63)]) == [pytest.approx(-1.0)]
+
+
+def test_a_range_reduction_counts_only_out_of_range():
+    def root(party, u):
+        roots.inverse_sqrt(party, u, 18)
+
+    assert min(bits_left(root, [1.0, 2.0**35, 2.0**61])) > 2
+    assert min(bits_left(root, [2.0**64])) < 0
+
+
+def test_truncation_to_more_fraction_bits_is_an_error_as_on_shares():
+    with pytest.raises(ValueError, match="cannot truncate 18 fraction bits to 36"):
+        arithmetic.truncate(Clear(), Secret(jnp.zeros(1), 18), 36)
+
+
+def test_a_good_configuration_has_room_everywhere():
+    model = DCGAN(noise_size=8, features=2, base_size=4, depth=2, init_std=0.1)
+    gan, state, batches = gan_and_batches(model, adam(1e-3, 4, 18))
+    bits = headroom(gan, state, batches)
+    assert worst(bits)[1] > 2
+    assert max(bits.values()) < 62
+    layers = {"bn0", "deconv0", "bn1", "deconv1", "tanh", "conv0", "leaky0", "conv1"}
+    assert layers <= {place.split(".")[1] for place in bits}
+    # More steps can only leave less; a step by itself leaves at least as much.
+    assert all(bits[place] <= left for place, left in headroom(gan, state, batches[:1]).items())
+
+
+def test_an_overflow_is_reported_at_its_place():
+    # 64 values a channel with deviations above 1: at 2 * 28 fraction bits their squares may sum to 64.
+    model = DCGAN(noise_size=8, features=2, base_size=4, depth=1, init_std=0.5, frac_bits=28)
+    gan, state, batches = gan_and_batches(model, sgd(1e-3, 4, 28), steps=1)
+    bits, cause = headroom(gan, state, batches), "generator.bn0.forward/inverse_sqrt"
+    assert worst(bits) == (cause, bits[cause])
+    assert bits[cause] < 0
+    assert bits["generator.bn0.stats"] < 0  # the variance on its way to the running statistics
+    assert all(left > 2 for place, left in bits.items() if place.startswith("discriminator"))
+    lines = table(bits).splitlines()
+    assert lines[0].split() == ["bits", "place"]
+    assert [float(line.split()[0]) for line in lines[1:]] == sorted(round(b, 1) for b in bits.values())
+    assert len(lines) == len(bits) + 1
+
+
+def test_no_batches_say_nothing():
+    model = DCGAN(noise_size=8, features=2, depth=1)
+    gan, state, _ = gan_and_batches(model, sgd(1e-3, 4, 18))
+    with pytest.raises(ValueError, match="batches: expected at least one"):
+        headroom(gan, state, [])

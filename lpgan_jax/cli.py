@@ -16,9 +16,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train on secret-shared images (both servers simulated)")
+    train = commands.add_parser(
+        "train", help="train on secret-shared images (both servers simulated)"
+    )
     train.add_argument(
-        "--config", metavar="FILE", help="a YAML file, or the name of a shipped one: digits, mnist, ..."
+        "--config",
+        metavar="FILE",
+        help="a YAML file, or the name of a shipped one: digits, mnist, ...",
     )
     train.add_argument("--out", required=True, metavar="DIR", help="the run directory, to be made")
     train.add_argument("--steps", type=int, metavar="N", help="training steps in all")
@@ -45,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         "--plaintext", action="store_true", help="train the plaintext twin (Flax and optax) instead"
     )
 
-    sample = commands.add_parser("sample", help="generate images with the shared parameters of a run")
+    sample = commands.add_parser(
+        "sample", help="generate images with the shared parameters of a run"
+    )
     sample.add_argument("--run", required=True, metavar="DIR", help="a run directory")
     sample.add_argument("--num", required=True, type=int, metavar="N", help="how many images")
     sample.add_argument("--out", required=True, metavar="FILE.png", help="the image grid")
@@ -63,7 +69,7 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between runs; they hold no keys and no shares, which are arguments."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "lpgan_jax" / "xla"))
 

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.mpc import elementary
+from lpgan_jax.mpc.arithmetic import masked
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.optim import SecureOptimizer, apply_updates
 from lpgan_jax.party import Party
-from lpgan_jax.mpc import elementary
-from lpgan_jax.mpc.arithmetic import masked
 from lpgan_jax.secret import Secret, add_public, concatenate
 
 NETWORKS = ("generator", "discriminator")
@@ -145,7 +145,9 @@ class LPGAN:
         with party.at("generator.loss"):
             sigmoid = elementary.sigmoid(party, g_logits, self.model.frac_bits)
             d_g_logits = add_public(party, sigmoid, -1.0)
-        d_fakes, _ = critic.backward(party, residuals, d_g_logits, input_grad=True, param_grads=False)
+        d_fakes, _ = critic.backward(
+            party, residuals, d_g_logits, input_grad=True, param_grads=False
+        )
         assert d_fakes is not None
         second = generator.group(g_residuals, 1, 2)
         _, grads = generator.backward(party, second, d_fakes)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lpgan_jax.clear import RANGE_BITS, Clear, headroom_bits
 from lpgan_jax.gan import LPGAN, Batch, State
@@ -30,45 +31,47 @@ def headroom(
         first_step: the number of steps behind `state`.
 
     Returns:
-        {place: the fewest bits left below 2^62 in any step}, in the order of the program; negative
-        where a value would wrap. Inverse roots use up all but 5 bits or so by design.
+        {place: the fewest bits left below 2^62 in any step}; negative where a value would wrap.
+        Places that overflow come first, the rest follow, both in the order of the program. (Inverse
+        roots use up all but about 5 bits by design.)
 
     Raises:
         ValueError: there are no batches.
     """
-    order: dict[str, None] = {}  # jit returns a dict sorted
+    places: list[str] = []  # known once `step` was traced
 
     @jax.jit
-    def step(state: State, batch: Batch, public: dict) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: Batch, public: dict) -> tuple[State, jax.Array]:
         party = Clear()
         new, _ = gan.train_step(party, (state, batch), public)
-        largest: dict[str, jax.Array] = {}
-        for place, magnitude in party.largest:
-            largest[place] = jnp.maximum(largest.get(place, 0.0), magnitude)
-        order.update(dict.fromkeys(largest))
-        return new, jax.tree.map(headroom_bits, largest)
+        places[:] = [place for place, _ in party.largest]
+        return new, headroom_bits(jnp.stack([magnitude for _, magnitude in party.largest]))
 
     frac_bits = gan.model.frac_bits
     current = jax.tree.map(_scaled, state, gan.scales(state))
-    fewest: dict[str, float] = {}
+    fewest = np.asarray(np.inf)
     for number, batch in enumerate(batches, first_step):
         encoded = jax.tree.map(lambda values: _scaled(values, frac_bits), batch)
         current, bits = step(current, encoded, gan.schedule(number))
-        for place in order:
-            fewest[place] = min(fewest.get(place, RANGE_BITS), float(bits[place]))
-    if not fewest:
+        fewest = np.minimum(fewest, bits)
+    if not places:
         raise ValueError("batches: expected at least one")
-    # Where all 62 are left, there is nothing but comparisons that fit.
-    return {place: bits for place, bits in fewest.items() if bits < RANGE_BITS}
+    left: dict[str, float] = {}
+    rows = zip(places, fewest.tolist(), strict=True)
+    for place, bits in sorted(rows, key=lambda row: row[1] >= 0):
+        # All 62 are left where there is nothing but comparisons that fit.
+        if bits < RANGE_BITS:
+            left[place] = min(left.get(place, bits), bits)
+    return left
 
 
 def worst(headroom: dict[str, float]) -> tuple[str, float]:
-    """(place, bits) of the first place that overflows, or else of the one with the fewest bits left.
+    """(place, bits) of the first that overflows, or else of the one with the fewest bits left.
 
     What is computed from a value that overflowed means nothing, so the first place is the cause.
     """
-    overflows = ((place, bits) for place, bits in headroom.items() if bits < 0)
-    return next(overflows, None) or min(headroom.items(), key=lambda item: item[1])
+    first = next(iter(headroom.items()))
+    return first if first[1] < 0 else min(headroom.items(), key=lambda item: item[1])
 
 
 def table(headroom: dict[str, float]) -> str:

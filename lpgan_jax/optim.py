@@ -10,16 +10,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.nn.layer import Params
-from lpgan_jax.party import Party
 from lpgan_jax.mpc.arithmetic import masked, scale_public, square, truncate
 from lpgan_jax.mpc.roots import binary_levels, inverse_sqrt
+from lpgan_jax.nn.layer import Params
+from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
 
 _is_secret = functools.partial(lambda kind, leaf: isinstance(leaf, kind), Secret)
@@ -46,7 +46,7 @@ class SecureOptimizer(NamedTuple):
 
 
 def apply_updates(params: Params, updates: Params) -> Params:
-    """params + updates, as new values without masks."""
+    """Params + updates, as new values without masks."""
     return jax.tree.map(lambda p, u: p + u, params, updates, is_leaf=_is_secret)
 
 
@@ -167,5 +167,5 @@ def adam(
 
 
 def _times_word(share: jax.Array, word: jax.Array) -> jax.Array:
-    """share times a public signed word, in the ring or in the clear."""
+    """Share times a public signed word, in the ring or in the clear."""
     return share * word.astype(jnp.int64).astype(share.dtype)

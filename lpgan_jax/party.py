@@ -281,7 +281,12 @@ def server_seeds(key: jax.Array) -> jax.Array:
 
 
 def simulate(
-    function: Callable[..., Any], key: jax.Array, secrets: Any, public: Any = None, *, ring: Ring = RING64
+    function: Callable[..., Any],
+    key: jax.Array,
+    secrets: Any,
+    public: Any = None,
+    *,
+    ring: Ring = RING64,
 ) -> Any:
     """Run a protocol with both servers and DS in one program.
 
@@ -304,14 +309,18 @@ def simulate(
     return jax.vmap(seat, axis_name=AXIS)(secrets)
 
 
-def deal(function: Callable[..., Any], key: jax.Array, secrets: Any, public: Any = None) -> list[jax.Array]:
+def deal(
+    function: Callable[..., Any], key: jax.Array, secrets: Any, public: Any = None
+) -> list[jax.Array]:
     """DS's program: the corrections that S2 needs to run `function` online.
 
     Runs the same code as `simulate` on zero shares. The corrections depend on the key alone, so that
     XLA removes all of the servers' work when this is jitted.
 
     Args:
-        function, key, public: as in `simulate`.
+        function: as in `simulate`.
+        key: as in `simulate`.
+        public: as in `simulate`.
         secrets: as in `simulate`; only shapes and dtypes are looked at.
 
     Returns:
@@ -338,7 +347,8 @@ def online(
     """One server's program, for use under `shard_map` over a mesh with the axis `AXIS`.
 
     Args:
-        function, public: as in `simulate`.
+        function: as in `simulate`.
+        public: as in `simulate`.
         seed: this server's typed key.
         corrections: what `deal` returned (zeros, or anything, at S1, which ignores them).
         secrets: a pytree of this server's shares.

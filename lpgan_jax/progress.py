@@ -30,7 +30,9 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=steps, completed=done, speed="", losses="")
+        self._task = self._bar.add_task(
+            "training", total=steps, completed=done, speed="", losses=""
+        )
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -56,7 +58,10 @@ class Progress:
             self._first, speed, left = False, "", "?"
         else:
             self._smooth = 0.8 * (self._smooth or seconds) + 0.2 * seconds
-            speed, left = f"{self._smooth:.2f} s/step", f"{self._smooth * (self._steps - number):.0f}"
+            speed, left = (
+                f"{self._smooth:.2f} s/step",
+                f"{self._smooth * (self._steps - number):.0f}",
+            )
         shown = "" if losses is None else f"D {losses[0]:.3f} G {losses[1]:.3f} ({self._losses})"
         self._bar.update(
             self._task, completed=number, description="training", speed=speed, losses=shown

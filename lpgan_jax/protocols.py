@@ -28,12 +28,12 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from lpgan_jax.fixed_point import FixedPoint
+from lpgan_jax.mpc import arithmetic, compare, elementary, roots
 from lpgan_jax.nn.activation import leaky
 from lpgan_jax.nn.linear import SecConv, SecDeconv, SecFC
 from lpgan_jax.nn.normalization import SecBN
 from lpgan_jax.party import Party, simulate
 from lpgan_jax.prng import require_cryptographic
-from lpgan_jax.mpc import arithmetic, compare, elementary, roots
 from lpgan_jax.secret import Secret
 from lpgan_jax.shares import require_shares
 
@@ -87,7 +87,9 @@ def _run(
     for name, array in given.items():
         require_shares(name, array)
     bound = _bind(key, list(given.values()))
-    secrets = {name: Secret(jnp.asarray(v), frac_bits) for name, v in zip(given, bound, strict=True)}
+    secrets = {
+        name: Secret(jnp.asarray(v), frac_bits) for name, v in zip(given, bound, strict=True)
+    }
     return simulate(lambda party, s, _: function(party, s), key, secrets).share
 
 
@@ -148,7 +150,7 @@ def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="fxp")
 def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
-    """x @ y for x [M, K] and y [K, N], at f fraction bits, for |x y| < 2^(62-2f).
+    """X @ y for x [M, K] and y [K, N], at f fraction bits, for |x y| < 2^(62-2f).
 
     Error below 1 LSB, unbiased: one truncation of the exact sum. 2 rounds; MK + KN + MN words online;
     DS: 3 MN words.
@@ -158,7 +160,7 @@ def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> j
 
 @functools.partial(jax.jit, static_argnames="bits")
 def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
-    """x / 2^bits in the ring, rounded down or up at random, for |x| < 2^62 as integers.
+    """X / 2^bits in the ring, rounded down or up at random, for |x| < 2^62 as integers.
 
     Error below 1 LSB, mean 0: up with probability equal to the fraction dropped. 1 round, 1 word
     online; DS: 2 words. Outside the range the error is about 2^(64 - bits).
@@ -240,9 +242,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
         ValueError: alpha is not between 0 and 1.
     """
     f = fxp.frac_bits
-    return _run(
-        lambda p, s: leaky(p, compare.positive(p, s["x"]), s["x"], alpha, f), key, f, x=x
-    )
+    return _run(lambda p, s: leaky(p, compare.positive(p, s["x"]), s["x"], alpha, f), key, f, x=x)
 
 
 @functools.partial(jax.jit, static_argnames="fxp")
@@ -274,8 +274,9 @@ def sec_conv(
     per element of the result.
     """
     _check_conv(x, w)
+    kernel_size = (w.shape[1], w.shape[2])
     layer = SecConv(
-        w.shape[-1], bias is not None, fxp.frac_bits, 0.0, w.shape[1:3], strides, padding
+        w.shape[-1], bias is not None, fxp.frac_bits, 0.0, kernel_size, strides, padding
     )
     return _linear(layer, key, x, w, fxp, bias)
 
@@ -296,8 +297,9 @@ def sec_deconv(
     `sec_conv`.
     """
     _check_conv(x, w)
+    kernel_size = (w.shape[1], w.shape[2])
     layer = SecDeconv(
-        w.shape[-1], bias is not None, fxp.frac_bits, 0.0, w.shape[1:3], strides, padding
+        w.shape[-1], bias is not None, fxp.frac_bits, 0.0, kernel_size, strides, padding
     )
     return _linear(layer, key, x, w, fxp, bias)
 

@@ -54,7 +54,9 @@ class Secret:
         """The image under a linear map with public static integer coefficients."""
         if self.mask is None or self.opened is None:
             return Secret(linear(self.share), self.frac_bits)
-        return Secret(linear(self.share), self.frac_bits, self.mask.map(linear), linear(self.opened))
+        return Secret(
+            linear(self.share), self.frac_bits, self.mask.map(linear), linear(self.opened)
+        )
 
     def unmasked(self) -> Secret:
         """Only the share: for a value that leaves the program or starts another life."""
@@ -99,9 +101,11 @@ class Secret:
         return dataclasses.replace(self, frac_bits=self.frac_bits + exponent)
 
     def at_scale(self, frac_bits: int) -> Secret:
-        """The same value with more fraction bits; local, exact. (Fewer: `truncate`.)"""
+        """The same value with more fraction bits; local, exact. Fewer: `truncate`."""
         if frac_bits < self.frac_bits:
-            raise ScaleError(f"at_scale: {self.frac_bits} -> {frac_bits} fraction bits: use truncate")
+            raise ScaleError(
+                f"at_scale: {self.frac_bits} -> {frac_bits} fraction bits: use truncate"
+            )
         factor = 1 << (frac_bits - self.frac_bits)
         return dataclasses.replace(self.times_int(factor), frac_bits=frac_bits)
 

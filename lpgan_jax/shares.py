@@ -53,7 +53,9 @@ def require_shares(name: str, shares: jax.Array) -> None:
     if dtype != jnp.uint64:
         raise TypeError(f"{name}: expected uint64 shares, got {dtype}")
     if not shape or shape[0] != PARTIES:
-        raise ValueError(f"{name}: expected both shares along a leading axis of 2, got shape {shape}")
+        raise ValueError(
+            f"{name}: expected both shares along a leading axis of 2, got shape {shape}"
+        )
 
 
 def reveal(shares: jax.Array, fxp: FixedPoint) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from lpgan_jax.fixed_point import FixedPoint
 from lpgan_jax.gan import LPGAN, Batch, Losses, State
@@ -34,21 +35,24 @@ class StepKeys:
         return key
 
 
-def encode(values: np.ndarray, frac_bits: int) -> jax.Array:
+def encode(values: ArrayLike, frac_bits: int) -> jax.Array:
     """Ring elements at any number of fraction bits (`FixedPoint` is for the 28 that users choose)."""
-    return jnp.round(jnp.asarray(values, jnp.float64) * 2.0**frac_bits).astype(jnp.int64).astype(jnp.uint64)
+    return (
+        jnp.round(jnp.asarray(values, jnp.float64) * 2.0**frac_bits)
+        .astype(jnp.int64)
+        .astype(jnp.uint64)
+    )
 
 
 def share_tree(key: jax.Array, values: Any, frac_bits: Any) -> Any:
     """Share every leaf at its own scale: float arrays to `Secret`s of paired arrays."""
-    leaves, structure = jax.tree.flatten(values)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    scales = structure.flatten_up_to(frac_bits)
-    secrets = [
-        Secret(share_words(k, encode(leaf, scale)), scale)
-        for k, leaf, scale in zip(keys, leaves, scales, strict=False)
-    ]
-    return structure.unflatten(secrets)
+    number = len(jax.tree.leaves(values))
+    keys = iter(jax.random.split(key, max(number, 1)))
+    return jax.tree.map(
+        lambda leaf, scale: Secret(share_words(next(keys), encode(leaf, scale)), scale),
+        values,
+        frac_bits,
+    )
 
 
 def reveal_tree(secrets: Any) -> Any:
@@ -95,7 +99,9 @@ class Simulation:
             return simulate(gan.train_step, keys[1], (state, shared), public)
 
         def generate(keys: jax.Array, state: State, noise: jax.Array) -> Secret:
-            shared = Secret(share_words(keys[0], encode(noise, gan.model.frac_bits)), gan.model.frac_bits)
+            shared = Secret(
+                share_words(keys[0], encode(noise, gan.model.frac_bits)), gan.model.frac_bits
+            )
             return simulate(gan.generate, keys[1], (state, shared))
 
         # Keys and shares are arguments: closed over, they would be constants of a cached program.
@@ -125,7 +131,9 @@ class Simulation:
     def shares(self) -> Tree:
         """The state's paired arrays as a nested dict, for a checkpoint."""
         return jax.tree.map(
-            lambda s: np.asarray(s.share), _as_tree(self.state), is_leaf=lambda x: isinstance(x, Secret)
+            lambda s: np.asarray(s.share),
+            _as_tree(self.state),
+            is_leaf=lambda x: isinstance(x, Secret),
         )
 
 

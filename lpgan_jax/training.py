@@ -17,7 +17,7 @@ from flax import serialization
 from lpgan_jax import checkpoint, config, data, optim
 from lpgan_jax.config import OptimizerConfig, TrainConfig
 from lpgan_jax.files import atomic_write
-from lpgan_jax.gan import NETWORKS, LPGAN, Batch, State
+from lpgan_jax.gan import LPGAN, NETWORKS, Batch, State
 from lpgan_jax.headroom import headroom, worst
 from lpgan_jax.images import save_png
 from lpgan_jax.models.dcgan import DCGAN
@@ -67,7 +67,11 @@ def build(settings: TrainConfig) -> LPGAN:
 
     def optimizer(of: OptimizerConfig) -> optim.SecureOptimizer:
         common = (of.learning_rate, settings.batch_size, settings.frac_bits)
-        return optim.sgd(*common) if of.name == "sgd" else optim.adam(*common, of.b1, of.b2, of.eps_root)
+        return (
+            optim.sgd(*common)
+            if of.name == "sgd"
+            else optim.adam(*common, of.b1, of.b2, of.eps_root)
+        )
 
     optimizers = {
         "generator": optimizer(settings.generator_optimizer),
@@ -83,7 +87,9 @@ class DataSource:
         """`images`: float32 [N, H, W, C] in [-1, 1]."""
         expected = (settings.data.image_size, settings.data.image_size, settings.data.channels)
         if images.shape[1:] != expected:
-            raise ValueError(f"images: expected [N, {', '.join(map(str, expected))}], got {images.shape}")
+            raise ValueError(
+                f"images: expected [N, {', '.join(map(str, expected))}], got {images.shape}"
+            )
         self._settings, self._seed, self._images = settings, seed, images
         self._order = data.Batches(len(images), settings.batch_size, seed)
 
@@ -91,7 +97,9 @@ class DataSource:
         """The batch of a step, counted from 0; the same after a resumption."""
         rng = np.random.default_rng([self._seed, _NOISE, step])
         shape = (self._settings.batch_size, self._settings.model.noise_size)
-        return Batch(self._images[self._order.indices(step)], rng.normal(size=shape), rng.normal(size=shape))
+        return Batch(
+            self._images[self._order.indices(step)], rng.normal(size=shape), rng.normal(size=shape)
+        )
 
     def initial_state(self, gan: LPGAN) -> State:
         """The initial parameters and statistics."""
@@ -213,7 +221,10 @@ def train(
             report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
     trainer: _Trainer
     if plaintext:
-        txs = (optax_optimizer(settings.generator_optimizer), optax_optimizer(settings.discriminator_optimizer))
+        txs = (
+            optax_optimizer(settings.generator_optimizer),
+            optax_optimizer(settings.discriminator_optimizer),
+        )
         twin = PlaintextLPGAN(gan.model, *txs)
         trainer = _Plaintext(twin, twin.init(initial.params, initial.stats))
     else:
@@ -304,12 +315,16 @@ def load_parameters(path: str | os.PathLike[str], gan: LPGAN) -> tuple[Any, Any]
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected parameters as `lpgan export` writes")
+        raise FileNotFoundError(
+            f"{path}: no such file, expected parameters as `lpgan export` writes"
+        )
     try:
         variables = serialization.msgpack_restore(path.read_bytes())
         both = {name: variables[_SHORT[name]] for name in NETWORKS}
     except Exception as error:
-        raise ValueError(f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}') from error
+        raise ValueError(
+            f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}'
+        ) from error
     params, stats = {}, {}
     for name in NETWORKS:
         try:
@@ -362,7 +377,7 @@ def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     Raises:
         ValueError, FileNotFoundError: bad input; nothing is written.
     """
-    _, gan, state = _open_run(run)
+    _, _, state = _open_run(run)
     opened = reveal_tree(state)
     variables = {
         _SHORT[name]: jax.tree.map(

@@ -77,14 +77,14 @@ def test_a_good_configuration_has_room_everywhere():
     bits = headroom(gan, state, batches)
     assert worst(bits)[1] > 2
     assert max(bits.values()) < 62
-    layers = {"bn0", "deconv0", "bn1", "deconv1", "tanh", "conv0", "leaky0", "conv1"}
-    assert layers <= {place.split(".")[1] for place in bits}
+    layers = ("bn0", "deconv0", "bn1", "deconv1", "tanh", "leaky0", "conv1", "leaky1")
+    assert all(any(f".{layer}." in place for place in bits) for layer in layers)
     # More steps can only leave less; a step by itself leaves at least as much.
     assert all(bits[place] <= left for place, left in headroom(gan, state, batches[:1]).items())
 
 
 def test_an_overflow_is_reported_at_its_place():
-    # 64 values a channel with deviations above 1: at 2 * 28 fraction bits their squares may sum to 64.
+    # 64 values a channel, above 1: at 2 * 28 fraction bits their squares must sum to less than 64.
     model = DCGAN(noise_size=8, features=2, base_size=4, depth=1, init_std=0.5, frac_bits=28)
     gan, state, batches = gan_and_batches(model, sgd(1e-3, 4, 28), steps=1)
     bits, cause = headroom(gan, state, batches), "generator.bn0.forward/inverse_sqrt"
@@ -94,8 +94,8 @@ def test_an_overflow_is_reported_at_its_place():
     assert all(left > 2 for place, left in bits.items() if place.startswith("discriminator"))
     lines = table(bits).splitlines()
     assert lines[0].split() == ["bits", "place"]
-    assert [float(line.split()[0]) for line in lines[1:]] == sorted(round(b, 1) for b in bits.values())
-    assert len(lines) == len(bits) + 1
+    rows = sorted(bits.items(), key=lambda row: row[1])
+    assert [line.split() for line in lines[1:]] == [[f"{left:.1f}", place] for place, left in rows]
 
 
 def test_no_batches_say_nothing():

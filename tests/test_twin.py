@@ -1,9 +1,9 @@
 """The secure program, in the clear and on shares, against ordinary Flax and optax.
 
-Run in the clear, it differs from its twin by its series and iterations alone, each within 2^-17 of the
-exact value (relative, at 18 fraction bits): the slope of SLR, the inverse root, means over counts
-that are no powers of two; tanh and sigmoid are within 2^-20. A chain of up to four such factors gives
-the `RELATIVE` error of outputs and gradients.
+Run in the clear, it differs from its twin by its series, iterations and public constants alone,
+each within 2^-17 of the exact value (relative, at 18 fraction bits): the slope of SLR, the inverse
+root, means over counts that are no powers of two; tanh and sigmoid are within 2^-20. A chain of up
+to four such factors gives the `RELATIVE` error of outputs and gradients.
 """
 
 import functools
@@ -217,7 +217,7 @@ def secure_layout(state):
     ("model", "size", "config"),
     [
         (DIGITS, 4, OptimizerConfig(name="sgd", learning_rate=0.1)),
-        (ODD, 6, OptimizerConfig(name="adam", learning_rate=1e-2, eps_root=1e-4)),
+        (ODD, 12, OptimizerConfig(name="adam", learning_rate=1e-2, eps_root=1e-4)),
     ],
     ids=["sgd-digits", "adam-odd"],
 )
@@ -233,8 +233,8 @@ def test_steps_in_the_clear_are_the_twins(model, size, config):
         encoded = jax.tree.map(lambda v: scaled(v, F), batch)
         secure, losses = step(secure, encoded, gan.schedule(number))
         state, twin_losses = twin.train_step(state, batch.images, batch.noise_d, batch.noise_g)
-    # Gradients are below 1. SGD passes their errors on; Adam divides them by sqrt(eps_root) at worst,
-    # and takes 1 - b2 to 12 bits, of which the root leaves half.
+    # Gradients are below 1. SGD passes their errors on; Adam divides them by sqrt(eps_root) at
+    # worst, and takes 1 - b2 to 12 bits, an error that the root halves.
     error = RELATIVE * rate
     if config.name == "adam":
         error = rate * (2.0**-13 + RELATIVE / config.eps_root**0.5)
@@ -255,10 +255,10 @@ def test_steps_in_the_clear_are_the_twins(model, size, config):
 def test_secure_steps_are_the_twins():
     """The whole protocol, on shares, with its one-LSB roundings.
 
-    A step rounds an update by 1 LSB. A gradient is a sum over the 16 pixels at SD's first layer, of a
-    real and a generated image, of products of two factors below 1, each with an error of 1 LSB, and
-    twice as much after each of two normalisations (deviations are near 1/2): 2 * 16 * 2 * 4 LSB, times
-    the rate.
+    A step rounds an update by 1 LSB. A gradient is a sum over the 16 pixels at SD's first layer, of
+    a real and a generated image, of products of two factors below 1, each with an error of 1 LSB,
+    and twice as much after each of two normalisations (deviations are near 1/2): 2 * 16 * 2 * 4
+    LSB, times the rate.
     """
     rng, steps, config = np.random.default_rng(3), 2, OptimizerConfig(name="sgd", learning_rate=0.1)
     twin, gan, start = both(SMALL, config, 4, jnp.float64, rng)

@@ -22,7 +22,9 @@ class Reshape:
 
     shape: tuple[int, ...]
 
-    def init(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Params, tuple[int, ...]]:
+    def init(
+        self, rng: np.random.Generator, shape: tuple[int, ...]
+    ) -> tuple[Params, tuple[int, ...]]:
         """No parameters."""
         return {}, self._target(shape)
 
@@ -36,7 +38,7 @@ class Reshape:
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """dy in the input's shape."""
+        """Dy in the input's shape."""
         return dy.reshape(dy.shape[0], *residuals), {}
 
     def group(self, residuals: Any, index: int, groups: int) -> Any:

@@ -121,7 +121,7 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
 def scale_public(
     party: Party, x: Secret, factor: float, frac_bits: int, magnitude_bits: int = 10
 ) -> Secret:
-    """x times a public real, at the scale wanted: one truncation (or two, where x leaves no room).
+    """X times a public real, at the scale wanted: one truncation (or two, where x leaves no room).
 
     The factor gets a scale of its own: up to 20 significant bits, as many as x leaves below 2^62.
 
@@ -145,8 +145,10 @@ def scale_public(
 
 
 def mean(party: Party, x: Secret, axis: int, frac_bits: int) -> Secret:
-    """The mean over one axis; its sum must be below 2^62 as an integer. 1 round (2 if the count is
-    no power of two)."""
+    """The mean over one axis; its sum must stay below 2^62 as an integer.
+
+    1 round, or 2 if the count is no power of two.
+    """
     count = x.shape[axis]
     log_count = (count - 1).bit_length()
     total = x.sum((axis,)).divided_by_power_of_two(log_count)

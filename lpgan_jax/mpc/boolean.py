@@ -85,7 +85,9 @@ def _open_masked(party: Party, rows: jax.Array) -> _MaskedBits:
 def _and(party: Party, u: _MaskedBits, v: _MaskedBits) -> jax.Array:
     """SecAnd: SecMul over Z_2 on packed words; local once both operands are masked."""
     c = party.correlate(jnp.bitwise_and, u.mask, v.mask, bitwise=True)
-    return c.share ^ (u.opened & (v.mask.share ^ party.only_s1(v.opened))) ^ (u.mask.share & v.opened)
+    return (
+        c.share ^ (u.opened & (v.mask.share ^ party.only_s1(v.opened))) ^ (u.mask.share & v.opened)
+    )
 
 
 def sign_bit(party: Party, share: jax.Array) -> jax.Array:
@@ -114,13 +116,11 @@ def sign_bit(party: Party, share: jax.Array) -> jax.Array:
     plain = None if alpha.plain is None or beta.plain is None else alpha.plain ^ beta.plain
     # No carry enters below, so the lowest segment's p is never used: it is dropped throughout.
     masked_p = _MaskedBits(Dealt(own_mask, plain), first ^ second)[slice(0, -1)]
-    while True:
-        segments = generate.shape[0]
-        if segments == 1:
-            return top ^ generate[0]
+    propagate: jax.Array | None = None  # at first p is open already, by the message above
+    while (segments := generate.shape[0]) > 1:
         pairs = segments // 2
         generate_lower = generate[1 : 2 * pairs : 2]
-        if segments == low.shape[0]:
+        if propagate is None:
             masked_g = _open_masked(party, generate_lower)
         else:
             opened = _open_masked(party, jnp.concatenate([generate_lower, propagate]))
@@ -129,3 +129,4 @@ def sign_bit(party: Party, share: jax.Array) -> jax.Array:
         combined = generate[0 : 2 * pairs : 2] ^ _and(party, p_upper, masked_g)
         propagate = _and(party, p_upper[slice(0, p_lower.opened.shape[0])], p_lower)
         generate = jnp.concatenate([combined, generate[2 * pairs :]])
+    return top ^ generate[0]

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.party import Party
 from lpgan_jax.mpc.arithmetic import _parts, masked, truncate
 from lpgan_jax.mpc.compare import negative, select
+from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public, concatenate
 
 _PUBLIC_BITS, _DEALT_BITS = 28, 30  # of the servers' sines, and of DS's
@@ -46,7 +46,9 @@ class Series:
 
 
 @functools.cache
-def fit(function: Callable[[np.ndarray], np.ndarray], bound: float, even: bool, tolerance: float) -> Series:
+def fit(
+    function: Callable[[np.ndarray], np.ndarray], bound: float, even: bool, tolerance: float
+) -> Series:
     """The shortest series within `tolerance` of function on [-bound, bound] (by least squares).
 
     Raises:
@@ -97,7 +99,9 @@ def sine_cosine(turns: jax.Array, log_turn: int) -> tuple[jax.Array, jax.Array]:
     cosine = horner(range(12, 0, -2))
     odd, negative_half = quarter & np.uint64(1), quarter & np.uint64(2)
     first, second = jnp.where(odd == 1, cosine, sine), jnp.where(odd == 1, -sine, cosine)
-    return jnp.where(negative_half == 2, -first, first), jnp.where(negative_half == 2, -second, second)
+    return jnp.where(negative_half == 2, -first, first), jnp.where(
+        negative_half == 2, -second, second
+    )
 
 
 @functools.singledispatch
@@ -149,7 +153,7 @@ def _saturation(frac_bits: int) -> float:
 
 
 def tanh(party: Party, x: Secret, frac_bits: int) -> Secret:
-    """tanh(x), saturating, everywhere. 11 rounds, 2 comparisons."""
+    """The hyperbolic tangent, saturating, everywhere. 11 rounds, 2 comparisons."""
     bound = _saturation(frac_bits)
     inside, _ = clamp(party, x, bound)
     return evaluate(party, fit(np.tanh, bound, False, 2.0 ** -(frac_bits + 2)), inside, frac_bits)

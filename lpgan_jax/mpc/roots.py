@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lpgan_jax.party import Party
 from lpgan_jax.mpc.arithmetic import masked, mul, square, truncate
 from lpgan_jax.mpc.compare import Bit, negative, select
+from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
 
 _TOP = 62  # normalised integers lie in [2^60, 2^62)
@@ -46,7 +46,7 @@ class Shift:
     level: Level
 
     def apply(self, party: Party, x: Secret, base: int) -> Secret:
-        """x times base^(unit * number of bits set); exact, 1 round."""
+        """X times base^(unit * number of bits set); exact, 1 round."""
         x = masked(party, x)
         chosen = select(party, self.bits, x.map(lambda v: v[None]))
         unit, count = self.level.unit, self.level.count
@@ -135,7 +135,9 @@ def inverse_sqrt(
         frac_bits: fraction bits of the result; None for what the exponent gives, without truncation.
         times: a factor of u's shape, multiplied in before the power of two, so that the result is
             limited by its own size and not by 1/sqrt(u). |times| < 2^8.
-        smallest, largest, search: as in `normalise`.
+        smallest: as in `normalise`.
+        largest: as in `normalise`.
+        search: as in `normalise`.
 
     Returns:
         The result, within 2^-17 relative (2 steps) or 2^-26 (3 steps), and 1 LSB.

@@ -1,0 +1,1 @@
+"""Secure layers: forward and backward, on one server's shares."""

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from lpgan_jax.fixed_point import public_constant
-from lpgan_jax.nn.layer import Params, batch_slice
-from lpgan_jax.party import Party
 from lpgan_jax.mpc import elementary
 from lpgan_jax.mpc.arithmetic import masked, mul, square, truncate
 from lpgan_jax.mpc.compare import Bit, positive, select
+from lpgan_jax.nn.layer import Params, batch_slice
+from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
 
 
@@ -21,7 +21,9 @@ from lpgan_jax.secret import Secret, add_public
 class _Activation:
     frac_bits: int = 18
 
-    def init(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Params, tuple[int, ...]]:
+    def init(
+        self, rng: np.random.Generator, shape: tuple[int, ...]
+    ) -> tuple[Params, tuple[int, ...]]:
         """No parameters."""
         return {}, shape
 
@@ -49,7 +51,7 @@ class SR(_Activation):
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """dx with the same bit: 1 round, no comparison."""
+        """Dx with the same bit: 1 round, no comparison."""
         return (self._apply(party, residuals, dy) if input_grad else None), {}
 
     def _apply(self, party: Party, bit: Bit, x: Secret) -> Secret:
@@ -90,7 +92,7 @@ class SecTanh(_Activation):
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """dy * (1 - y^2) at double fraction. 2 rounds."""
+        """Dy * (1 - y^2) at double fraction. 2 rounds."""
         if not input_grad:
             return None, {}
         derivative = add_public(party, -square(party, residuals), 1.0)

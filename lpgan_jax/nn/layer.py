@@ -20,7 +20,9 @@ class Layer(Protocol):
     residuals, masked and opened already.
     """
 
-    def init(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Params, tuple[int, ...]]:
+    def init(
+        self, rng: np.random.Generator, shape: tuple[int, ...]
+    ) -> tuple[Params, tuple[int, ...]]:
         """(initial float64 parameters, output shape) for one example of the given shape."""
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:

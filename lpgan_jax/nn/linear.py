@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from lpgan_jax.mpc.arithmetic import Bilinear, bilinear, masked, truncate
 from lpgan_jax.nn.layer import Params, batch_slice
 from lpgan_jax.party import Party
-from lpgan_jax.mpc.arithmetic import Bilinear, bilinear, masked, truncate
 from lpgan_jax.ring import Conv2D, matmul
 from lpgan_jax.secret import Secret
 
@@ -42,7 +42,9 @@ class _Linear:
     def _maps(self, shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> _Maps:
         raise NotImplementedError
 
-    def init(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Params, tuple[int, ...]]:
+    def init(
+        self, rng: np.random.Generator, shape: tuple[int, ...]
+    ) -> tuple[Params, tuple[int, ...]]:
         """A kernel N(0, init_std) and a zero bias; see `Layer.init`."""
         params = {"kernel": rng.normal(0.0, self.init_std, self._kernel_shape(shape))}
         if self.use_bias:
@@ -50,7 +52,7 @@ class _Linear:
         return params, self._output_shape(shape)
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
-        """y at double fraction. 1 round (after truncating x): x and the kernel are opened masked."""
+        """Y at double fraction. 1 round (after truncating x): x and the kernel are opened masked."""
         x = masked(party, truncate(party, x, self.frac_bits))
         kernel = masked(party, params["kernel"])
         y = bilinear(party, self._maps(x.shape, kernel.shape).product, x, kernel)
@@ -61,7 +63,7 @@ class _Linear:
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """dx and gradients at double fraction. 1 round (after truncating dy): only dy is opened."""
+        """Dx and gradients at double fraction. 1 round (after truncating dy): only dy is opened."""
         x, kernel = residuals
         maps = self._maps(x.shape, kernel.shape)
         dy = masked(party, truncate(party, dy, self.frac_bits))
@@ -153,5 +155,3 @@ class SecDeconv(_Conv):
 
 def _swap(kernel: jax.Array) -> jax.Array:
     return kernel.swapaxes(2, 3)
-
-

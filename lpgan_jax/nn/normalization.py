@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax.nn.layer import Params, batch_slice
-from lpgan_jax.party import Party
 from lpgan_jax.mpc.arithmetic import bilinear, masked, mean, mul, scale_public, truncate
 from lpgan_jax.mpc.roots import inverse_sqrt, lowest_bit
+from lpgan_jax.nn.layer import Params, batch_slice
+from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
 
 
@@ -50,10 +50,14 @@ class SecBN:
 
     def __post_init__(self) -> None:
         if self.epsilon < 2.0 ** (-2 * self.frac_bits):
-            raise ValueError(f"epsilon: expected at least 2^-{2 * self.frac_bits}, got {self.epsilon}")
+            raise ValueError(
+                f"epsilon: expected at least 2^-{2 * self.frac_bits}, got {self.epsilon}"
+            )
 
-    def init(self, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Params, tuple[int, ...]]:
-        """scale (gamma) 1 and bias (beta) 0 per channel."""
+    def init(
+        self, rng: np.random.Generator, shape: tuple[int, ...]
+    ) -> tuple[Params, tuple[int, ...]]:
+        """Scale (gamma) 1 and bias (beta) 0 per channel."""
         return {"scale": np.ones(shape[-1]), "bias": np.zeros(shape[-1])}, shape
 
     def init_stats(self, shape: tuple[int, ...]) -> Params:
@@ -89,7 +93,7 @@ class SecBN:
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """dx and gradients at double fraction."""
+        """Dx and gradients at double fraction."""
         r: _Residuals = residuals
         shape, f = dy.shape, self.frac_bits
         dy = truncate(party, dy, f).reshape(*r.centred.shape)
@@ -130,7 +134,7 @@ class SecBN:
         return jax.tree.map(lambda leaf: leaf[part], residuals)
 
     def infer(self, party: Party, params: Params, stats: Params, x: Secret) -> Secret:
-        """y with the running statistics."""
+        """Y with the running statistics."""
         flat = x.unmasked().reshape(1, -1, x.shape[-1])
         centred = truncate(party, flat.at_scale(2 * self.frac_bits) - stats["mean"], self.frac_bits)
         variance = stats["var"].map(lambda v: v[None])
@@ -147,7 +151,7 @@ def _inner(party: Party, x: Secret, y: Secret) -> Secret:
 
 
 def _mean_of_sums(party: Party, total: Secret, count: int) -> Secret:
-    """total / count: free for a power of two (the scale gets finer), else truncated to its scale."""
+    """Total / count: free for a power of two (the scale gets finer), else truncated to its scale."""
     log_count = (count - 1).bit_length()
     finer = total.divided_by_power_of_two(log_count)
     if count == 1 << log_count:

@@ -38,7 +38,7 @@ class Reshape:
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """Dy in the input's shape."""
+        """dy in the input's shape."""
         return dy.reshape(dy.shape[0], *residuals), {}
 
     def group(self, residuals: Any, index: int, groups: int) -> Any:

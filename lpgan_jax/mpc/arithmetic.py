@@ -121,7 +121,7 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
 def scale_public(
     party: Party, x: Secret, factor: float, frac_bits: int, magnitude_bits: int = 10
 ) -> Secret:
-    """X times a public real, at the scale wanted: one truncation (or two, where x leaves no room).
+    """x times a public real, at the scale wanted: one truncation (or two, where x leaves no room).
 
     The factor gets a scale of its own: up to 20 significant bits, as many as x leaves below 2^62.
 

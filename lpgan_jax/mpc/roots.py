@@ -46,7 +46,7 @@ class Shift:
     level: Level
 
     def apply(self, party: Party, x: Secret, base: int) -> Secret:
-        """X times base^(unit * number of bits set); exact, 1 round."""
+        """x times base^(unit * number of bits set); exact, 1 round."""
         x = masked(party, x)
         chosen = select(party, self.bits, x.map(lambda v: v[None]))
         unit, count = self.level.unit, self.level.count

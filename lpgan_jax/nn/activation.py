@@ -51,7 +51,7 @@ class SR(_Activation):
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """Dx with the same bit: 1 round, no comparison."""
+        """dx with the same bit: 1 round, no comparison."""
         return (self._apply(party, residuals, dy) if input_grad else None), {}
 
     def _apply(self, party: Party, bit: Bit, x: Secret) -> Secret:
@@ -92,7 +92,7 @@ class SecTanh(_Activation):
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """Dy * (1 - y^2) at double fraction. 2 rounds."""
+        """dy * (1 - y^2) at double fraction. 2 rounds."""
         if not input_grad:
             return None, {}
         derivative = add_public(party, -square(party, residuals), 1.0)

@@ -52,7 +52,7 @@ class _Linear:
         return params, self._output_shape(shape)
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
-        """Y at double fraction. 1 round (after truncating x): x and the kernel are opened masked."""
+        """y at double fraction. 1 round (after truncating x): x and the kernel are opened masked."""
         x = masked(party, truncate(party, x, self.frac_bits))
         kernel = masked(party, params["kernel"])
         y = bilinear(party, self._maps(x.shape, kernel.shape).product, x, kernel)
@@ -63,7 +63,7 @@ class _Linear:
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """Dx and gradients at double fraction. 1 round (after truncating dy): only dy is opened."""
+        """dx and gradients at double fraction. 1 round (after truncating dy): only dy is opened."""
         x, kernel = residuals
         maps = self._maps(x.shape, kernel.shape)
         dy = masked(party, truncate(party, dy, self.frac_bits))

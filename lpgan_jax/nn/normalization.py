@@ -93,7 +93,7 @@ class SecBN:
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
-        """Dx and gradients at double fraction."""
+        """dx and gradients at double fraction."""
         r: _Residuals = residuals
         shape, f = dy.shape, self.frac_bits
         dy = truncate(party, dy, f).reshape(*r.centred.shape)
@@ -134,7 +134,7 @@ class SecBN:
         return jax.tree.map(lambda leaf: leaf[part], residuals)
 
     def infer(self, party: Party, params: Params, stats: Params, x: Secret) -> Secret:
-        """Y with the running statistics."""
+        """y with the running statistics."""
         flat = x.unmasked().reshape(1, -1, x.shape[-1])
         centred = truncate(party, flat.at_scale(2 * self.frac_bits) - stats["mean"], self.frac_bits)
         variance = stats["var"].map(lambda v: v[None])

@@ -1,0 +1,80 @@
+"""How far does secure training drift from its plaintext twin?
+
+Trains both from the same initial parameters, batches and noise, and prints the largest difference of
+any parameter next to how far the parameters moved:
+
+    python experiments/compare_twin.py --config digits --steps 20 --optimizer sgd --learning-rate 2e-3
+"""
+
+import argparse
+
+import jax
+import numpy as np
+
+import lpgan_jax as lp
+from lpgan_jax import config, data
+from lpgan_jax.gan import NETWORKS
+from lpgan_jax.models.twin import from_flax
+from lpgan_jax.plaintext import PlaintextLPGAN, optax_optimizer
+from lpgan_jax.simulation import Simulation, reveal_tree, share_state
+from lpgan_jax.training import DataSource, build
+
+
+def largest(tree: object) -> float:
+    """The largest magnitude in a tree of arrays."""
+    return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def main() -> None:
+    """Train both, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="digits")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
+    parser.add_argument("--learning-rate", default="2e-3")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    args = parser.parse_args()
+
+    changes = [*args.set]
+    for name in NETWORKS:
+        changes += [
+            f"{name}_optimizer.name={args.optimizer}",
+            f"{name}_optimizer.learning_rate={args.learning_rate}",
+        ]
+    settings = config.load(args.config, changes)
+    gan = build(settings)
+    source = DataSource(settings, settings.seed, data.load_images(settings.data))
+    initial = source.initial_state(gan)
+    twin = PlaintextLPGAN(
+        gan.model,
+        optax_optimizer(settings.generator_optimizer),
+        optax_optimizer(settings.discriminator_optimizer),
+        dtype=np.float64,
+    )
+    plain = twin.init(initial.params, initial.stats)
+    keys = jax.random.split(lp.key(settings.seed), 2)
+    secure = Simulation(gan, share_state(gan, keys[0], initial), keys[1])
+
+    print(
+        f"{settings.frac_bits} fraction bits, {args.optimizer} at {args.learning_rate}, "
+        f"batch {settings.batch_size}"
+    )
+    print(f"{'step':>5} {'largest difference':>20} {'in LSB':>9} {'largest move':>14}")
+    for step in range(args.steps):
+        batch = source.batch(step)
+        plain, _ = twin.train_step(plain, batch.images, batch.noise_d, batch.noise_g)
+        secure.train_step(step, batch)
+        if step + 1 in (1, 2, 5, 10, args.steps) or (step + 1) % 20 == 0:
+            expected = {n: from_flax(gan.model, n, plain.variables[n])[0] for n in NETWORKS}
+            revealed = reveal_tree(secure.state).params
+            difference = largest(jax.tree.map(lambda a, b: a - b, revealed, expected))
+            moved = largest(jax.tree.map(lambda a, b: a - b, expected, initial.params))
+            print(
+                f"{step + 1:5d} {difference:20.2e} {difference * 2**settings.frac_bits:9.1f} "
+                f"{moved:14.2e}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -85,7 +85,7 @@ def sgd(learning_rate: float, batch_size: int, frac_bits: int) -> SecureOptimize
     ) -> tuple[Params, Params]:
         gradient, restore = _flatten(grads)
         with party.at("sgd"):
-            return restore(scale_public(party, gradient, -rate, frac_bits)), state
+            return restore(scale_public(party, gradient, -rate, frac_bits, factor_bits=16)), state
 
     return SecureOptimizer(lambda params: {}, lambda params: {}, lambda step: {}, update)
 
@@ -111,7 +111,7 @@ def adam(
         batch_size: how many examples a gradient sums over.
         frac_bits: fraction bits of the parameters.
         b1: decay of the first moment.
-        b2: decay of the second moment, taken to 12 or more significant bits of 1 - b2.
+        b2: decay of the second moment, with 12 significant bits in 1 - b2.
         eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^4.
     """
     # Up to 18 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room for that.
@@ -149,7 +149,7 @@ def adam(
             change = g.unmasked().at_scale(m_bits) - m
             m = m + scale_public(party, change, 1 - b1, m_bits, _GRADIENT_BITS + 1)
             change = truncate(party, square(party, g), v_bits) - v
-            v = v + scale_public(party, change, 1 - b2, v_bits, 2 * _GRADIENT_BITS)
+            v = v + scale_public(party, change, 1 - b2, v_bits, 2 * _GRADIENT_BITS, factor_bits=12)
             epsilon = party.only_s1(jnp.broadcast_to(public["eps"], v.shape).astype(v.share.dtype))
             ratio = inverse_sqrt(
                 party,

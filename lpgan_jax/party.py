@@ -35,6 +35,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.extend.core import get_opaque_trace_state
 
 from lpgan_jax.prng import require_cryptographic
@@ -261,14 +262,25 @@ class Party:
         plains = [value.plain for value in values]
         if any(plain is None for plain in plains):
             result = jax.eval_shape(function, *(value.share for value in values))
-            assert self._received is not None, "a party without seeds needs corrections"
+            correction = self._next_correction(result)
             pseudo_random = self._source.shares(result.shape, result.dtype)
-            return Dealt(jnp.where(self.is_s1, pseudo_random, next(self._received)), None)
+            return Dealt(jnp.where(self.is_s1, pseudo_random, correction), None)
         plain = function(*plains)
         first = self._source.shares(plain.shape, plain.dtype)
         correction = plain ^ first if bitwise else plain - first
         self.corrections.append(correction)
         return Dealt(jnp.where(self.is_s1, first, correction), plain)
+
+    def _next_correction(self, expected: jax.ShapeDtypeStruct) -> jax.Array:
+        correction = next(self._received or iter(()), None)
+        if correction is None:
+            raise ValueError("corrections: fewer were dealt than this program uses")
+        if (correction.shape, correction.dtype) != (expected.shape, expected.dtype):
+            raise ValueError(
+                f"corrections: expected {expected.dtype}{list(expected.shape)} next, "
+                f"got {correction.dtype}{list(correction.shape)}"
+            )
+        return correction
 
 
 # Entry points -----------------------------------------------------------------------------------
@@ -278,6 +290,23 @@ def server_seeds(key: jax.Array) -> jax.Array:
     """The two servers' seeds under DS's key: a vector of two typed keys."""
     require_cryptographic(key)
     return jax.random.split(key, 2)
+
+
+@custom_vmap
+def _bind(key: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
+    """The arrays; refuses, when batched, to be batched without the key."""
+    return arrays
+
+
+@_bind.def_vmap
+def _bind_batched(size: int, batched: list[Any], key: jax.Array, arrays: list[jax.Array]) -> Any:
+    key_batched, arrays_batched = batched
+    if any(arrays_batched) and not key_batched:
+        raise ValueError(
+            "key: vmap over data needs a batch of keys (jax.random.split(key, n)): with one key all "
+            "elements would share their masks, which reveals their differences"
+        )
+    return _bind(key, arrays), arrays_batched  # and so for every vmap around this one
 
 
 def simulate(
@@ -300,8 +329,14 @@ def simulate(
 
     Returns:
         The outputs as paired arrays.
+
+    Raises:
+        TypeError: the key is not of a cryptographic PRNG.
+        ValueError: under `vmap`, the secrets are batched and the key is not.
     """
     keys = server_seeds(key)
+    leaves, structure = jax.tree.flatten(secrets)
+    secrets = jax.tree.unflatten(structure, _bind(key, leaves))
 
     def seat(shares: Any) -> Any:
         return function(Party(Source(keys), ring), shares, public)

@@ -138,7 +138,8 @@ def _primitives(jaxpr):
     for equation in jaxpr.eqns:
         counts[equation.primitive.name] = counts.get(equation.primitive.name, 0) + 1
         for sub in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")
+            list(equation.params.values()),
+            is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns"),
         ):
             inner = getattr(sub, "jaxpr", sub)
             if hasattr(inner, "eqns"):

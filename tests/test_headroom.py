@@ -44,9 +44,9 @@ def test_a_truncation_records_its_largest_magnitude():
 
 def test_a_sum_counts_before_it_is_truncated():
     # Each value fits, their mean fits; their sum does not.
-    assert bits_left(lambda p, x: arithmetic.mean(p, x, 0, 18), np.full(8, 2.0**60)) == [
-        pytest.approx(-1.0)
-    ]
+    assert bits_left(
+        lambda p, x: arithmetic.mean_of_sum(p, x.sum((0,)), 8, 18), np.full(8, 2.0**60)
+    ) == [pytest.approx(-1.0)]
 
 
 def test_what_is_no_number_has_no_room():

@@ -112,7 +112,7 @@ def test_elementwise_protocols_run_on_scalars_and_empty_arrays(name, at_one):
 # Truncation -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [0, 1, 18, 36, 61, 62, 63])
+@pytest.mark.parametrize("bits", [0, 1, 18, 36, 61, 62])
 def test_truncate_at_every_kind_of_shift(bits):
     x = log_uniform(np.random.default_rng(4), 62)
     assert_rounded(P.truncate(key(7), pair_of(x), bits), x.astype(object), bits)
@@ -208,10 +208,10 @@ def test_relu_is_exact_on_its_whole_domain():
 
 @pytest.mark.parametrize(("f", "alpha"), [(12, 0.2), (18, 0.01), (28, 0.01)])
 def test_leaky_relu_errs_below_one_lsb_and_alphas_rounding(f, alpha):
-    x = log_uniform(np.random.default_rng(6), f + 10)
+    x = log_uniform(np.random.default_rng(6), f + 8)
     z = whole(P.sec_leaky_relu(key(12), pair_of(x), FixedPoint(f), alpha))
     exact = np.where(x > 0, x, alpha * x)
-    assert np.all(np.abs(z - exact) < 1 + 2.0**-20 * np.abs(exact))
+    assert np.all(np.abs(z - exact) < 1 + 2.0**-25 * np.abs(x))
     assert np.all(z[x == 0] == 0)
 
 
@@ -502,7 +502,7 @@ MISFITS = {
     "batch norm gamma": lambda k: P.sec_batch_norm(k, ones(4, 2), ones(3), ones(2), F18),
     "batch norm rank": lambda k: P.sec_batch_norm(k, ones(4), ones(4), ones(4), F18),
     "truncate below": lambda k: P.truncate(k, ones(3), -1),
-    "truncate above": lambda k: P.truncate(k, ones(3), 64),
+    "truncate above": lambda k: P.truncate(k, ones(3), 63),
     "alpha 0": lambda k: P.sec_leaky_relu(k, ones(3), F18, 0.0),
     "alpha 1": lambda k: P.sec_leaky_relu(k, ones(3), F18, 1.0),
     "alpha NaN": lambda k: P.sec_leaky_relu(k, ones(3), F18, float("nan")),

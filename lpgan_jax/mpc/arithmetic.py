@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -14,10 +13,6 @@ from lpgan_jax.party import Dealt, Party
 from lpgan_jax.secret import Secret
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
-
-# A public constant's significant bits: as many as fit below 2^62, at most the first, and with fewer
-# than the second the other factor is truncated first.
-_CONSTANT_BITS, _FEWEST_CONSTANT_BITS = 20, 12
 
 
 @functools.singledispatch
@@ -106,7 +101,7 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     if shift == 0:
         return x
     ring = party.ring
-    if not 0 < shift < ring.bits:
+    if not 0 < shift <= ring.bits - 2:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
     a, e = _parts(masked(party, x))
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
@@ -119,11 +114,17 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
 
 
 def scale_public(
-    party: Party, x: Secret, factor: float, frac_bits: int, magnitude_bits: int = 10
+    party: Party,
+    x: Secret,
+    factor: float,
+    frac_bits: int,
+    magnitude_bits: int = 10,
+    factor_bits: int = 20,
 ) -> Secret:
-    """x times a public real, at the scale wanted: one truncation (or two, where x leaves no room).
+    """x times a public real, at the scale wanted.
 
-    The factor gets a scale of its own: up to 20 significant bits, as many as x leaves below 2^62.
+    The factor gets a scale of its own. 1 round, or 2 where x is so fine that x, the factor and its
+    magnitude take more than 62 bits: then x is truncated first.
 
     Args:
         party: this server's seat.
@@ -131,25 +132,20 @@ def scale_public(
         factor: finite and not zero. A power of two costs no bits.
         frac_bits: fraction bits of the result.
         magnitude_bits: the range of x.
+        factor_bits: significant bits of the factor; its relative error is below 2^-factor_bits.
     """
-    room = 62 - magnitude_bits - x.frac_bits
-    power_of_two = math.frexp(abs(factor))[0] == 0.5
-    if not power_of_two and room < _FEWEST_CONSTANT_BITS and x.frac_bits > frac_bits:
-        x = truncate(party, x, frac_bits)
-        room = 62 - magnitude_bits - x.frac_bits
-    k, shift = public_constant(factor, min(_CONSTANT_BITS, max(room, _FEWEST_CONSTANT_BITS // 2)))
+    k, shift = public_constant(factor, factor_bits)
+    finest = 62 - magnitude_bits - abs(k).bit_length()
+    if k not in (1, -1) and x.frac_bits > finest:
+        x = truncate(party, x, finest)
     product = x.times_int(k).divided_by_power_of_two(shift)
     if product.frac_bits < frac_bits:
         return product.at_scale(frac_bits)
     return truncate(party, product, frac_bits)
 
 
-def mean(party: Party, x: Secret, axis: int, frac_bits: int) -> Secret:
-    """The mean over one axis; its sum must stay below 2^62 as an integer.
-
-    1 round, or 2 if the count is no power of two.
-    """
-    count = x.shape[axis]
+def mean_of_sum(party: Party, total: Secret, count: int, frac_bits: int) -> Secret:
+    """total / count; 1 round, or 2 if the count is no power of two (then |mean| < 2^10)."""
     log_count = (count - 1).bit_length()
-    total = x.sum((axis,)).divided_by_power_of_two(log_count)
-    return scale_public(party, total, 2**log_count / count, frac_bits)
+    finer = total.divided_by_power_of_two(log_count)
+    return scale_public(party, finer, 2**log_count / count, frac_bits)

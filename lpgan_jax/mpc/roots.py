@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.arithmetic import masked, mul, square, truncate
+from lpgan_jax.mpc.arithmetic import masked, mul, scale_public, square, truncate
 from lpgan_jax.mpc.compare import Bit, negative, select
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
@@ -117,6 +117,7 @@ def inverse_sqrt(
     u: Secret,
     frac_bits: int | None,
     times: Secret | None = None,
+    factor: float = 1.0,
     smallest: int = 0,
     largest: int = 62,
     search: Search = parallel_levels,
@@ -135,6 +136,7 @@ def inverse_sqrt(
         frac_bits: fraction bits of the result; None for what the exponent gives, without truncation.
         times: a factor of u's shape, multiplied in before the power of two, so that the result is
             limited by its own size and not by 1/sqrt(u). |times| < 2^8.
+        factor: a public factor of the result, between 1/2 and 1.
         smallest: as in `normalise`.
         largest: as in `normalise`.
         search: as in `normalise`.
@@ -142,14 +144,15 @@ def inverse_sqrt(
     Returns:
         The result, within 2^-17 relative (2 steps) or 2^-26 (3 steps), and 1 LSB.
     """
-    if u.frac_bits % 2:
-        u = u.at_scale(u.frac_bits + 1)
-        smallest, largest = smallest + 1, min(largest + 1, _TOP)
+    if u.frac_bits % 2:  # read as u/2, whose root is smaller by sqrt(2)
+        u, factor = u.divided_by_power_of_two(1), factor * math.sqrt(0.5)
     iterations = 2 if (frac_bits or 0) <= 18 else 3
     normalised, shifts, known = normalise(party, u, smallest, largest, search)
     m = truncate(party, Secret(normalised.share, _TOP), _MANTISSA_BITS)
     y = _mantissa_inverse_sqrt(party, m, iterations=iterations)
     scale = _MANTISSA_BITS
+    if factor != 1.0:
+        y = scale_public(party, y, factor, scale, magnitude_bits=2)
     if times is not None:
         scale = times.frac_bits
         coarse = min(_MANTISSA_BITS, 62 - 10 - scale)

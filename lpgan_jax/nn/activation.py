@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.mpc import elementary
 from lpgan_jax.mpc.arithmetic import masked, mul, square, truncate
 from lpgan_jax.mpc.compare import Bit, positive, select
@@ -69,12 +68,15 @@ class SLR(SR):
 
 
 def leaky(party: Party, bit: Bit, x: Secret, alpha: float, frac_bits: int) -> Secret:
-    """alpha*x + (1 - alpha)*bit*x at frac_bits; |x| < 2^10 in real terms. 2 rounds."""
+    """alpha*x + (1 - alpha)*bit*x at frac_bits; |x| < 2^8 in real terms. 2 rounds."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: expected a slope between 0 and 1, got {alpha}")
-    if x.frac_bits > 40:
+    # |alpha x| 2^shift must stay below 2^62, and alpha's own error, |x| 2^-shift, at an LSB.
+    shift = min(24, 62 - 8 - x.frac_bits)
+    if shift < frac_bits:
         x = truncate(party, x, frac_bits)
-    k, shift = public_constant(alpha, min(20, 52 - x.frac_bits))
+        shift = min(24, 62 - 8 - frac_bits)
+    k = round(alpha * 2**shift)
     chosen = select(party, bit, x)
     total = x.unmasked().times_int(k) + chosen.times_int(2**shift - k)
     return truncate(party, total.divided_by_power_of_two(shift), frac_bits)

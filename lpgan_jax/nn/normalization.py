@@ -8,7 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax.mpc.arithmetic import bilinear, masked, mean, mul, scale_public, truncate
+from lpgan_jax.mpc.arithmetic import (
+    bilinear,
+    masked,
+    mean_of_sum,
+    mul,
+    scale_public,
+    truncate,
+)
 from lpgan_jax.mpc.roots import inverse_sqrt, lowest_bit
 from lpgan_jax.nn.layer import Params, batch_slice
 from lpgan_jax.party import Party
@@ -21,7 +28,7 @@ class _Residuals:
     """Per group g and channel c, with n values each."""
 
     mean: Secret  # [g, c] at double fraction
-    variance: Secret  # [g, c]
+    squares: Secret  # [g, c] sum of squared centred values, at double fraction
     centred: Secret  # [g, n, c], masked
     inverse: Secret  # [g, c] 1/sqrt(variance + eps), masked
     scale: Secret  # [g, c] gamma * inverse, masked
@@ -67,24 +74,32 @@ class SecBN:
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
         """(y at double fraction, residuals).
 
-        Range: the sum of squares of a channel's centred values below 2^62 at double fraction.
+        Range: the sum of squares of a channel's centred values below 2^62 at double fraction; for
+        the running statistics, a variance below 2^10.
         """
         flat = x.unmasked().reshape(self.groups, -1, x.shape[-1])
-        mu = mean(party, flat, 1, x.frac_bits)
+        count = flat.shape[1]
+        mu = mean_of_sum(party, flat.sum((1,)), count, x.frac_bits)
         centred = masked(party, truncate(party, flat - _row(mu), self.frac_bits))
-        # The exact sum of squares: non-negative, so the root's argument is at least epsilon.
-        variance = _mean_of_sums(party, _inner(party, centred, centred), flat.shape[1])
-        inverse, scale, y = self._normalise(party, params, centred, variance)
-        residuals = _Residuals(mu, variance, centred, inverse, scale)
-        return y.reshape(*x.shape), residuals
+        squares = _inner(party, centred, centred)
+        inverse, scale, y = self._normalise(party, params, centred, squares, count)
+        return y.reshape(*x.shape), _Residuals(mu, squares, centred, inverse, scale)
 
     def _normalise(
-        self, party: Party, params: Params, centred: Secret, variance: Secret
+        self, party: Party, params: Params, centred: Secret, squares: Secret, count: int
     ) -> tuple[Secret, Secret, Secret]:
+        """(1/sqrt(squares/count + epsilon), gamma times that, y)."""
+        # squares/2^k needs no operation, for 2^k = count * ratio with ratio in [1, 2); the root's
+        # argument is then exact, and never below epsilon. The ratio goes into the result.
+        log_count = (count - 1).bit_length()
+        ratio = 2**log_count / count
         with party.at("inverse_sqrt"):
-            u = add_public(party, variance, self.epsilon)
-            smallest = lowest_bit(self.epsilon / 2, u.frac_bits)
-            inverse = masked(party, inverse_sqrt(party, u, self.frac_bits, smallest=smallest))
+            epsilon = self.epsilon / ratio
+            u = add_public(party, squares.divided_by_power_of_two(log_count), epsilon)
+            smallest = lowest_bit(epsilon / 2, u.frac_bits)
+            factor = ratio**-0.5
+            inverse = inverse_sqrt(party, u, self.frac_bits, factor=factor, smallest=smallest)
+            inverse = masked(party, inverse)
         gamma = params["scale"].map(lambda v: v[None])
         scale = masked(party, truncate(party, mul(party, gamma, inverse), self.frac_bits))
         y = mul(party, centred, _row(scale))
@@ -107,10 +122,10 @@ class SecBN:
         if not input_grad:
             return None, grads
         count = r.centred.shape[1]
-        slope = truncate(party, _mean_of_sums(party, d_scale, count), f)
+        slope = mean_of_sum(party, d_scale, count, f)
         slope = truncate(party, mul(party, slope, r.inverse), f)
         slope = truncate(party, mul(party, slope, r.scale), f)
-        offset = mul(party, mean(party, dy.unmasked(), 1, f), r.scale)
+        offset = mul(party, mean_of_sum(party, dy.unmasked().sum((1,)), count, f), r.scale)
         dx = mul(party, dy, _row(r.scale)) - mul(party, r.centred, _row(slope)) - _row(offset)
         return dx.reshape(*shape), grads
 
@@ -119,12 +134,13 @@ class SecBN:
         r: _Residuals = residuals
         f = 2 * self.frac_bits
         mu = r.mean.at_scale(f) if r.mean.frac_bits < f else r.mean
-        batches = {"mean": mu, "var": truncate(party, r.variance, f)}
+        variance = mean_of_sum(party, r.squares, r.centred.shape[1], f)
+        batches = {"mean": mu, "var": variance}
         stats = dict(stats)
         for group in range(self.groups):
             for name, batch in batches.items():
                 change = batch[group] - stats[name]
-                step = scale_public(party, change, 1 - self.momentum, f, magnitude_bits=12)
+                step = scale_public(party, change, 1 - self.momentum, f, 12, factor_bits=14)
                 stats[name] = stats[name] + step
         return stats
 
@@ -138,7 +154,8 @@ class SecBN:
         flat = x.unmasked().reshape(1, -1, x.shape[-1])
         centred = truncate(party, flat.at_scale(2 * self.frac_bits) - stats["mean"], self.frac_bits)
         variance = stats["var"].map(lambda v: v[None])
-        return self._normalise(party, params, masked(party, centred), variance)[2].reshape(*x.shape)
+        y = self._normalise(party, params, masked(party, centred), variance, count=1)[2]
+        return y.reshape(*x.shape)
 
 
 def _row(x: Secret) -> Secret:
@@ -148,12 +165,3 @@ def _row(x: Secret) -> Secret:
 def _inner(party: Party, x: Secret, y: Secret) -> Secret:
     """Sums of products over the values of each group and channel: one dealt word each."""
     return bilinear(party, lambda u, v: (u * v).sum(1, dtype=u.dtype), x, y)
-
-
-def _mean_of_sums(party: Party, total: Secret, count: int) -> Secret:
-    """Total / count: free for a power of two (the scale gets finer), else truncated to its scale."""
-    log_count = (count - 1).bit_length()
-    finer = total.divided_by_power_of_two(log_count)
-    if count == 1 << log_count:
-        return finer
-    return scale_public(party, finer, (1 << log_count) / count, total.frac_bits)

@@ -66,14 +66,14 @@ def reveal_tree(secrets: Any) -> Any:
 
 
 @functools.cache
-def _compiler_options() -> dict[str, bool] | None:
-    """XLA:CPU's older code generator, where it exists (JAX 0.10): half the compile time, faster code."""
+def _compiler_options() -> dict[str, str] | None:
+    """On CPU, vectors as wide as they come: ring products run up to twice as fast as by default."""
     if jax.default_backend() != "cpu":
         return None
-    options = {"xla_cpu_use_fusion_emitters": False}
+    options = {"xla_cpu_prefer_vector_width": "512"}
     try:
         jax.jit(lambda x: x, compiler_options=options)(0)
-    except jax.errors.JaxRuntimeError:
+    except jax.errors.JaxRuntimeError:  # a JAX that has no such option
         return None
     return options
 

@@ -11,6 +11,7 @@ from lpgan_jax import protocols  # noqa: E402
 from lpgan_jax.fixed_point import FixedPoint  # noqa: E402
 from lpgan_jax.prng import key  # noqa: E402
 from lpgan_jax.shares import reveal, share  # noqa: E402
+from lpgan_jax.training import sample, train  # noqa: E402
 
-__all__ = ["FixedPoint", "key", "protocols", "reveal", "share"]
+__all__ = ["FixedPoint", "key", "protocols", "reveal", "sample", "share", "train"]
 __version__ = "0.1.0"

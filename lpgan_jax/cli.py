@@ -69,7 +69,7 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between runs; they hold no keys and no shares, which are arguments."""
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "lpgan_jax" / "xla"))
 

@@ -212,6 +212,7 @@ def train(
         run = RunDirectory.open(out)
         done, tree = checkpoint.load(run.path)
         state = restore_state(gan, initial, tree)
+        atomic_write(run.config_file, config.dump(settings).encode())
         report(f"resuming {run.path} after step {done}, with new dealer keys")
         master = make_key()
     else:

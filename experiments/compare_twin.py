@@ -1,9 +1,9 @@
 """How far does secure training drift from its plaintext twin?
 
-Trains both from the same initial parameters, batches and noise, and prints the largest difference of
-any parameter next to how far the parameters moved:
+Trains both from the same initial parameters, batches and noise, and prints the largest difference
+of any parameter next to how far the parameters moved:
 
-    python experiments/compare_twin.py --config digits --steps 20 --optimizer sgd --learning-rate 2e-3
+    python experiments/compare_twin.py --optimizer sgd --learning-rate 2e-3 --steps 20
 """
 
 import argparse

@@ -12,7 +12,7 @@ from pathlib import Path
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lpgan",
-        description="Train a DCGAN on images that nobody may see: two servers work on secret shares.",
+        description="Train a DCGAN on images that nobody may see: two servers, secret shares.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         metavar="N",
-        help="fix initial parameters, order, noise and the dealer: bit-identical runs, not for secrets "
+        help="fix initial parameters, order, noise and the dealer: repeatable, not for secrets "
         "(default: the config's seed fixes all but the dealer)",
     )
     train.add_argument(

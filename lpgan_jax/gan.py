@@ -1,9 +1,9 @@
 """LP-GAN's training protocol and its generation protocol, as one server runs them.
 
-The patent's steps: (1) DS shares the parameters; (2) SD is trained on m images and m generated ones;
-(3) SG is trained through SD on m generated images; (4) the servers return their shares to SP. SG does
-not change between (2) and (3), so both of its batches are generated in one pass, each normalised with
-its own statistics; SD's real and generated batches likewise.
+The patent's steps: (1) DS shares the parameters; (2) SD is trained on m images and m generated
+ones; (3) SG is trained through SD on m generated images; (4) the servers return their shares to SP.
+SG does not change between (2) and (3), so both of its batches are generated in one pass, each
+normalised with its own statistics; SD's real and generated batches likewise.
 """
 
 from __future__ import annotations

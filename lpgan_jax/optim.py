@@ -1,8 +1,8 @@
 """SGD and Adam on secret shares, behind optax's init/update interface.
 
-Gradients are sums over the batch (so that they keep more bits than means would); the optimizer knows
-the batch size and follows the mean gradient. What changes with the step is public and computed by
-`schedule` in float64 on the host, so that both servers use the same integers.
+Gradients are sums over the batch (so that they keep more bits than means would); the optimizer
+knows the batch size and follows the mean gradient. What changes with the step is public and
+computed by `schedule` in float64 on the host, so that both servers use the same integers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def apply_updates(params: Params, updates: Params) -> Params:
 
 
 def _flatten(grads: Params) -> tuple[Secret, Callable[[Secret], Params]]:
-    """All gradients as one vector, and the way back: one protocol call instead of one per tensor."""
+    """All gradients as one vector, and the way back: one protocol call, not one a tensor."""
     leaves, structure = jax.tree.flatten(grads, is_leaf=_is_secret)
     frac_bits = {leaf.frac_bits for leaf in leaves}
     assert len(frac_bits) == 1
@@ -102,8 +102,9 @@ def adam(
 
     optax's eps outside the root is below an LSB; eps_root, inside it, takes its place and defines
     v = 0. Adam does not depend on the gradients' scale: they are sums over at most eight examples'
-    worth, so that small batches keep their bits and large ones do not overflow. The second moment is kept at double fraction (36 bits at most), where it is never negative; the inverse root finds its
-    exponent by a binary search, and the power of two is applied to m/sqrt(.), so that no
+    worth, so that small batches keep their bits and large ones do not overflow. The second moment
+    is kept at double fraction (36 bits at most), where it is never negative; the inverse root finds
+    its exponent by a binary search, and the power of two is applied to m/sqrt(.), so that no
     intermediate value is larger than the quotient.
 
     Args:
@@ -114,7 +115,8 @@ def adam(
         b2: decay of the second moment, with 12 significant bits in 1 - b2.
         eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^4.
     """
-    # Up to 18 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room for that.
+    # Up to 18 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room for
+    # that.
     m_bits, v_bits = max(frac_bits, min(frac_bits + 8, 26)), min(2 * frac_bits, 36)
     log_batch = (batch_size - 1).bit_length()
     reduction = max(0, log_batch + _MEAN_GRADIENT_BITS - _GRADIENT_BITS)

@@ -9,19 +9,20 @@ The dealer DS hands out three kinds of correlated randomness:
 
 - a *mask* (`mask`): each server expands its own part from its own seed; DS alone knows the sum;
 - *one-owner masks* (`own_masks`): for a value that one server knows whole;
-- *shares of a value that depends on masks* (`correlate`): S1 expands a fresh pseudo-random share and
-  DS sends S2 the correction.
+- *shares of a value that depends on masks* (`correlate`): S1 expands a fresh pseudo-random share
+  and DS sends S2 the correction.
 
 | entry point | knows | does |
 |---|---|---|
 | `simulate` | both seeds | everything inline, both servers, in one program |
 | `deal` | both seeds | the same code on zero shares; returns only the corrections for S2 |
-| `online` | one server's seed and the corrections | what S1 and S2 run; no dealer plaintext exists |
+| `online` | one server's seed and the corrections | what S1 and S2 run; no dealer plaintext exists
+|
 
-Freshness. A `Party` counts its draws while a function is traced, so it is valid in the one trace that
-made it: used in the body of a `scan`, `vmap`, `jit` or `checkpoint` that was entered later, it would
-hand the same words to several executions. It refuses that with `StaleParty`. Inside such a body, make
-a new party from a key (or corrections) that is an argument of the body.
+Freshness. A `Party` counts its draws while a function is traced, so it is valid in the one trace
+that made it: used in the body of a `scan`, `vmap`, `jit` or `checkpoint` that was entered later, it
+would hand the same words to several executions. It refuses that with `StaleParty`. Inside such a
+body, make a new party from a key (or corrections) that is an argument of the body.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Words:
     """A stream of pseudo-random words, each handed out once.
 
     Small requests are cut from pools, so that a program holds few generator calls; large ones get a
-    call of their own, so that their memory lives no longer than they do. Every call has a key of its
-    own; these keys are derived many at a time, since each derivation is a generator call too.
+    call of their own, so that their memory lives no longer than they do. Every call has a key of
+    its own; these keys are derived many at a time, since each derivation is a generator call too.
     """
 
     def __init__(self, call_keys: jax.Array) -> None:
@@ -163,7 +164,7 @@ class Party:
         received: Iterator[jax.Array] | None = None,
         deployed: bool = False,
     ) -> None:
-        """`received`: S2's corrections, in online mode; `deployed`: each server on its own device."""
+        """`received`: S2's corrections, in online mode; `deployed`: a device each."""
         self.ring = ring
         self.is_s1 = lax.axis_index(AXIS) == 0
         self.place: tuple[str, ...] = ()
@@ -200,7 +201,8 @@ class Party:
         if not self._deployed:
             both = lax.all_gather(words, AXIS)
             return both[0], both[1]
-        # Point to point: over gloo about twice as fast as a reduction (but it stays batched in vmap).
+        # Point to point: over gloo about twice as fast as a reduction (but it stays batched in
+        # vmap).
         other = lax.ppermute(words, AXIS, [(0, 1), (1, 0)])
         return jnp.where(self.is_s1, words, other), jnp.where(self.is_s1, other, words)
 
@@ -303,8 +305,8 @@ def _bind_batched(size: int, batched: list[Any], key: jax.Array, arrays: list[ja
     key_batched, arrays_batched = batched
     if any(arrays_batched) and not key_batched:
         raise ValueError(
-            "key: vmap over data needs a batch of keys (jax.random.split(key, n)): with one key all "
-            "elements would share their masks, which reveals their differences"
+            "key: vmap over data needs a batch of keys (jax.random.split(key, n)): with one key "
+            "all elements would share their masks, which reveals their differences"
         )
     return _bind(key, arrays), arrays_batched  # and so for every vmap around this one
 
@@ -349,8 +351,8 @@ def deal(
 ) -> list[jax.Array]:
     """DS's program: the corrections that S2 needs to run `function` online.
 
-    Runs the same code as `simulate` on zero shares. The corrections depend on the key alone, so that
-    XLA removes all of the servers' work when this is jitted.
+    Runs the same code as `simulate` on zero shares. The corrections depend on the key alone, so
+    that XLA removes all of the servers' work when this is jitted.
 
     Args:
         function: as in `simulate`.

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """A bar with speed, remaining time and losses; on anything but a terminal, a line now and then."""
+    """A bar with speed, remaining time and losses; without a terminal, a line now and then."""
 
     def __init__(self, done: int, steps: int, *, opened_by_sp: bool) -> None:
         """`opened_by_sp`: say so next to the losses."""

@@ -1,13 +1,14 @@
 """The protocols over paired arrays: pure functions with an explicit DS key.
 
-Each takes DS's typed ChaCha20 key first, then secrets as `uint64[2, *shape]` (S1's share first), and
-returns the result's shares. They run both servers and DS in one program (`lpgan_jax.party.simulate`),
-and may be jitted, vmapped over keys and data, scanned and rematerialised. Elementwise protocols
-broadcast the axes after the party axis as NumPy does.
+Each takes DS's typed ChaCha20 key first, then secrets as `uint64[2, *shape]` (S1's share first),
+and returns the result's shares. They run both servers and DS in one program
+(`lpgan_jax.party.simulate`), and may be jitted, vmapped over keys and data, scanned and
+rematerialised. Elementwise protocols broadcast the axes after the party axis as NumPy does.
 
-A protocol is deterministic in its key, as functions of `jax.random` are: **a key must be used once**.
-Two calls with one key use the same masks, and the difference of their messages is the difference of
-their secrets. `jax.vmap` over data with an unbatched key would do just that, and is refused.
+A protocol is deterministic in its key, as functions of `jax.random` are: **a key must be used
+once**. Two calls with one key use the same masks, and the difference of their messages is the
+difference of their secrets. `jax.vmap` over data with an unbatched key would do just that, and is
+refused.
 
 Costs count online words (8 bytes) each server sends per element, and words DS sends S2 per element;
 DS sends S1 one seed. Errors are in LSB, 2^-f. Outside the stated domain results are meaningless but
@@ -130,7 +131,8 @@ def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
     """X @ y for x [M, K] and y [K, N], at f fraction bits, for |x y| < 2^(62-2f).
 
-    Error below 1 LSB, unbiased: one truncation of the exact sum. 2 rounds; MK + KN + MN words online;
+    Error below 1 LSB, unbiased: one truncation of the exact sum. 2 rounds; MK + KN + MN words
+    online;
     DS: 3 MN words.
     """
     return sec_fc(key, x, y, fxp)
@@ -153,11 +155,11 @@ def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
 
 @jax.jit
 def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
-    """SecCmp: shares of the integer 1 if u > v, else 0, for |u|, |v| < 2^62 as integers. Broadcasts.
+    """SecCmp: shares of the integer 1 if u > v, else 0, for integers |u|, |v| < 2^62. Broadcasts.
 
-    Exact, for all shares. 8 rounds; 183 bits and no words online; DS: 1 word and 198 bits. Source: LP-GAN
-    patent (steps (5)-(7) there are for shares that do not wrap); here the top bit of v - u from a
-    carry tree, see `boolean.sign_bit`.
+    Exact, for all shares. 8 rounds; 183 bits and no words online; DS: 1 word and 198 bits. Source:
+    LP-GAN patent (steps (5)-(7) there are for shares that do not wrap); here the top bit of v - u
+    from a carry tree, see `boolean.sign_bit`.
     """
     _check_broadcast(u=u, v=v)
     u, v = _align(u, v)
@@ -170,8 +172,9 @@ def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
 def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     """Inverse SSqrt: 1/sqrt(u) for u from 1 LSB up to 2^(62-f).
 
-    Error: 1 LSB and 2^-17 relative up to f = 18, 2^-25 beyond. u = 0 gives a large finite value, u < 0 a
-    meaningless one. 25 rounds (29 beyond f = 18), 30 comparisons. Source: `roots.inverse_sqrt`.
+    Error: 1 LSB and 2^-17 relative up to f = 18, 2^-25 beyond. u = 0 gives a large finite value, u
+    < 0 a meaningless one. 25 rounds (29 beyond f = 18), 30 comparisons. Source:
+    `roots.inverse_sqrt`.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.inverse_sqrt(p, s["u"], f), key, f, u=u)
@@ -248,8 +251,8 @@ def sec_conv(
 ) -> jax.Array:
     """SecConv: convolution of x [N, H, W, I] with w [kh, kw, I, O], at f fraction bits.
 
-    The image is opened (masked) once, not its patches. Error below 1 LSB, unbiased. 2 rounds; DS: 3 words
-    per element of the result.
+    The image is opened (masked) once, not its patches. Error below 1 LSB, unbiased. 2 rounds; DS: 3
+    words per element of the result.
     """
     _check_conv(x, w)
     kernel_size = (w.shape[1], w.shape[2])
@@ -321,9 +324,9 @@ def sec_batch_norm(
 ) -> jax.Array:
     """SecBN: gamma (x - mean)/sqrt(var + eps) + beta, statistics over all axes of x but the last.
 
-    x [..., C], gamma and beta [C]. Range: the squares of a channel's centred values sum to less than
-    2^(62-2f). Error: (1 + |gamma|) |x - mean| LSB and a few more, since 1/sqrt and its product with gamma
-    have 1 LSB each, and 2^-17 relative.
+    x [..., C], gamma and beta [C]. Range: the squares of a channel's centred values sum to less
+    than 2^(62-2f). Error: (1 + |gamma|) |x - mean| LSB and a few more, since 1/sqrt and its product
+    with gamma have 1 LSB each, and 2^-17 relative.
 
     Raises:
         ValueError: eps is below 1 LSB at double fraction.
@@ -333,7 +336,8 @@ def sec_batch_norm(
     _require_rank("beta", beta, 1, "C")
     if x.ndim < 3 or not x.shape[-1] == gamma.shape[-1] == beta.shape[-1]:
         raise ValueError(
-            f"expected x (2, ..., C), gamma and beta (2, C), got {x.shape}, {gamma.shape}, {beta.shape}"
+            "expected x (2, ..., C), gamma and beta (2, C), "
+            f"got {x.shape}, {gamma.shape}, {beta.shape}"
         )
     f = fxp.frac_bits
     layer = SecBN(epsilon=eps, frac_bits=f)

@@ -21,8 +21,8 @@ def share_words(key: jax.Array, words: jax.Array) -> jax.Array:
 def share(key: jax.Array, values: ArrayLike, fxp: FixedPoint) -> jax.Array:
     """DS's splitting of real values into a share for S1 and a share for S2.
 
-    Each share alone is uniform over the ring, whatever the values. A key must be used once: the same
-    key with other values shows their difference to both servers.
+    Each share alone is uniform over the ring, whatever the values. A key must be used once: the
+    same key with other values shows their difference to both servers.
 
     Args:
         key: a typed ChaCha20 key (`lpgan_jax.key`).

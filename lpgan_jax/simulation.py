@@ -36,7 +36,7 @@ class StepKeys:
 
 
 def encode(values: ArrayLike, frac_bits: int) -> jax.Array:
-    """Ring elements at any number of fraction bits (`FixedPoint` is for the 28 that users choose)."""
+    """Ring elements at any number of fraction bits (`FixedPoint` takes 28 at most)."""
     return (
         jnp.round(jnp.asarray(values, jnp.float64) * 2.0**frac_bits)
         .astype(jnp.int64)

@@ -180,8 +180,8 @@ def train(
         settings: a configuration, or the name or path of one.
         out: the run directory; new or empty, unless resuming.
         seed: for reproducible simulations only: fixes initial parameters, order, noise *and the
-            dealer*, so that two runs are bit-identical. Without it the configuration's seed fixes all
-            but the dealer, whose keys come from the operating system.
+            dealer*, so that two runs are bit-identical. Without it the configuration's seed fixes
+            all but the dealer, whose keys come from the operating system.
         resume: go on from the last checkpoint in `out`, with new dealer keys.
         plaintext: train the twin instead: the same network in Flax and optax, without sharing.
         init: parameters to start from: a file as `export` writes.
@@ -230,8 +230,8 @@ def train(
         trainer = _Plaintext(twin, twin.init(initial.params, initial.stats))
     else:
         report(
-            "simulated: this process plays DS, both servers and SP, and the run directory holds both "
-            "servers' shares"
+            "simulated: this process plays DS, both servers and SP, and the run directory holds "
+            "both servers' shares"
         )
         report(_headroom_line(gan, initial, source))
         keys = jax.random.split(master, 2)
@@ -351,7 +351,7 @@ def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, LPGAN, State]:
 def sample(
     run: str | os.PathLike[str], num: int, out: str | os.PathLike[str], *, seed: int | None = None
 ) -> None:
-    """Generate images with a run's shared parameters: SG-FP on shared noise, opened by SP as a PNG grid.
+    """Generate images with a run's shares: SG-FP on shared noise, opened by SP as a PNG grid.
 
     Args:
         run: a run directory.

@@ -128,7 +128,7 @@ def test_the_compiled_program_sends_nothing_else(deployed):
 
 
 def test_an_online_program_holds_no_large_constants(deployed):
-    """Keys, shares and corrections are arguments; a constant would land in the compilation cache."""
+    """Keys, shares and corrections are arguments; a constant would land in the cache."""
     _, traced, _, _ = deployed
     assert all(np.size(constant) <= 64 for constant in traced.jaxpr.consts)
 

@@ -78,7 +78,8 @@ def test_a_run_leaves_everything_a_reader_looks_for(run):
     assert [row["step"] for row in rows(run)] == ["1", "2", "3", "4"]
     assert all(float(row["loss_d"]) > 0 and float(row["images_per_s"]) > 0 for row in rows(run))
     for step in (0, 2, 4):
-        assert Image.open(run / f"samples/step_{step:06d}.png").size[0] > 16
+        with Image.open(run / f"samples/step_{step:06d}.png") as grid:
+            assert grid.size[0] > 16
     assert checkpoint.latest_step(run) == 4
     assert json.loads((run / "summary.json").read_text())["steps"] == 4
     assert "both servers' shares" in " ".join((run / "README.txt").read_text().split())

@@ -137,9 +137,9 @@ class Sequential:
 class DCGAN:
     """The shapes of a DCGAN; `generator` and `discriminator` build its two networks.
 
-    The published 32x32 network is the default. Each of `depth` layers doubles (SG) or halves (SD) the
-    size; SG ends, and SD begins, with `features` maps, twice as many with every layer away from the
-    image.
+    The published 32x32 network is the default. Each of `depth` layers doubles (SG) or halves (SD)
+    the size; SG ends, and SD begins, with `features` maps, twice as many with every layer away from
+    the image.
 
     Attributes:
         channels: of an image, 1 or 3.

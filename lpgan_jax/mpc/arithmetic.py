@@ -19,8 +19,8 @@ Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 def masked(party: Party, x: Secret) -> Secret:
     """Open x - a under a fresh mask a, unless x already has one.
 
-    1 round, one word per element. x - a is uniform whatever x is, and reusing it in several products
-    of x sends nothing more.
+    1 round, one word per element. x - a is uniform whatever x is, and reusing it in several
+    products of x sends nothing more.
     """
     if x.mask is not None:
         return x
@@ -49,14 +49,16 @@ def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
 
     Returns:
         product(x, y), exact in the ring, with x.frac_bits + y.frac_bits fraction bits. 1 round, one
-        word per element of x and y that is not yet masked; DS -> S2: one word per element of the result.
+        word per element of x and y that is not yet masked; DS -> S2: one word per element of the
+        result.
     """
     same = x is y
     x = masked(party, x)
     y = x if same else masked(party, y)
     (a, e), (b, d) = _parts(x), _parts(y)
     c = party.correlate(product, a, b)
-    # e*[b] and S1's e*d are one product: each server multiplies e with its share of y's opened part.
+    # e*[b] and S1's e*d are one product: each server multiplies e with its share of y's opened
+    # part.
     share = c.share + product(e, b.share + party.only_s1(d)) + product(a.share, d)
     return Secret(share, x.frac_bits + y.frac_bits)
 
@@ -65,9 +67,9 @@ def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
 def square(party: Party, x: Secret) -> Secret:
     """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
 
-    Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked; DS -> S2:
-    one word per element. The published form splits x' and x'' instead, at the same cost, but its mask
-    serves nothing else.
+    Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked; DS ->
+    S2: one word per element. The published form splits x' and x'' instead, at the same cost, but
+    its mask serves nothing else.
     """
     a, e = _parts(masked(party, x))
     c = party.correlate(lambda v: v * v, a)
@@ -93,9 +95,9 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
 
     Returns:
         x at the new scale, rounded down or up at random: the error is below 1 LSB, its mean is 0
-        (up with probability equal to the fraction dropped). 1 round, one word per element unless x is
-        masked; DS -> S2: two words per element. Local truncation of the shares (SecureML) would be
-        free, and catastrophically wrong with probability |x|/2^64 per value.
+        (up with probability equal to the fraction dropped). 1 round, one word per element unless x
+        is masked; DS -> S2: two words per element. Local truncation of the shares (SecureML) would
+        be free, and catastrophically wrong with probability |x|/2^64 per value.
     """
     shift = x.frac_bits - frac_bits
     if shift == 0:

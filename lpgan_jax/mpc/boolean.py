@@ -95,8 +95,9 @@ def sign_bit(party: Party, share: jax.Array) -> jax.Array:
 
     Bit i generates a carry where x'_i x''_i and propagates one where x'_i xor x''_i; segments
     combine as (g, p) o (g', p') = (g xor p g', p p'), and the top bit is x'_top xor x''_top xor the
-    carry of all bits below. The first AND is between words that one server knows whole, so each side
-    masks its own (one-owner masks), and that message opens p as well, under the sum of both masks.
+    carry of all bits below. The first AND is between words that one server knows whole, so each
+    side masks its own (one-owner masks), and that message opens p as well, under the sum of both
+    masks.
 
     Args:
         party: this server's seat.

@@ -55,9 +55,9 @@ def arithmetic(party: Party, bit: Bit) -> Secret:
 def select(party: Party, bit: Bit, x: Secret) -> Secret:
     """d * x, exact, at x's scale (bit and x broadcast).
 
-    With x - a = e open: r x = [r] e + [r a], and d x is r x, or x - r x where t = 1. 1 round (none if
-    x is masked; it does not depend on the bit's), one word per element of x; DS -> S2: one word per
-    element of the result.
+    With x - a = e open: r x = [r] e + [r a], and d x is r x, or x - r x where t = 1. 1 round (none
+    if x is masked; it does not depend on the bit's), one word per element of x; DS -> S2: one word
+    per element of the result.
     """
     a, e = _parts(masked(party, x))
     product = party.correlate(jnp.multiply, bit.random, a)

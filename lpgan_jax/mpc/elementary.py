@@ -29,8 +29,8 @@ _PUBLIC_BITS, _DEALT_BITS = 28, 30  # of the servers' sines, and of DS's
 class Series:
     """sum_j c_j sin(2 pi (2j + 1) x / 2^log_period), or cos and a constant for an even function.
 
-    Only odd multiples are used: they suffice for a function that is antisymmetric about a quarter of
-    the period, which is how a saturating function continues best.
+    Only odd multiples are used: they suffice for a function that is antisymmetric about a quarter
+    of the period, which is how a saturating function continues best.
 
     Attributes:
         coefficients: c_j; used by DS alone, so that servers need not agree on their last bits.
@@ -131,7 +131,8 @@ def evaluate(party: Party, series: Series, x: Secret, frac_bits: int) -> Secret:
 
     dealt_factors = party.correlate(dealt, a)
     sine, cosine = sine_cosine(e[None] * multiples, log_turn)
-    # even: cos(we + wa) = -sin(wa) sin(we) + cos(wa) cos(we); odd: cos(wa) sin(we) + sin(wa) cos(we)
+    # even: cos(we + wa) = -sin(wa) sin(we) + cos(wa) cos(we); odd: cos(wa) sin(we) + sin(wa)
+    # cos(we)
     public = jnp.stack([sine, cosine]) >> (30 - _PUBLIC_BITS)
     total = (dealt_factors.share * public.astype(jnp.uint64)).sum((0, 1), dtype=jnp.uint64)
     sum_of_waves = Secret(total, _PUBLIC_BITS + _DEALT_BITS)
@@ -139,7 +140,7 @@ def evaluate(party: Party, series: Series, x: Secret, frac_bits: int) -> Secret:
 
 
 def clamp(party: Party, x: Secret, bound: float) -> tuple[Secret, Secret]:
-    """(x clamped to [-bound, bound], the part of x above the bound); 9 rounds, 2 comparisons, exact."""
+    """(x clamped to [-bound, bound], the part above); exact. 9 rounds, 2 comparisons."""
     above = add_public(party, x, -bound)
     below = add_public(party, -x.unmasked(), -bound)
     both = concatenate([above.map(lambda v: v[None]), below.map(lambda v: v[None])])
@@ -171,7 +172,7 @@ def _log_two_cosh_half(x: np.ndarray) -> np.ndarray:
 
 
 def softplus(party: Party, x: Secret, frac_bits: int) -> Secret:
-    """ln(1 + e^x) = x/2 + ln(2 cosh(x/2)) inside the clamp, x above it. 11 rounds, 2 comparisons."""
+    """ln(1 + e^x) = x/2 + ln(2 cosh(x/2)) inside the clamp, x above. 11 rounds, 2 comparisons."""
     bound = 2 * _saturation(frac_bits)
     inside, excess = clamp(party, x, bound)
     series = fit(_log_two_cosh_half, bound, True, 2.0 ** -(frac_bits + 2))

@@ -60,8 +60,8 @@ def normalise(
     """Multiply x by a secret power of 4 that brings it into [2^60, 2^62).
 
     This is the published range conversion (SRC), for every x in the range and not only for small
-    shares, and without revealing the size of any share: the exponent is found by comparing x with public
-    thresholds under sharing.
+    shares, and without revealing the size of any share: the exponent is found by comparing x with
+    public thresholds under sharing.
 
     Args:
         party: this server's seat.
@@ -124,16 +124,17 @@ def inverse_sqrt(
 ) -> Secret:
     """Inverse SSqrt: 1/sqrt(u), or times/sqrt(u).
 
-    u = m 4^p with 1/4 <= m < 1 by `normalise`; 1/sqrt(m) by Goldschmidt's iteration (2 steps up to 18
-    fraction bits, else 3); the power 2^-p by selecting shifts with the same bits, exactly. The
-    published protocol finds p from each server's own share, which needs small shares and shows their
-    size to the other server.
+    u = m 4^p with 1/4 <= m < 1 by `normalise`; 1/sqrt(m) by Goldschmidt's iteration (2 steps up to
+    18 fraction bits, else 3); the power 2^-p by selecting shifts with the same bits, exactly. The
+    published protocol finds p from each server's own share, which needs small shares and shows
+    their size to the other server.
 
     Args:
         party: this server's seat.
-        u: integers in [2^smallest, 2^largest) at any scale. u = 0 gives a large finite value, u < 0 a
-            meaningless one.
-        frac_bits: fraction bits of the result; None for what the exponent gives, without truncation.
+        u: integers in [2^smallest, 2^largest) at any scale. u = 0 gives a large finite value, u < 0
+            a meaningless one.
+        frac_bits: fraction bits of the result; None for what the exponent gives, without
+            truncation.
         times: a factor of u's shape, multiplied in before the power of two, so that the result is
             limited by its own size and not by 1/sqrt(u). |times| < 2^8.
         factor: a public factor of the result, between 1/2 and 1.

@@ -59,7 +59,7 @@ class SR(_Activation):
 
 @dataclass(frozen=True)
 class SLR(SR):
-    """Leaky ReLU: alpha*x + (1 - alpha)*s*x, truncated to `frac_bits`. The derivative at 0 is alpha."""
+    """Leaky ReLU: alpha*x + (1 - alpha)*s*x, at `frac_bits`. The derivative at 0 is alpha."""
 
     alpha: float = 0.2
 

@@ -16,8 +16,8 @@ class Layer(Protocol):
     """A layer with hyper-parameters as fields, a forward and a backward function.
 
     Values enter and leave at any scale of at least the layer's fraction bits; each layer truncates
-    where it must. Activations are NHWC. Masks are per value: what a backward function needs is in the
-    residuals, masked and opened already.
+    where it must. Activations are NHWC. Masks are per value: what a backward function needs is in
+    the residuals, masked and opened already.
     """
 
     def init(

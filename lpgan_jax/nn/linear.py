@@ -52,7 +52,7 @@ class _Linear:
         return params, self._output_shape(shape)
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
-        """y at double fraction. 1 round (after truncating x): x and the kernel are opened masked."""
+        """y at double fraction. 1 round after truncating x: x and the kernel are opened masked."""
         x = masked(party, truncate(party, x, self.frac_bits))
         kernel = masked(party, params["kernel"])
         y = bilinear(party, self._maps(x.shape, kernel.shape).product, x, kernel)

@@ -46,7 +46,8 @@ class SecBN:
     values.
 
     Attributes:
-        epsilon: added to the variance; at double fraction, so that 1e-5 is not lost. At least 1 LSB^2.
+        epsilon: added to the variance; at double fraction, so that 1e-5 is not lost. At least 1
+            LSB^2.
         momentum: of the running statistics.
         frac_bits: fraction bits of y's factors; running statistics are kept at double fraction.
         groups: the batch is this many batches one after the other, each with statistics of its own.

@@ -50,6 +50,10 @@ def deployed(gan, inputs, mesh):
     """(compiled program, its traced form, its inputs, names of the messages it sends)."""
     key, public = lp.key(3), gan.schedule(0)
     corrections = jax.jit(functools.partial(party.deal, gan.train_step))(key, inputs, public)
+    dealt = party.Material(party.server_seeds(key), corrections)
+    seeds, corrections = dealt.take()
+    with pytest.raises(RuntimeError, match="used before"):
+        dealt.take()
     # S1 has no use for corrections: it gets zeros.
     material = [jnp.stack([jnp.zeros_like(c), c]) for c in corrections]
     names: list[str] = []
@@ -73,9 +77,7 @@ def deployed(gan, inputs, mesh):
             out_specs=SHARDED,
         )
     )
-    placed = jax.device_put(
-        (party.server_seeds(key), material, inputs), NamedSharding(mesh, SHARDED)
-    )
+    placed = jax.device_put((seeds, material, inputs), NamedSharding(mesh, SHARDED))
     arguments = (*placed, public)
     with pytest.MonkeyPatch.context() as patch:
         _forbid_plaintext(patch)

@@ -1,4 +1,4 @@
-"""SecBN: batch normalisation with batch statistics, and shared running statistics for generation."""
+"""SecBN: batch normalisation, with shared running statistics for generation."""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ _MANY_FEATURES = 32  # from here on, ring products take most of a step
 def _compiler_options(features: int) -> dict[str, bool | str] | None:
     """How XLA:CPU should generate code; measured on two cores with JAX 0.10.
 
-    With the newer generator and vectors as wide as they come, ring products run up to three times as
-    fast: the published network's step takes 2/3 of the time. The older generator compiles in half
+    With the newer generator and wide vectors, ring products run up to three times as fast: the
+    published network's step takes 2/3 of the time. The older generator compiles in half
     the time and runs the many small operations of a narrow network faster (by a fifth).
     """
     if jax.default_backend() != "cpu":

@@ -16,15 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.mpc.arithmetic import masked, scale_public, square, truncate
-from lpgan_jax.mpc.roots import binary_levels, inverse_sqrt
+from lpgan_jax.mpc.roots import binary_levels, inverse_sqrt, lowest_bit
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
 
 _is_secret = functools.partial(lambda kind, leaf: isinstance(leaf, kind), Secret)
-_GRADIENT_BITS = 7  # Adam: a parameter's gradient, at its own scale, stays below 2^7
-_MEAN_GRADIENT_BITS = 4  # that scale lets mean gradients reach 2^4
+_GRADIENT_BITS = 11  # Adam: a parameter's gradient, at its own scale, stays below 2^11
+_MEAN_GRADIENT_BITS = 8  # that scale lets mean gradients reach 2^8
+_DECAY_BITS = 8  # significant bits of 1 - b2; with 22 for squares, 32 are left for fractions
 _RATE_BITS = 20
 
 
@@ -112,18 +114,26 @@ def adam(
         batch_size: how many examples a gradient sums over.
         frac_bits: fraction bits of the parameters.
         b1: decay of the first moment.
-        b2: decay of the second moment, with 12 significant bits in 1 - b2.
-        eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^4.
+        b2: decay of the second moment, with 8 significant bits in 1 - b2.
+        eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^8
+            (a discriminator's reach 2^4 in ordinary training).
     """
     # Up to 18 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room for
     # that.
-    m_bits, v_bits = max(frac_bits, min(frac_bits + 8, 26)), min(2 * frac_bits, 36)
+    # Up to 16 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room.
+    m_bits = max(frac_bits, min(frac_bits + 8, 26))
+    v_bits = min(2 * frac_bits, 62 - 2 * _GRADIENT_BITS - _DECAY_BITS)
+    k, shift = public_constant(1 - b2, _DECAY_BITS)
+    decay = k * 2.0**-shift  # what takes the place of 1 - b2, in the bias correction too
     log_batch = (batch_size - 1).bit_length()
     reduction = max(0, log_batch + _MEAN_GRADIENT_BITS - _GRADIENT_BITS)
     eps = eps_root * (batch_size / 2**reduction) ** 2
-    smallest = max(0, math.floor(math.log2(max(1.0, eps * (1 - b2) * 2.0**v_bits))))
-    largest = min(62, v_bits + 2 * _GRADIENT_BITS)
-    rate_scale = _RATE_BITS - math.ceil(math.log2(learning_rate / (1 - b1)))
+    smallest = lowest_bit(eps * decay, v_bits)
+    largest = v_bits + 2 * _GRADIENT_BITS
+    # |m|/sqrt(v) < 1/sqrt(decay); its product with the rate must stay below 2^62.
+    ratio_bits = m_bits + 31 - (62 - largest) // 2 - v_bits // 2
+    rate_bits = min(_RATE_BITS, 61 - ratio_bits - math.ceil(-math.log2(decay) / 2))
+    rate_scale = rate_bits - math.ceil(math.log2(learning_rate / (1 - b1)))
 
     def init(params: Params) -> Params:
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
@@ -133,7 +143,7 @@ def adam(
         return {"m": m_bits, "v": v_bits}
 
     def schedule(step: int) -> dict[str, np.ndarray]:
-        bias1, bias2 = 1 - b1 ** (step + 1), 1 - b2 ** (step + 1)
+        bias1, bias2 = 1 - b1 ** (step + 1), 1 - (1 - decay) ** (step + 1)
         rate = round(learning_rate * math.sqrt(bias2) / bias1 * 2.0**rate_scale)
         return {
             "rate": np.asarray(-rate % 2**64, np.uint64),
@@ -151,7 +161,9 @@ def adam(
             change = g.unmasked().at_scale(m_bits) - m
             m = m + scale_public(party, change, 1 - b1, m_bits, _GRADIENT_BITS + 1)
             change = truncate(party, square(party, g), v_bits) - v
-            v = v + scale_public(party, change, 1 - b2, v_bits, 2 * _GRADIENT_BITS, factor_bits=12)
+            v = v + scale_public(
+                party, change, decay, v_bits, 2 * _GRADIENT_BITS, factor_bits=_DECAY_BITS
+            )
             epsilon = party.only_s1(jnp.broadcast_to(public["eps"], v.shape).astype(v.share.dtype))
             ratio = inverse_sqrt(
                 party,
@@ -162,6 +174,7 @@ def adam(
                 largest=largest,
                 search=binary_levels,
             )
+            assert ratio.frac_bits == ratio_bits
             step = Secret(_times_word(ratio.share, public["rate"]), ratio.frac_bits + rate_scale)
             return restore(truncate(party, step, frac_bits)), {"m": m, "v": v}
 

@@ -15,7 +15,7 @@ from lpgan_jax.party import simulate
 from lpgan_jax.secret import Secret
 
 BATCH, STEPS = 64, 6
-REDUCTION = 2.0 ** (6 + 4 - 7)  # Adam: of summed gradients
+REDUCTION = 2.0 ** (6 + 8 - 11)  # Adam: of summed gradients
 SHAPES = {"dense": {"kernel": (6, 4), "bias": (4,)}, "scale": (5,)}
 
 is_secret = functools.partial(lambda kind, v: isinstance(v, kind), Secret)
@@ -107,26 +107,32 @@ def adam_tolerance(grads, f, rate, b1, b2, eps_root):
     """A bound on each update's error, by intervals.
 
     Each truncation errs by an LSB of its scale: g (f bits), m (m_bits), g^2 and v (v_bits). 1 - b2
-    has 12 bits or more. The inverse root errs by 2^-17; its product with m is formed at m_bits,
-    both factors rounded there; the public rate and eps are rounded to their scales. Gradients are
-    first divided by the power of two that takes BATCH mean gradients of 2^4 to 2^7.
+    has 8 bits, in v and in the bias correction. The inverse root errs by 2^-17; its product with m
+    is formed at m_bits, both factors rounded; the public rate and eps are rounded to their scales.
+    Gradients are first divided by the power of two that takes BATCH mean gradients of 2^8 to 2^11.
     """
-    m_bits, v_bits = max(f, min(f + 8, 26)), min(2 * f, 36)
+    m_bits, v_bits = max(f, min(f + 8, 26)), min(2 * f, 32)
     e, e_m, e_v = 2.0**-f, 2.0**-m_bits, 2.0**-v_bits
-    e_rate = 2.0 ** -(20 - np.ceil(np.log2(rate / (1 - b1)))) / 2
+    e_rate = 2.0 ** -(19 - np.ceil(np.log2(rate / (1 - b1)))) / 2
     m = v = d_m = d_v = 0.0
     for step, g in enumerate(grads, 1):
         g = g / REDUCTION
         d_m = b1 * d_m + (1 - b1) * e + e_m + 2.0**-20 * (1 - b1) * np.abs(g - m)
         d_v = b2 * d_v + (1 - b2) * (2 * np.abs(g) * e + e**2 + e_v)
-        d_v = d_v + e_v + 2.0**-12 * (1 - b2) * np.abs(g**2 - v)
+        d_v = d_v + e_v + 2.0**-9 * (1 - b2) * np.abs(g**2 - v)
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         bias1, bias2 = 1 - b1**step, 1 - b2**step
         eps = eps_root * (BATCH / REDUCTION) ** 2 * bias2
         u, least = v + eps, np.maximum(v + eps - d_v - e_v, eps - e_v)  # v is never negative
         ratio = np.abs(m) / np.sqrt(u)
-        largest = (np.abs(m) + d_m + 2 * e_m) / np.sqrt(least) * (1 + 2.0**-17 + e_m)
-        smallest = (np.abs(m) - d_m - 2 * e_m) / np.sqrt(u + d_v + e_v) * (1 - 2.0**-17 - e_m)
+        largest = (
+            (np.abs(m) + d_m + 2 * e_m) / np.sqrt(least) * (1 + 2.0**-10 + 2.0**-17 + 2.0**-23)
+        )
+        smallest = (
+            (np.abs(m) - d_m - 2 * e_m)
+            / np.sqrt(u + d_v + e_v)
+            * (1 - 2.0**-10 - 2.0**-17 - 2.0**-23)
+        )
         d_ratio = np.maximum(largest - ratio, ratio - smallest)
         yield e + rate * np.sqrt(bias2) / bias1 * d_ratio + e_rate * largest
 
@@ -164,11 +170,12 @@ def test_apply_updates_adds_and_keeps_the_structure():
 def test_schedule_is_optaxs_bias_correction():
     rate, b1, b2 = 2e-4, 0.5, 0.999
     optimizer = adam(rate, BATCH, 18, b1, b2, 1e-8)
-    scale = 20 - np.ceil(np.log2(rate / (1 - b1)))
+    scale = 19 - np.ceil(np.log2(rate / (1 - b1)))
     for step in (0, 1, 100, 10**6):
         public = optimizer.schedule(step)
         assert {name: v.dtype for name, v in public.items()} == {"rate": "uint64", "eps": "uint64"}
-        exact = rate * np.sqrt(1 - b2 ** (step + 1)) / (1 - b1 ** (step + 1))
+        bias2 = 1 - (1 - 131 / 2**17) ** (step + 1)  # 1 - b2 to 8 significant bits
+        exact = rate * np.sqrt(bias2) / (1 - b1 ** (step + 1))
         assert abs(-public["rate"].astype(np.int64) * 2.0**-scale - exact) <= 2.0 ** -(scale + 1)
-        eps = 1e-8 * (BATCH / REDUCTION) ** 2 * (1 - b2 ** (step + 1)) * 2.0**36
+        eps = 1e-8 * (BATCH / REDUCTION) ** 2 * bias2 * 2.0**32
         assert abs(float(public["eps"]) - eps) <= 0.5

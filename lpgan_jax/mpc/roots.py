@@ -136,7 +136,7 @@ def inverse_sqrt(
         frac_bits: fraction bits of the result; None for what the exponent gives, without
             truncation.
         times: a factor of u's shape, multiplied in before the power of two, so that the result is
-            limited by its own size and not by 1/sqrt(u). |times| < 2^8.
+            limited by its own size and not by 1/sqrt(u). |times| < 2^11.
         factor: a public factor of the result, between 1/2 and 1.
         smallest: as in `normalise`.
         largest: as in `normalise`.
@@ -156,7 +156,7 @@ def inverse_sqrt(
         y = scale_public(party, y, factor, scale, magnitude_bits=2)
     if times is not None:
         scale = times.frac_bits
-        coarse = min(_MANTISSA_BITS, 62 - 10 - scale)
+        coarse = min(_MANTISSA_BITS, 62 - 13 - scale)
         y = truncate(party, mul(party, truncate(party, y, coarse), times), scale)
     # 1/sqrt(u) = 2^(q + known - 31 + u.frac_bits/2) / sqrt(m); the selected shifts give the 2^q.
     for shift in shifts:

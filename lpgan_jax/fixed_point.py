@@ -28,6 +28,13 @@ def require_x64() -> None:
         )
 
 
+def encode(values: ArrayLike, frac_bits: int) -> jax.Array:
+    """Real values to uint64 at any number of fraction bits; unchecked (see `FixedPoint.encode`)."""
+    scaled = jnp.round(jnp.asarray(values, jnp.float64) * 2.0**frac_bits)
+    # Through int64: a direct float -> uint64 conversion maps negative values to 0.
+    return scaled.astype(jnp.int64).astype(jnp.uint64)
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """The encoding x -> round(x * 2^frac_bits) mod 2^64, in two's complement.
@@ -69,9 +76,7 @@ class FixedPoint:
         require_x64()
         if not isinstance(values, jax.core.Tracer):
             self.check(values)
-        scaled = jnp.round(jnp.asarray(values, jnp.float64) * 2.0**self.frac_bits)
-        # Through int64: a direct float -> uint64 conversion maps negative values to 0.
-        return scaled.astype(jnp.int64).astype(jnp.uint64)
+        return encode(values, self.frac_bits)
 
     def check(self, values: ArrayLike) -> None:
         """Raise ValueError for values that `encode` refuses."""

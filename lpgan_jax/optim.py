@@ -7,7 +7,6 @@ computed by `schedule` in float64 on the host, so that both servers use the same
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,9 +20,8 @@ from lpgan_jax.mpc.arithmetic import masked, scale_public, square, truncate
 from lpgan_jax.mpc.roots import binary_levels, inverse_sqrt, lowest_bit
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
+from lpgan_jax.secret import Secret, is_secret
 
-_is_secret = functools.partial(lambda kind, leaf: isinstance(leaf, kind), Secret)
 _GRADIENT_BITS = 11  # Adam: a parameter's gradient, at its own scale, stays below 2^11
 _MEAN_GRADIENT_BITS = 8  # that scale lets mean gradients reach 2^8
 _DECAY_BITS = 8  # significant bits of 1 - b2; with 22 for squares, 32 are left for fractions
@@ -49,12 +47,12 @@ class SecureOptimizer(NamedTuple):
 
 def apply_updates(params: Params, updates: Params) -> Params:
     """Params + updates, as new values without masks."""
-    return jax.tree.map(lambda p, u: p + u, params, updates, is_leaf=_is_secret)
+    return jax.tree.map(lambda p, u: p + u, params, updates, is_leaf=is_secret)
 
 
 def _flatten(grads: Params) -> tuple[Secret, Callable[[Secret], Params]]:
     """All gradients as one vector, and the way back: one protocol call, not one a tensor."""
-    leaves, structure = jax.tree.flatten(grads, is_leaf=_is_secret)
+    leaves, structure = jax.tree.flatten(grads, is_leaf=is_secret)
     frac_bits = {leaf.frac_bits for leaf in leaves}
     assert len(frac_bits) == 1
     vector = Secret(jnp.concatenate([g.share.reshape(-1) for g in leaves]), frac_bits.pop())

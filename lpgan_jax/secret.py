@@ -114,6 +114,11 @@ class Secret:
             raise ScaleError(f"fraction bits differ: {self.frac_bits} and {other.frac_bits}")
 
 
+def is_secret(leaf: object) -> bool:
+    """Whether a node of a tree is a `Secret`: for `is_leaf`."""
+    return isinstance(leaf, Secret)
+
+
 def _word(value: int, dtype: Any) -> np.ndarray:
     """A public integer as a constant of a ring's dtype (or of float64, in the clear)."""
     if np.issubdtype(dtype, np.floating):

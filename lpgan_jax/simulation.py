@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from lpgan_jax.fixed_point import FixedPoint
+from lpgan_jax.fixed_point import FixedPoint, encode
 from lpgan_jax.gan import LPGAN, Batch, Losses, State
 from lpgan_jax.party import simulate
-from lpgan_jax.secret import Secret
+from lpgan_jax.secret import Secret, is_secret
 from lpgan_jax.shares import share_words
 
 Tree = dict[str, Any]
@@ -35,15 +34,6 @@ class StepKeys:
         return key
 
 
-def encode(values: ArrayLike, frac_bits: int) -> jax.Array:
-    """Ring elements at any number of fraction bits (`FixedPoint` takes 28 at most)."""
-    return (
-        jnp.round(jnp.asarray(values, jnp.float64) * 2.0**frac_bits)
-        .astype(jnp.int64)
-        .astype(jnp.uint64)
-    )
-
-
 def share_tree(key: jax.Array, values: Any, frac_bits: Any) -> Any:
     """Share every leaf at its own scale: float arrays to `Secret`s of paired arrays."""
     number = len(jax.tree.leaves(values))
@@ -62,7 +52,7 @@ def reveal_tree(secrets: Any) -> Any:
         words = np.asarray(secret.share)
         return (words[0] + words[1]).view(np.int64) * 2.0**-secret.frac_bits
 
-    return jax.tree.map(leaf, secrets, is_leaf=lambda x: isinstance(x, Secret))
+    return jax.tree.map(leaf, secrets, is_leaf=is_secret)
 
 
 _MANY_FEATURES = 32  # from here on, ring products take most of a step
@@ -143,7 +133,7 @@ class Simulation:
         return jax.tree.map(
             lambda s: np.asarray(s.share),
             _as_tree(self.state),
-            is_leaf=lambda x: isinstance(x, Secret),
+            is_leaf=is_secret,
         )
 
 

@@ -65,6 +65,11 @@ def _bilinear(party: Clear, product: arithmetic.Bilinear, x: Secret, y: Secret) 
     return Secret(product(x.share, y.share), x.frac_bits + y.frac_bits)
 
 
+@arithmetic.mul.register
+def _mul(party: Clear, x: Secret, y: Secret) -> Secret:
+    return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
+
+
 @arithmetic.square.register
 def _square(party: Clear, x: Secret) -> Secret:
     return Secret(x.share * x.share, 2 * x.frac_bits)

@@ -5,10 +5,9 @@ The two servers are the two places of the JAX axis `AXIS`; the only way that the
 `exchange`. The same code then runs simulated (`simulate`: `vmap` over paired arrays) and deployed
 (`online`: under `shard_map` over a mesh of two devices).
 
-The dealer DS hands out three kinds of correlated randomness:
+The dealer DS hands out two kinds of correlated randomness:
 
 - a *mask* (`mask`): each server expands its own part from its own seed; DS alone knows the sum;
-- *one-owner masks* (`own_masks`): for a value that one server knows whole;
 - *shares of a value that depends on masks* (`correlate`): S1 expands a fresh pseudo-random share
   and DS sends S2 the correction.
 
@@ -184,6 +183,19 @@ class Party:
         finally:
             self.place = outer
 
+    def marked(self, kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as a call named kind:place/.../name, which every transformation keeps.
+
+        This is how the cost model and the audit find exchanges, dealings and comparisons in a
+        traced program.
+        """
+
+        def call(*arguments: jax.Array) -> Any:
+            return function(*arguments)
+
+        call.__name__ = f"{kind}:{'/'.join(filter(None, (*self.place, name)))}"
+        return jax.jit(call)
+
     # The servers ------------------------------------------------------------------------------
 
     def only_s1(self, public: jax.Array) -> jax.Array:
@@ -199,11 +211,12 @@ class Party:
         self._check_fresh()
         self.messages.append(Message("/".join((*self.place, name)), words))
         if not self._deployed:
-            both = lax.all_gather(words, AXIS)
+            both = self.marked("exchange", name, lambda w: lax.all_gather(w, AXIS))(words)
             return both[0], both[1]
         # Point to point: over gloo about twice as fast as a reduction (but it stays batched in
         # vmap).
-        other = lax.ppermute(words, AXIS, [(0, 1), (1, 0)])
+        send = self.marked("exchange", name, lambda w: lax.ppermute(w, AXIS, [(0, 1), (1, 0)]))
+        other = send(words)
         return jnp.where(self.is_s1, words, other), jnp.where(self.is_s1, other, words)
 
     def open(self, share: jax.Array, name: str) -> jax.Array:
@@ -213,8 +226,8 @@ class Party:
 
     def open_bits(self, share: jax.Array, name: str) -> jax.Array:
         """Reveal u' xor u'' of packed bits to both servers: one round."""
-        first, second = self.exchange(share, name)
-        return first ^ second
+        # A reduction, which XLA does not compute again for each use of a word's 64 bits.
+        return jnp.bitwise_xor.reduce(jnp.stack(self.exchange(share, name)))
 
     # The dealer -------------------------------------------------------------------------------
 
@@ -234,18 +247,6 @@ class Party:
         first, second = words
         plain = first ^ second if bitwise else first + second
         return Dealt(jnp.where(self.is_s1, first, second), plain)
-
-    def own_masks(self, shape: tuple[int, ...], dtype: Any) -> tuple[Dealt, Dealt]:
-        """Two one-owner masks of packed bits: alpha, known whole to S1, and beta, to S2."""
-        self._check_fresh()
-        words = self._source.masks(shape, dtype)
-        first, second = words if isinstance(words, tuple) else (words, words)
-        none = jnp.zeros_like(first)
-        known = isinstance(words, tuple)
-        return (
-            Dealt(jnp.where(self.is_s1, first, none), first if known else None),
-            Dealt(jnp.where(self.is_s1, none, second), second if known else None),
-        )
 
     def correlate(
         self, function: Callable[..., jax.Array], *values: Dealt, bitwise: bool = False
@@ -267,9 +268,14 @@ class Party:
             correction = self._next_correction(result)
             pseudo_random = self._source.shares(result.shape, result.dtype)
             return Dealt(jnp.where(self.is_s1, pseudo_random, correction), None)
-        plain = function(*plains)
-        first = self._source.shares(plain.shape, plain.dtype)
-        correction = plain ^ first if bitwise else plain - first
+        result = jax.eval_shape(function, *plains)
+        first = self._source.shares(result.shape, result.dtype)
+
+        def deal(first: jax.Array, *plains: jax.Array) -> tuple[jax.Array, jax.Array]:
+            plain = function(*plains)
+            return plain, plain ^ first if bitwise else plain - first
+
+        plain, correction = self.marked("deal", "", deal)(first, *plains)
         self.corrections.append(correction)
         return Dealt(jnp.where(self.is_s1, first, correction), plain)
 

@@ -20,25 +20,42 @@ class ScaleError(TypeError):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Wrap:
+    """The second part of a truncated value's mask: a dealt value that counts where a flag is set.
+
+    Attributes:
+        dealt: the value.
+        flag: public, boolean.
+    """
+
+    dealt: Dealt
+    flag: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Secret:
     """One server's share of a fixed-point value.
 
     A product carries the sum of its factors' fraction bits; sums stay where they are, and
     `truncate` rescales once, where a consumer needs it. A value that was opened under a mask keeps
     both, so that all further products of it (forward, input gradient, weight gradient) reuse them;
-    linear maps apply to all three.
+    linear maps apply to all three. A truncated value has a mask of two parts, which serves
+    elementwise products without another opening (`arithmetic.mul`).
 
     Attributes:
         share: this server's share, of the ring's dtype.
         frac_bits: fraction bits of the value (static).
         mask: the value's mask, once it has one.
-        opened: value - mask, public, once the value was masked.
+        opened: value - mask (- wrap where its flag is set), public, once the value was masked.
+        wrap: the mask's second part, of a truncated value.
     """
 
     share: jax.Array
     frac_bits: int = dataclasses.field(metadata={"static": True})
     mask: Dealt | None = None
     opened: jax.Array | None = None
+    wrap: Wrap | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,11 +69,22 @@ class Secret:
 
     def map(self, linear: Callable[[jax.Array], jax.Array]) -> Secret:
         """The image under a linear map with public static integer coefficients."""
-        if self.mask is None or self.opened is None:
+        if self.mask is None or self.opened is None or self.wrap is not None:
             return Secret(linear(self.share), self.frac_bits)
         return Secret(
             linear(self.share), self.frac_bits, self.mask.map(linear), linear(self.opened)
         )
+
+    def rearrange(self, move: Callable[[jax.Array], jax.Array]) -> Secret:
+        """The image under a map that only moves or repeats elements."""
+        return jax.tree.map(move, self)
+
+    def _scaled(self, scale: Callable[[jax.Array], jax.Array]) -> Secret:
+        """The image under a map that multiplies each element by a public integer."""
+        scaled = dataclasses.replace(self, wrap=None).map(scale)
+        if self.wrap is None:
+            return scaled
+        return dataclasses.replace(scaled, wrap=Wrap(self.wrap.dealt.map(scale), self.wrap.flag))
 
     def unmasked(self) -> Secret:
         """Only the share: for a value that leaves the program or starts another life."""
@@ -64,18 +92,18 @@ class Secret:
 
     def reshape(self, *shape: int) -> Secret:
         """As `jnp.reshape`."""
-        return self.map(lambda v: v.reshape(shape))
+        return self.rearrange(lambda v: v.reshape(shape))
 
     def __getitem__(self, index: Any) -> Secret:
         """Static indexing."""
-        return self.map(lambda v: v[index])
+        return self.rearrange(lambda v: v[index])
 
     def sum(self, axis: tuple[int, ...]) -> Secret:
         """Sum over axes; local. The sum, not only each term, must stay in range."""
         return self.map(lambda v: v.sum(axis, dtype=v.dtype))
 
     def __neg__(self) -> Secret:
-        return self.map(jnp.negative)
+        return self._scaled(jnp.negative)
 
     def __add__(self, other: Secret) -> Secret:
         """SecAdd: local; the sum is a new value without a mask."""
@@ -88,13 +116,13 @@ class Secret:
 
     def times_int(self, factor: int) -> Secret:
         """Multiply by a public integer; local, exact, the scale stays."""
-        return self.map(lambda v: v * _word(factor, v.dtype))
+        return self._scaled(lambda v: v * _word(factor, v.dtype))
 
     def times_ints(self, factors: Sequence[int]) -> Secret:
         """Multiply along the leading axis by public integers; local, exact, the scale stays."""
         column = (-1,) + (1,) * (len(self.shape) - 1)
         words = np.stack([_word(factor, self.share.dtype) for factor in factors]).reshape(column)
-        return self.map(lambda v: v * words)
+        return self._scaled(lambda v: v * words)
 
     def divided_by_power_of_two(self, exponent: int) -> Secret:
         """Divide by 2^exponent by reading the same words at a finer scale; local, exact."""
@@ -127,16 +155,21 @@ def _word(value: int, dtype: Any) -> np.ndarray:
 
 
 def add_public(party: Party, secret: Secret, value: float) -> Secret:
-    """Add a public real; local (S1 adds it to its share)."""
-    constant = _word(round(value * 2.0**secret.frac_bits), secret.share.dtype)
-    added = party.only_s1(jnp.broadcast_to(constant, secret.shape))
-    return Secret(secret.share + added, secret.frac_bits)
+    """Add a public real; local: S1 adds it to its share. The sum keeps the value's mask."""
+    constant = jnp.broadcast_to(
+        _word(round(value * 2.0**secret.frac_bits), secret.share.dtype), secret.shape
+    )
+    opened = None if secret.opened is None else secret.opened + constant
+    return dataclasses.replace(
+        secret, share=secret.share + party.only_s1(constant), opened=opened
+    )
 
 
 def concatenate(secrets: list[Secret], axis: int = 0) -> Secret:
     """Concatenate secrets of one scale; masks are kept if all have one."""
     for secret in secrets[1:]:
         secrets[0]._check_scale(secret)
-    if any(secret.mask is None for secret in secrets):
+    kinds = {(secret.mask is None, secret.wrap is None) for secret in secrets}
+    if len(kinds) > 1:
         secrets = [secret.unmasked() for secret in secrets]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *secrets)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.party import Dealt, Party
-from lpgan_jax.secret import Secret
+from lpgan_jax.secret import Secret, Wrap
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -22,7 +22,7 @@ def masked(party: Party, x: Secret) -> Secret:
     1 round, one word per element. x - a is uniform whatever x is, and reusing it in several
     products of x sends nothing more.
     """
-    if x.mask is not None:
+    if x.mask is not None and x.wrap is None:
         return x
     mask = party.mask(x.shape)
     return Secret(x.share, x.frac_bits, mask, party.open(x.share - mask.share, "mask"))
@@ -64,21 +64,58 @@ def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
 
 
 @functools.singledispatch
+def mul(party: Party, x: Secret, y: Secret) -> Secret:
+    """Elementwise (broadcasting) product, as `bilinear`; a truncated factor needs no opening.
+
+    A truncated value is a public part plus a mask of two dealt parts, the second of which counts
+    where a public flag is set (see `truncate`). So its product takes one dealt share for each pair
+    of parts, and no round.
+    """
+    same = x is y
+    x = _known(party, x)
+    y = x if same else _known(party, y)
+    _, e = _parts(x)
+    _, d = _parts(y)
+    share = e * y.share + (x.share - party.only_s1(e)) * d
+    for a, a_flag in _mask_terms(x):
+        for b, b_flag in _mask_terms(y):
+            share = share + _where(a_flag, _where(b_flag, party.correlate(jnp.multiply, a, b).share))
+    return Secret(share, x.frac_bits + y.frac_bits)
+
+
+@functools.singledispatch
 def square(party: Party, x: Secret) -> Secret:
     """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
 
-    Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked; DS ->
-    S2: one word per element. The published form splits x' and x'' instead, at the same cost, but
-    its mask serves nothing else.
+    Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked or was
+    truncated; DS -> S2: one word per element. The published form splits x' and x'' instead, at the
+    same cost, but its mask serves nothing else.
     """
-    a, e = _parts(masked(party, x))
-    c = party.correlate(lambda v: v * v, a)
-    return Secret(c.share + 2 * e * a.share + party.only_s1(e * e), 2 * x.frac_bits)
+    x = _known(party, x)
+    _, e = _parts(x)
+    share = e * (2 * x.share - party.only_s1(e))
+    terms = _mask_terms(x)
+    for i, (a, a_flag) in enumerate(terms):
+        for b, b_flag in terms[i:]:
+            twice = 1 if a is b else 2
+            product = party.correlate(lambda v, w, twice=twice: twice * v * w, a, b)
+            share = share + _where(a_flag, _where(b_flag, product.share))
+    return Secret(share, 2 * x.frac_bits)
 
 
-def mul(party: Party, x: Secret, y: Secret) -> Secret:
-    """Elementwise (broadcasting) product; see `bilinear`."""
-    return bilinear(party, jnp.multiply, x, y)
+def _known(party: Party, x: Secret) -> Secret:
+    """x with a public part: as it is if it was masked or truncated, else masked."""
+    return masked(party, x) if x.mask is None else x
+
+
+def _mask_terms(x: Secret) -> list[tuple[Dealt, jax.Array | None]]:
+    """The parts of x's mask, each with the flag that says where it counts (None: everywhere)."""
+    terms: list[tuple[Dealt, jax.Array | None]] = [(_parts(x)[0], None)]
+    return terms if x.wrap is None else [*terms, (x.wrap.dealt, x.wrap.flag)]
+
+
+def _where(flag: jax.Array | None, values: jax.Array) -> jax.Array:
+    return values if flag is None else jnp.where(flag, values, jnp.zeros_like(values))
 
 
 @functools.singledispatch
@@ -96,7 +133,8 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     Returns:
         x at the new scale, rounded down or up at random: the error is below 1 LSB, its mean is 0
         (up with probability equal to the fraction dropped). 1 round, one word per element unless x
-        is masked; DS -> S2: two words per element. Local truncation of the shares (SecureML) would
+        is masked; DS -> S2: two words per element. Its parts are public and dealt values, so that
+        elementwise products of it open nothing more (`mul`). Local truncation of the shares (SecureML) would
         be free, and catastrophically wrong with probability |x|/2^64 per value.
     """
     shift = x.frac_bits - frac_bits
@@ -107,12 +145,13 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
     a, e = _parts(masked(party, x))
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
-    high = party.correlate(lambda v: ring.shift_right(-v, shift), a)
+    minus_high = party.correlate(lambda v: -ring.shift_right(-v, shift), a)
     wrap = party.correlate(lambda v: ring.shift_left(ring.top_bit(-v), ring.bits - shift), a)
     c = ring.reduce(e + ring.constant(1 << (ring.bits - 2)))
     public = ring.shift_right(c, shift) - ring.constant(1 << (ring.bits - 2 - shift))
-    wrapped = jnp.where(ring.top_bit(c) == 0, wrap.share, jnp.zeros_like(wrap.share))
-    return Secret(party.only_s1(public) - high.share + wrapped, frac_bits)
+    flag = ring.top_bit(c) == 0
+    share = party.only_s1(public) + minus_high.share + _where(flag, wrap.share)
+    return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag))
 
 
 def scale_public(

@@ -2,11 +2,18 @@
 
 A word of a row holds one bit of each of `lanes` values (lanes = the container's width), so that AND
 gates cost one bit a value at every level of a tree, and nothing is padded below a byte.
+
+The bits of a secret x come from the sum x = e + a of its opened part and its mask. The bits of e
+are public and DS deals those of a, so that all bits of both are known or masked before the first
+gate: bit i generates a carry where e_i a_i, and propagates one where e_i xor a_i.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +21,9 @@ from jax import lax
 
 from lpgan_jax.party import Dealt, Party
 from lpgan_jax.ring.words import Ring
+from lpgan_jax.secret import Secret
+
+RADIX = 4  # segments that a node of a tree combines
 
 
 def _lane_count(ring: Ring, size: int) -> int:
@@ -67,67 +77,277 @@ def unpack(ring: Ring, row: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class _MaskedBits:
-    """XOR-shared rows of packed bits under a mask: the mask, and bits ^ mask, which is public."""
+class Masked:
+    """XOR-shared bits under a mask: the mask, and bits ^ mask, which is public."""
 
     mask: Dealt
     opened: jax.Array
 
-    def __getitem__(self, index: slice) -> _MaskedBits:
-        return _MaskedBits(self.mask.map(lambda rows: rows[index]), self.opened[index])
+    def __getitem__(self, index: object) -> Masked:
+        return Masked(self.mask.map(lambda rows: rows[index]), self.opened[index])
 
 
-def _open_masked(party: Party, rows: jax.Array) -> _MaskedBits:
+def open_masked(party: Party, rows: jax.Array, name: str = "and") -> Masked:
+    """Open shared bits under a fresh mask: 1 round, one bit each."""
     mask = party.mask(rows.shape, rows.dtype, bitwise=True)
-    return _MaskedBits(mask, party.open_bits(rows ^ mask.share, "and"))
+    return Masked(mask, party.open_bits(rows ^ mask.share, name))
 
 
-def _and(party: Party, u: _MaskedBits, v: _MaskedBits) -> jax.Array:
-    """SecAnd: SecMul over Z_2 on packed words; local once both operands are masked."""
-    c = party.correlate(jnp.bitwise_and, u.mask, v.mask, bitwise=True)
-    return (
-        c.share ^ (u.opened & (v.mask.share ^ party.only_s1(v.opened))) ^ (u.mask.share & v.opened)
-    )
+Masks = tuple[int, ...]
 
 
-def sign_bit(party: Party, share: jax.Array) -> jax.Array:
-    """The top bit of x' + x'', by a carry tree (exact for every x).
+class Term(NamedTuple):
+    """A product of bits, by their numbers: all `factors`, and the carry that `generate` generates.
 
-    Bit i generates a carry where x'_i x''_i and propagates one where x'_i xor x''_i; segments
-    combine as (g, p) o (g', p') = (g xor p g', p p'), and the top bit is x'_top xor x''_top xor the
-    carry of all bits below. The first AND is between words that one server knows whole, so each
-    side masks its own (one-owner masks), and that message opens p as well, under the sum of both
-    masks.
+    Bit number i = opened_i ^ mask_i generates a carry where both of its parts are set.
+    """
+
+    factors: tuple[int, ...]
+    generate: int | None = None
+
+
+def combine(party: Party, bits: list[Masked], sums: list[list[Term]]) -> list[jax.Array]:
+    """SecAnd of any number of masked bits, and XORs of such products; local.
+
+    A product of sums opened_i ^ mask_i is expanded: DS deals a share of every product of masks that
+    occurs, once, and the servers know the factors. With two factors that is SecMul over Z_2.
 
     Args:
         party: this server's seat.
-        share: this server's share, ring elements of any shape, n in all.
+        bits: the values; their shapes broadcast.
+        sums: what to compute: for each result, the terms to XOR.
 
     Returns:
-        XOR-shared packed bits [ceil(n / lanes)], in the order of `bit_slice`. On 64 bits: 7 rounds
-        and 182 opened bits per element; DS -> S2: 198 bits.
+        This server's share of each result. DS -> S2: one bit for each product of two or more masks.
     """
-    rows = bit_slice(party.ring, share)
-    top, low = rows[-1], rows[-2::-1]  # from here on the most significant bit comes first
-    alpha, beta = party.own_masks(low.shape, low.dtype)
-    own_mask = alpha.share ^ beta.share
-    first, second = party.exchange(low ^ own_mask, "generate")
-    both = party.correlate(jnp.bitwise_and, alpha, beta, bitwise=True)
-    generate = both.share ^ jnp.where(party.is_s1, low & second, own_mask & first)
-    plain = None if alpha.plain is None or beta.plain is None else alpha.plain ^ beta.plain
-    # No carry enters below, so the lowest segment's p is never used: it is dropped throughout.
-    masked_p = _MaskedBits(Dealt(own_mask, plain), first ^ second)[slice(0, -1)]
-    propagate: jax.Array | None = None  # at first p is open already, by the message above
-    while (segments := generate.shape[0]) > 1:
-        pairs = segments // 2
-        generate_lower = generate[1 : 2 * pairs : 2]
-        if propagate is None:
-            masked_g = _open_masked(party, generate_lower)
-        else:
-            opened = _open_masked(party, jnp.concatenate([generate_lower, propagate]))
-            masked_g, masked_p = opened[slice(0, pairs)], opened[slice(pairs, None)]
-        p_upper, p_lower = masked_p[slice(0, 2 * pairs, 2)], masked_p[slice(1, 2 * pairs, 2)]
-        combined = generate[0 : 2 * pairs : 2] ^ _and(party, p_upper, masked_g)
-        propagate = _and(party, p_upper[slice(0, p_lower.opened.shape[0])], p_lower)
-        generate = jnp.concatenate([combined, generate[2 * pairs :]])
+    # Each sum becomes a polynomial in the masks: a public coefficient for each product of masks.
+    polynomials = [_expand(terms) for terms in sums]
+    dealt = _deal_products(party, bits, {masks for p in polynomials for masks in p})
+    opened = [b.opened for b in bits]
+    results = []
+    for polynomial in polynomials:
+        parts = []
+        for masks, coefficients in polynomial.items():
+            # A product of no opened parts is 1.
+            products = [functools.reduce(jnp.bitwise_and, [opened[i] for i in c]) for c in coefficients if c]
+            if not products:
+                parts.append(dealt[masks])
+                continue
+            public = functools.reduce(jnp.bitwise_xor, products)
+            public = ~public if () in coefficients else public
+            parts.append(dealt[masks] & public if masks else party.only_s1(public))
+        results.append(functools.reduce(jnp.bitwise_xor, parts))
+    return results
+
+
+def _expand(terms: list[Term]) -> dict[Masks, list[tuple[int, ...]]]:
+    """The XOR of terms as a polynomial: for each product of masks, products of opened parts."""
+    polynomial: dict[Masks, list[tuple[int, ...]]] = {}
+    for factors, generate in terms:
+        extra = () if generate is None else (generate,)
+        for count in range(len(factors) + 1):
+            for chosen in itertools.combinations(factors, count):
+                public = tuple(i for i in factors if i not in chosen)
+                masks = tuple(sorted((*chosen, *extra)))
+                polynomial.setdefault(masks, []).append((*public, *extra))
+    return polynomial
+
+
+def _deal_products(
+    party: Party, bits: list[Masked], wanted: set[Masks]
+) -> dict[Masks, jax.Array]:
+    """Shares of products of masks; those of one shape are dealt together."""
+    shares = {m: bits[m[0]].mask.share for m in wanted if len(m) == 1}
+    by_shape: dict[tuple[int, ...], list[Masks]] = {}
+    for masks in sorted(m for m in wanted if len(m) > 1):
+        shape = jnp.broadcast_shapes(*(bits[i].mask.share.shape for i in masks))
+        by_shape.setdefault(shape, []).append(masks)
+    for group in by_shape.values():
+
+        def products(*rows: jax.Array, group: list[Masks] = group) -> jax.Array:
+            return jnp.stack([functools.reduce(jnp.bitwise_and, [rows[i] for i in m]) for m in group])
+
+        dealt = party.correlate(products, *(b.mask for b in bits), bitwise=True)
+        shares |= {masks: dealt.share[i] for i, masks in enumerate(group)}
+    return shares
+
+
+def _parts(party: Party, x: Secret) -> Masked:
+    """The bits of a masked value's two parts, lowest first: rows [bits, words] each."""
+    assert x.mask is not None
+    assert x.opened is not None
+    assert x.wrap is None
+    ring = party.ring
+    dealt = party.correlate(lambda words: bit_slice(ring, words), x.mask, bitwise=True)
+    return Masked(dealt, bit_slice(ring, x.opened))
+
+
+def _digits(segments: jax.Array, digits: int) -> jax.Array:
+    """[n, ...] segments, the lowest first, to [nodes, digits, ...]; neutral ones join at the low end.
+
+    A segment of zeros neither generates nor propagates a carry.
+    """
+    missing = -segments.shape[0] % digits
+    padded = jnp.concatenate([jnp.zeros_like(segments[:1])] * missing + [segments])
+    return padded.reshape(-1, digits, *segments.shape[1:])
+
+
+def _carry_terms(digits: int, generate: int | None) -> list[Term]:
+    """The carry out of the highest of `digits` segments from those below, and its own if `generate`.
+
+    g_top ^ p_top g ^ p_top p g ^ ...: bits 0 to digits - 1 propagate; `generate` is the number of
+    the bit that generates for segment 0 (None: each segment's bit generates for itself).
+    """
+    above = [tuple(range(d + 1, digits)) for d in range(digits)]
+    if generate is None:
+        return [Term(above[d], d) for d in range(digits)]
+    return [Term((*above[d], generate + d)) for d in range(digits - 1)]
+
+
+def sign_bit(party: Party, x: Secret, bits: int | None = None, radix: int = RADIX) -> jax.Array:
+    """The top bit of a masked x, by a carry tree (exact for every x).
+
+    A node combines `radix` segments: g = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, p = p3 p2 p1 p0. The
+    bits of e and a need no opening, so that the first level is local; on 64 bits, two more follow.
+
+    Args:
+        party: this server's seat.
+        x: masked (`arithmetic.masked`): e = x - a is open. n elements.
+        bits: width of the sum; exact for |x| < 2^(bits-1). The ring's by default.
+        radix: 2 or more.
+
+    Returns:
+        XOR-shared packed bits [ceil(n / lanes)], in the order of `bit_slice`. On 64 bits, without
+        the opening of x: 2 rounds and 34 opened bits per element; DS -> S2: 343 bits.
+    """
+    bits = bits or party.ring.bits
+    rows = _parts(party, x)[:bits]
+    top = party.only_s1(rows.opened[-1]) ^ rows.mask.share[-1]
+    digits = min(radix, bits - 1)
+    low = Masked(
+        rows.mask.map(lambda v: _digits(v[:-1], digits)), _digits(rows.opened[:-1], digits)
+    )
+    generate, propagate = combine(
+        party,
+        [low[:, d] for d in range(digits)],
+        [_carry_terms(digits, None), [Term(tuple(range(digits)))]],
+    )
+    while (nodes := generate.shape[0]) > 1:
+        digits = min(radix, nodes)
+        g, p = _digits(generate, digits), _digits(propagate, digits)
+        opened = open_masked(party, jnp.concatenate([p, g[:, :-1]], axis=1))
+        carried, propagate = combine(
+            party,
+            [opened[:, i] for i in range(2 * digits - 1)],
+            [_carry_terms(digits, digits), [Term(tuple(range(digits)))]],
+        )
+        generate = g[:, -1] ^ carried
     return top ^ generate[0]
+
+
+def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
+    """All bits of a masked x, by a prefix tree (Sklansky 1960) of higher radix.
+
+    Args:
+        party: this server's seat.
+        x: masked; n elements.
+        radix: 2 or more.
+
+    Returns:
+        XOR-shared rows [ring.bits, ceil(n / lanes)], the lowest bit first. On 64 bits, without the
+        opening of x: 2 rounds.
+    """
+    rows = _parts(party, x)
+    size = rows.opened.shape[0]
+    digits = min(radix, size)
+
+    def leaves(v: jax.Array) -> jax.Array:
+        padded = jnp.concatenate([v, jnp.zeros((-size % digits, *v.shape[1:]), v.dtype)])
+        return padded.reshape(-1, digits, *v.shape[1:])
+
+    low = Masked(rows.mask.map(leaves), leaves(rows.opened))
+    prefixes = combine(
+        party,
+        [low[:, d] for d in range(digits)],
+        [_carry_terms(d + 1, None) for d in range(digits)]
+        + [[Term(tuple(range(d + 1)))] for d in range(digits)],
+    )
+    # [blocks, positions of a block, words]: carries into the position after each, within its block
+    generate = jnp.stack(prefixes[:digits], axis=1)
+    propagate = jnp.stack(prefixes[digits:], axis=1)
+    generate, _ = _scan_blocks(party, propagate, generate, radix)
+    carries = generate.reshape(-1, *generate.shape[2:])[: size - 1]
+    carry_in = jnp.concatenate([jnp.zeros_like(carries[:1]), carries])
+    return party.only_s1(rows.opened) ^ rows.mask.share ^ carry_in
+
+
+def _scan_blocks(
+    party: Party, propagate: jax.Array, generate: jax.Array | None, radix: int
+) -> tuple[jax.Array | None, jax.Array]:
+    """Join blocks' prefixes [blocks, span, words] until one block is left: a round a level.
+
+    A position's prefix absorbs the totals of the blocks below its own within a group of `radix`.
+    Without `generate`, plain products (SecMSB).
+    """
+    while (blocks := propagate.shape[0]) > 1:
+        digits = min(radix, blocks)
+        groups = -(-blocks // digits)
+
+        def grouped(v: jax.Array, groups: int = groups, digits: int = digits) -> jax.Array:
+            missing = groups * digits - v.shape[0]
+            padded = jnp.concatenate([v, jnp.zeros((missing, *v.shape[1:]), v.dtype)])
+            return padded.reshape(groups, digits, *v.shape[1:])
+
+        p = grouped(propagate)
+        span, words = p.shape[2:]
+        # Every position but those of the lowest block; of that one, its total is enough.
+        sent = [p[:, 1:].reshape(groups, -1, words), p[:, 0, -1:]]
+        if generate is not None:
+            g = grouped(generate)
+            sent.append(g[:, :-1, -1])
+        opened = open_masked(party, jnp.concatenate(sent, axis=1))
+        at = (digits - 1) * span
+        own = opened[:, :at]
+        totals = [opened[:, at : at + 1]]  # of block 0, 1, ...
+        totals += [opened[:, d * span - 1 : d * span] for d in range(1, digits - 1)]
+        carry = [opened[:, at + 1 + d : at + 2 + d] for d in range(digits - 1)]
+        new_p, new_g = [p[:, 0]], [] if generate is None else [g[:, 0]]
+        for d in range(1, digits):
+            here = own[:, (d - 1) * span : d * span]
+            # 0: this position, 1 to d: totals of the blocks below, d + 1 to 2d: their carries
+            values = [here, *totals[:d], *(carry[:d] if generate is not None else [])]
+            product = Term(tuple(range(d + 1)))
+            if generate is None:
+                new_p += combine(party, values, [[product]])
+                continue
+            terms = [Term((0, *range(i + 2, d + 1), d + 1 + i)) for i in range(d)]
+            carried, propagated = combine(party, values, [terms, [product]])
+            new_g.append(g[:, d] ^ carried)
+            new_p.append(propagated)
+        propagate = jnp.stack(new_p, axis=1).reshape(groups, -1, words)
+        if generate is not None:
+            generate = jnp.stack(new_g, axis=1).reshape(groups, -1, words)
+    return generate, propagate
+
+
+def most_significant(party: Party, rows: jax.Array, radix: int = RADIX) -> tuple[jax.Array, jax.Array]:
+    """SecMSB: one-hot at the highest set bit, and whether there is one.
+
+    t_l = 1, t_i = t_{i+1} (1 - u_i), f_i = t_{i+1} - t_i, zeta = sum f_i = 1 - t_0, where the
+    products are a prefix tree (the published protocol takes l rounds).
+
+    Args:
+        party: this server's seat.
+        rows: XOR-shared [l, ...], the highest bit first.
+        radix: 2 or more.
+
+    Returns:
+        (f [l, ...], zeta [...]), XOR-shared. ceil(log_radix l) rounds.
+    """
+    length = rows.shape[0]
+    inverted = rows ^ party.only_s1(~jnp.zeros_like(rows))
+    flat = inverted.reshape(length, 1, -1)
+    _, products = _scan_blocks(party, flat, None, radix)
+    t = products[0, :length].reshape(rows.shape)
+    before = jnp.concatenate([party.only_s1(~jnp.zeros_like(rows[:1])), t[:-1]])
+    return before ^ t, t[-1] ^ party.only_s1(~jnp.zeros_like(t[-1]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.arithmetic import _parts, masked
+from lpgan_jax.mpc.arithmetic import _known, _mask_terms, _parts, _where, masked
 from lpgan_jax.mpc.boolean import sign_bit, unpack
 from lpgan_jax.party import Dealt, Party
 from lpgan_jax.secret import Secret
@@ -31,17 +31,22 @@ class Bit:
 
 @functools.singledispatch
 def negative(party: Party, x: Secret) -> Bit:
-    """[x < 0], exact for |x| < 2^63 as an integer. 8 rounds: 7 for the sign, 1 to open t."""
-    sign = sign_bit(party, x.share)
+    """[x < 0], exact for |x| < 2^63 as an integer.
+
+    4 rounds (3 if x is masked: mask it first if it is used otherwise), one word per element unless x
+    is masked and 35 bits; DS -> S2: one word and 343 bits.
+    """
+    sign = sign_bit(party, masked(party, x))
     packed = party.mask(sign.shape, sign.dtype, bitwise=True)
     random = party.correlate(lambda row: unpack(party.ring, row, x.shape), packed)
     flipped = party.open_bits(sign ^ packed.share, "bit")
-    return Bit(unpack(party.ring, flipped, x.shape) != 0, random)
+    compare = party.marked("compare", "", lambda row: unpack(party.ring, row, x.shape) != 0)
+    return Bit(compare(flipped), random)
 
 
 def positive(party: Party, x: Secret) -> Bit:
     """[x > 0] = [-x < 0]; 0 at x = 0. See `negative`."""
-    return negative(party, -x.unmasked())
+    return negative(party, -x)
 
 
 @functools.singledispatch
@@ -56,15 +61,16 @@ def select(party: Party, bit: Bit, x: Secret) -> Secret:
     """d * x, exact, at x's scale (bit and x broadcast).
 
     With x - a = e open: r x = [r] e + [r a], and d x is r x, or x - r x where t = 1. 1 round (none
-    if x is masked; it does not depend on the bit's), one word per element of x; DS -> S2: one word
-    per element of the result.
+    if x is masked or was truncated; it does not depend on the bit's), one word per element of x; DS
+    -> S2: one word per element of the result (two if x was truncated).
     """
-    a, e = _parts(masked(party, x))
-    product = party.correlate(jnp.multiply, bit.random, a)
-    chosen = bit.random.share * e + product.share
+    x = _known(party, x)
+    chosen = bit.random.share * _parts(x)[1]
+    for a, flag in _mask_terms(x):
+        chosen = chosen + _where(flag, party.correlate(jnp.multiply, bit.random, a).share)
     return Secret(jnp.where(bit.flipped, x.share - chosen, chosen), x.frac_bits)
 
 
 def greater(party: Party, u: Secret, v: Secret) -> Bit:
-    """SecCmp: [u > v] = [v - u < 0], exact for |u|, |v| < 2^62 as integers. 8 rounds."""
+    """SecCmp: [u > v] = [v - u < 0], exact for |u|, |v| < 2^62 as integers. 4 rounds."""
     return negative(party, v - u)

@@ -143,7 +143,7 @@ def clamp(party: Party, x: Secret, bound: float) -> tuple[Secret, Secret]:
     """(x clamped to [-bound, bound], the part above); exact. 9 rounds, 2 comparisons."""
     above = add_public(party, x, -bound)
     below = add_public(party, -x.unmasked(), -bound)
-    both = concatenate([above.map(lambda v: v[None]), below.map(lambda v: v[None])])
+    both = concatenate([above.rearrange(lambda v: v[None]), below.rearrange(lambda v: v[None])])
     excess = both - select(party, negative(party, both), both)
     return x - excess[0] + excess[1], excess[0]
 

@@ -48,7 +48,7 @@ class Shift:
     def apply(self, party: Party, x: Secret, base: int) -> Secret:
         """x times base^(unit * number of bits set); exact, 1 round."""
         x = masked(party, x)
-        chosen = select(party, self.bits, x.map(lambda v: v[None]))
+        chosen = select(party, self.bits, x.rearrange(lambda v: v[None]))
         unit, count = self.level.unit, self.level.count
         steps = [base ** (unit * (j + 1)) - base ** (unit * j) for j in range(count)]
         return x.unmasked() + chosen.times_ints(steps).sum((0,))

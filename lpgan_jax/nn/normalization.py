@@ -103,7 +103,7 @@ class SecBN:
             factor = ratio**-0.5
             inverse = inverse_sqrt(party, u, self.frac_bits, factor=factor, smallest=smallest)
             inverse = masked(party, inverse)
-        gamma = params["scale"].map(lambda v: v[None])
+        gamma = params["scale"].rearrange(lambda v: v[None])
         scale = masked(party, truncate(party, mul(party, gamma, inverse), self.frac_bits))
         y = mul(party, centred, _row(scale))
         return inverse, scale, y + params["bias"].unmasked().at_scale(y.frac_bits)
@@ -156,13 +156,13 @@ class SecBN:
         """y with the running statistics."""
         flat = x.unmasked().reshape(1, -1, x.shape[-1])
         centred = truncate(party, flat.at_scale(2 * self.frac_bits) - stats["mean"], self.frac_bits)
-        variance = stats["var"].map(lambda v: v[None])
+        variance = stats["var"].rearrange(lambda v: v[None])
         y = self._normalise(party, params, masked(party, centred), variance, count=1)[2]
         return y.reshape(*x.shape)
 
 
 def _row(x: Secret) -> Secret:
-    return x.map(lambda v: v[:, None])
+    return x.rearrange(lambda v: v[:, None])
 
 
 def _inner(party: Party, x: Secret, y: Secret) -> Secret:

@@ -10,17 +10,17 @@ select is truncated later, and recorded there).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc import arithmetic, compare, elementary, roots
+from lpgan_jax.mpc import arithmetic, compare, normalise, series
 from lpgan_jax.party import Dealt, Party
 from lpgan_jax.ring.words import RING64
 from lpgan_jax.secret import Secret
 
 RANGE_BITS = 62
-# Fraction bits of a normalised value, and of the polynomial that starts the iteration on it.
-_MANTISSA_SCALES = (roots._TOP, 2 * roots._MANTISSA_BITS + 3)
 
 
 class Clear(Party):
@@ -81,15 +81,16 @@ def _truncate(party: Clear, x: Secret, frac_bits: int) -> Secret:
         return x
     if x.frac_bits < frac_bits:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
-    mantissa = x.frac_bits in _MANTISSA_SCALES and frac_bits == roots._MANTISSA_BITS
-    party.record(x, by_design=mantissa)
+    party.record(x, by_design=x.frac_bits == normalise.TOP)
     return Secret(x.share * 2.0 ** (frac_bits - x.frac_bits), frac_bits)
 
 
-@compare.negative.register
-def _negative(party: Clear, x: Secret) -> compare.Bit:
+@compare.below.register
+def _below(party: Clear, x: Secret, thresholds: Sequence[int]) -> compare.Bit:
     party.record(x, by_design=True)
-    return compare.Bit(x.share < 0, Dealt(jnp.zeros_like(x.share), None))
+    limits = jnp.asarray(thresholds, jnp.float64).reshape((-1,) + (1,) * len(x.shape))
+    bits = x.share[None] < limits
+    return compare.Bit(bits, Dealt(jnp.zeros(bits.shape), None))
 
 
 @compare.arithmetic.register
@@ -102,11 +103,12 @@ def _select(party: Clear, bit: compare.Bit, x: Secret) -> Secret:
     return Secret(jnp.where(bit.flipped, x.share, 0.0), x.frac_bits)
 
 
-@elementary.evaluate.register
-def _evaluate(party: Clear, series: elementary.Series, x: Secret, frac_bits: int) -> Secret:
+@series.evaluate.register
+def _evaluate(party: Clear, function: series.Series, x: Secret, frac_bits: int) -> Secret:
     real = x.share * 2.0**-x.frac_bits
-    odd = 2 * jnp.arange(len(series.coefficients)) + 1
-    angles = 2 * jnp.pi / 2.0**series.log_period * real * odd.reshape((-1,) + (1,) * real.ndim)
-    waves = jnp.cos(angles) if series.even else jnp.sin(angles)
-    total = jnp.tensordot(jnp.asarray(series.coefficients), waves, axes=1) + series.constant
-    return Secret(total * 2.0**frac_bits, frac_bits)
+    angles = jnp.asarray(function.multiples).reshape((-1,) + (1,) * real.ndim) * (
+        2 * jnp.pi / 2.0**function.log_period * real
+    )
+    total = jnp.tensordot(jnp.asarray(function.cosines), jnp.cos(angles), axes=1)
+    total += jnp.tensordot(jnp.asarray(function.sines), jnp.sin(angles), axes=1)
+    return Secret((total + function.constant) * 2.0**frac_bits, frac_bits)

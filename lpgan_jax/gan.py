@@ -180,7 +180,7 @@ class LPGAN:
         m = g_logits.shape[0]
         signed = concatenate([-logits[:m].unmasked(), logits[m:].unmasked(), -g_logits.unmasked()])
         with party.at("losses"):
-            values = elementary.softplus(party, signed, self.model.frac_bits)[:, 0]
+            values = elementary.softplus(party, signed, self.model.frac_bits).unmasked()[:, 0]
         return Losses(values[:m], values[m : 2 * m], values[2 * m :])
 
     def generate(self, party: Party, secrets: tuple[State, Secret], public: None) -> Secret:

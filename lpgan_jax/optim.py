@@ -17,7 +17,8 @@ import numpy as np
 
 from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.mpc.arithmetic import masked, scale_public, square, truncate
-from lpgan_jax.mpc.roots import binary_levels, inverse_sqrt, lowest_bit
+from lpgan_jax.mpc.normalise import binary_levels
+from lpgan_jax.mpc.roots import inverse_sqrt, lowest_bit
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, is_secret

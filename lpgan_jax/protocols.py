@@ -22,36 +22,57 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.fixed_point import FixedPoint
-from lpgan_jax.mpc import arithmetic, compare, elementary, roots
+from lpgan_jax.fixed_point import FixedPoint, require_x64
+from lpgan_jax.mpc import (
+    arithmetic,
+    boolean,
+    compare,
+    division,
+    elementary,
+    normalise,
+    patent,
+    roots,
+)
 from lpgan_jax.nn.activation import leaky
 from lpgan_jax.nn.linear import SecConv, SecDeconv, SecFC
 from lpgan_jax.nn.normalization import SecBN
 from lpgan_jax.party import Party, simulate
 from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.secret import Secret
-from lpgan_jax.shares import require_shares
+from lpgan_jax.shares import PARTIES, require_shares
 
 __all__ = [
+    "bit_decompose",
+    "range_conversion",
     "sec_add",
+    "sec_and",
     "sec_batch_norm",
     "sec_cmp",
     "sec_conv",
     "sec_deconv",
+    "sec_div",
+    "sec_exp",
     "sec_fc",
+    "sec_inv",
     "sec_inv_sqrt",
     "sec_leaky_relu",
+    "sec_log",
     "sec_matmul",
+    "sec_msb",
     "sec_mul",
+    "sec_or",
     "sec_relu",
     "sec_sigmoid",
     "sec_softplus",
+    "sec_sqrt",
     "sec_square",
     "sec_tanh",
+    "sec_xor",
     "truncate",
 ]
 
@@ -75,6 +96,10 @@ def _run(
 def _check_broadcast(**shares: jax.Array) -> None:
     for name, array in shares.items():
         require_shares(name, array)
+    _check_broadcast_shapes(**shares)
+
+
+def _check_broadcast_shapes(**shares: jax.Array) -> None:
     try:
         jnp.broadcast_shapes(*(array.shape[1:] for array in shares.values()))
     except ValueError:
@@ -153,36 +178,306 @@ def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
     return _run(lambda p, s: arithmetic.truncate(p, s["x"], 0), key, bits, x=x)
 
 
+# Bits ------------------------------------------------------------------------------------------
+
+
+def _check_bits(**shares: jax.Array) -> None:
+    require_x64()
+    for name, array in shares.items():
+        dtype, shape = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", ())
+        if dtype != jnp.uint8:
+            raise TypeError(f"{name}: expected uint8 shares of bits, got {dtype}")
+        if not shape or shape[0] != PARTIES:
+            raise ValueError(
+                f"{name}: expected both shares along a leading axis of 2, got shape {shape}"
+            )
+
+
+def _bit_operands(**shares: jax.Array) -> list[jax.Array]:
+    """Check and broadcast XOR-shared bits; only their lowest bits count."""
+    _check_bits(**shares)
+    _check_broadcast_shapes(**shares)
+    aligned = _align(*(jnp.asarray(array) for array in shares.values()))
+    return [array & jnp.uint8(1) for array in jnp.broadcast_arrays(*aligned)]
+
+
+def _run_bits(
+    function: Callable[[Party, Any], Any], key: jax.Array, secrets: Any, shape: tuple[int, ...]
+) -> jax.Array:
+    """Run a protocol that ends in packed rows [..., words] of the value's shape; rows come last."""
+    require_cryptographic(key)
+
+    def seat(party: Party, secrets: Any, _: None) -> jax.Array:
+        rows = function(party, secrets)
+        flat = rows.reshape(-1, rows.shape[-1])
+        bits = jax.vmap(lambda row: boolean.unpack(party.ring, row, shape))(flat)
+        return jnp.moveaxis(bits.reshape(*rows.shape[:-1], *shape), 0, -1).astype(jnp.uint8)
+
+    return simulate(seat, key, secrets)
+
+
+def sec_xor(b: jax.Array, c: jax.Array) -> jax.Array:
+    """SecXor: b xor c of XOR-shared bits, local and exact. Broadcasts.
+
+    b, c: uint8[2, ...] of 0 and 1, whose xor over the leading axis is the bit. Raises TypeError for
+    other dtypes. Source: LP-GAN patent.
+
+    Cost: 0 rounds; 0 bits online; 0 bits from DS.
+    """
+    b, c = _bit_operands(b=b, c=c)
+    return b ^ c
+
+
 @jax.jit
-def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
+def sec_and(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    """SecAnd: b and c of XOR-shared bits uint8[2, ...], exact. Broadcasts.
+
+    SecMul over Z_2 on packed words: open b xor alpha and c xor beta under fresh masks; DS deals
+    alpha beta. Source: LP-GAN patent.
+
+    Cost: 1 rounds; 2 bits online; 1 bits from DS.
+    """
+    return _gate(key, b, c, lambda party, u, v: boolean.conjunction(party, u, v))
+
+
+@jax.jit
+def sec_or(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    """SecOr: b or c = b xor c xor (b and c) of XOR-shared bits uint8[2, ...], exact. Broadcasts.
+
+    Source: LP-GAN patent.
+
+    Cost: 1 rounds; 2 bits online; 1 bits from DS.
+    """
+    return _gate(key, b, c, lambda party, u, v: u ^ v ^ boolean.conjunction(party, u, v))
+
+
+def _gate(
+    key: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    gate: Callable[[Party, jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    b, c = _bit_operands(b=b, c=c)
+
+    def function(party: Party, bits: list[jax.Array]) -> jax.Array:
+        u, v = (boolean.pack(party.ring, array) for array in bits)
+        return gate(party, u, v)[None]
+
+    return _run_bits(function, key, [b, c], b.shape[1:])[..., 0]
+
+
+@jax.jit
+def bit_decompose(key: jax.Array, x: jax.Array) -> jax.Array:
+    """DFC: XOR-shared bits of a ring value: uint8[2, ..., 64], the last axis u_63 ... u_0.
+
+    Two's complement, exact for every x. x - a is opened, DS deals the bits of a, and a prefix tree
+    adds the two. The published DFC gives each server the bits of its own share, which is local, and
+    leaves the carries to whoever uses them. Source: LP-GAN patent, `boolean.decompose`.
+
+    Cost: 3 rounds; 188 bits online; 521 bits from DS.
+    """
+    require_shares("x", x)
+    return _run_bits(
+        lambda p, s: boolean.decompose(p, arithmetic.masked(p, Secret(s, 0)))[::-1],
+        key,
+        jnp.asarray(x),
+        x.shape[1:],
+    )
+
+
+@jax.jit
+def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """SecMSB: which bit is the highest one that is set.
+
+    t_l = 1, t_i = t_{i+1} (1 - u_i), f_i = t_{i+1} - t_i, zeta = sum f_i. The products are a prefix
+    tree of radix 4: ceil(log_4 l) rounds, where the published loop takes l. 00011010 gives f =
+    00010000 and zeta = 1; zeros give zeros. Source: LP-GAN patent.
+
+    Args:
+        key: DS's key.
+        bits: uint8[2, ..., l], l at least 1, the last axis u_{l-1} ... u_0.
+
+    Returns:
+        f: uint8[2, ..., l], one-hot at the highest set bit; zeta: uint8[2, ...], whether there is
+        one.
+
+    Cost (64 bits): 3 rounds; 187 bits online; 192 bits from DS.
+    """
+    (bits,) = _bit_operands(bits=bits)
+    if bits.ndim < 2 or not bits.shape[-1]:
+        raise ValueError(f"bits: expected shape (2, ..., l) with l >= 1, got {bits.shape}")
+
+    def function(party: Party, shares: jax.Array) -> jax.Array:
+        rows = jax.vmap(lambda row: boolean.pack(party.ring, row))(jnp.moveaxis(shares, -1, 0))
+        one_hot, found = boolean.most_significant(party, rows)
+        return jnp.concatenate([one_hot, found[None]])
+
+    both = _run_bits(function, key, bits, bits.shape[1:-1])
+    return both[..., :-1], both[..., -1]
+
+
+@functools.partial(jax.jit, static_argnames="variant")
+def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array, variant: str = "ring") -> jax.Array:
     """SecCmp: shares of the integer 1 if u > v, else 0, for integers |u|, |v| < 2^62. Broadcasts.
 
-    Exact, for all shares. 8 rounds; 183 bits and no words online; DS: 1 word and 198 bits. Source:
-    LP-GAN patent (steps (5)-(7) there are for shares that do not wrap); here the top bit of v - u
-    from a carry tree, see `boolean.sign_bit`.
+    Exact, for all shares: the top bit of v - u, whose opened part and dealt mask are added by a
+    carry tree of radix 4 (`boolean.sign_bit`). Outside the domain: the sign of v - u modulo 2^64.
+
+    `variant="patent"` is the published form, for comparison: sign-magnitude bits, a sequential
+    SecMSB, an OR of the signs. It is made for integers that do not wrap: on uniform shares it is
+    wrong with probability about |u - v| / 2^64. It takes 66 rounds, 387 bits online, 257 from DS.
+
+    Source: LP-GAN patent.
+
+    Cost: 4 rounds; 99 bits online; 407 bits from DS.
+
+    Raises:
+        ValueError: the variant is neither "ring" nor "patent".
     """
+    if variant not in ("ring", "patent"):
+        raise ValueError(f'variant: expected "ring" or "patent", got {variant!r}')
     _check_broadcast(u=u, v=v)
-    u, v = _align(u, v)
-    return _run(
-        lambda p, s: compare.arithmetic(p, compare.greater(p, s["u"], s["v"])), key, 0, u=u, v=v
-    )
+    u, v = jnp.broadcast_arrays(*_align(u, v))
+    greater = compare.greater if variant == "ring" else patent.greater
+    return _run(lambda p, s: compare.arithmetic(p, greater(p, s["u"], s["v"])), key, 0, u=u, v=v)
+
+
+# Range reduction, roots and division -----------------------------------------------------------
+
+
+class Normalised(NamedTuple):
+    """u = m 2^p with 1/2 <= m < 1.
+
+    Attributes:
+        m: shares uint64[2, ...] of m at 62 fraction bits (exactly u's bits, moved up).
+        power: shares of 2^-p at 62 - f fraction bits: a power of two between 1 and 2^61 as an
+            integer, so that nothing is lost; p = 62 - f - log2(integer).
+    """
+
+    m: jax.Array
+    power: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="fxp")
+def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalised:
+    """SRC: m and 2^-p with u = m 2^p, 1/2 <= m < 1, for u from 1 LSB up to 2^(62-f); exact.
+
+    m comes at 62 fraction bits and 2^-p at 62 - f (see `Normalised`). u = 0 gives m = 0 and p = 1 -
+    f; u < 0 gives meaningless values.
+
+    The exponent is found by comparing u with all powers of two under sharing. The published SRC
+    finds p from each server's own share: that needs small shares, sends the size of each share to
+    the other server, and misses [1/2, 1) where shares cancel. Source: LP-GAN patent, `normalise`.
+
+    Cost: 4 rounds; 2199 bits online; 18234 bits from DS.
+    """
+    f = fxp.frac_bits
+    require_cryptographic(key)
+    require_shares("u", u)
+
+    def function(party: Party, share: jax.Array, public: None) -> Normalised:
+        normalised, exponent, _ = normalise.normalise(party, Secret(share, f), 1)
+        return Normalised(normalised.share, exponent.power(party, 1).share)
+
+    return simulate(function, key, jnp.asarray(u))
+
+
+@functools.partial(jax.jit, static_argnames="fxp")
+def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
+    """SSqrt: sqrt(u) for u from 0 up to 2^(62-f).
+
+    Error: 1 LSB and 2^-25 relative. u < 0 gives a meaningless value. u = m 4^p by comparisons, as
+    `range_conversion`; sqrt(m) by one trigonometric series where the published protocol iterates.
+    Source: LP-GAN patent, `roots.sqrt`.
+
+    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    """
+    f = fxp.frac_bits
+    return _run(lambda p, s: roots.sqrt(p, s["u"], f), key, f, u=u)
 
 
 @functools.partial(jax.jit, static_argnames="fxp")
 def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     """Inverse SSqrt: 1/sqrt(u) for u from 1 LSB up to 2^(62-f).
 
-    Error: 1 LSB and 2^-17 relative up to f = 18, 2^-25 beyond. u = 0 gives a large finite value, u
-    < 0 a meaningless one. 25 rounds (29 beyond f = 18), 30 comparisons. Source:
-    `roots.inverse_sqrt`.
+    Error: 1 LSB and 2^-24 relative. u = 0 gives a large finite value, u < 0 a meaningless one. As
+    `sec_sqrt`. Source: LP-GAN patent, `roots.inverse_sqrt`.
+
+    Cost: 7 rounds; 0 bits online; 0 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.inverse_sqrt(p, s["u"], f), key, f, u=u)
 
 
 @functools.partial(jax.jit, static_argnames="fxp")
+def sec_inv(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
+    """SecInv: 1/u for u of either sign, 1 LSB <= |u| < 2^(62-f).
+
+    Error: 1 LSB and 2^-25 relative. u = 0 gives a large finite value. |u| = m 2^p and the sign by
+    comparisons, 1/m by a series. (The published iteration x (2 - u x) from a fixed start diverges
+    for large u.) Source: LP-GAN patent, `division.inverse`.
+
+    Cost: 8 rounds; 0 bits online; 0 bits from DS.
+    """
+    f = fxp.frac_bits
+    return _run(lambda p, s: division.inverse(p, s["u"], f), key, f, u=u)
+
+
+@functools.partial(jax.jit, static_argnames="fxp")
+def sec_div(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
+    """SecDiv: x / y for y of either sign, 1 LSB <= |y| < 2^28, |x / y| < 2^(34-f). Broadcasts.
+
+    |x| < 2^(62-f). Error: 2 LSB and 2^-23 relative, also where x and y are small. y = 0 gives a
+    meaningless, finite value. Source: LP-GAN patent, `division.divide`.
+
+    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    """
+    _check_broadcast(x=x, y=y)
+    x, y = jnp.broadcast_arrays(*_align(x, y))
+    f = fxp.frac_bits
+    return _run(lambda p, s: division.divide(p, s["x"], s["y"], f), key, f, x=x, y=y)
+
+
+# Elementary functions --------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="fxp")
+def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
+    """SecLog: ln u for u from 1 LSB up to 2^(62-f).
+
+    Error: 2 LSB and 2^-24. u = 0 gives a finite value, u < 0 a meaningless one. ln u = ln m + p ln
+    2, ln m by a series on [1/2, 1). (The published series of 11 terms without range reduction errs
+    by 0.16 at u = 0.1.) Source: LP-GAN patent, `elementary.log`.
+
+    Cost: 6 rounds; 0 bits online; 0 bits from DS.
+    """
+    f = fxp.frac_bits
+    return _run(lambda p, s: elementary.log(p, s["u"], f), key, f, u=u)
+
+
+@functools.partial(jax.jit, static_argnames="fxp")
+def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
+    """SecExp: e^x for |x| < 2^(54-f); up to x = (34 - f) ln 2 (11.09 at 18 bits), then constant.
+
+    Error: 1 LSB and 2^-24 relative; 0 below x = -(f + 2) ln 2, where e^x is less than a quarter of
+    an LSB. x = i ln 2 + t by comparisons, e^t by a series. (The published product e^(u') e^(u'')
+    fails for shares that wrap.) Source: LP-GAN patent, `elementary.exp`.
+
+    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    """
+    f = fxp.frac_bits
+    return _run(lambda p, s: elementary.exp(p, s["x"], f), key, f, x=x)
+
+
+@functools.partial(jax.jit, static_argnames="fxp")
 def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
-    """1/(1 + e^-x) for |x| < 2^(61-f); saturates. Error: see `sec_tanh`. 11 rounds."""
+    """1/(1 + e^-x) for |x| < 2^(61-f); saturates.
+
+    Error: 2 LSB up to f = 24, 4 beyond. Two comparisons clamp x, a series of sines does the rest.
+    Source: LP-GAN patent, `elementary.sigmoid`.
+
+    Cost: 6 rounds; 0 bits online; 0 bits from DS.
+    """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.sigmoid(p, s["x"], f), key, f, x=x)
 
@@ -191,7 +486,10 @@ def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """tanh(x) for |x| < 2^(61-f); saturates.
 
-    Error below 2 LSB up to f = 20 and 2^-22 beyond. 11 rounds, 2 comparisons; see `elementary`.
+    Error: 2 LSB up to f = 24, 4 beyond. As `sec_sigmoid`. Source: LP-GAN patent,
+    `elementary.tanh`.
+
+    Cost: 6 rounds; 0 bits online; 0 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.tanh(p, s["x"], f), key, f, x=x)
@@ -199,31 +497,55 @@ def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="fxp")
 def sec_softplus(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
-    """ln(1 + e^x) for |x| < 2^(61-f): the loss -ln sigmoid(o) is softplus(-o). 12 rounds.
+    """ln(1 + e^x) for |x| < 2^(61-f): the loss -ln sigmoid(o) is softplus(-o).
 
-    Error below 3 LSB up to f = 18 and 2^-19 beyond.
+    Error: 3 LSB up to f = 18 and 2^-19 beyond. Source: `elementary.softplus`.
+
+    Cost: 7 rounds; 0 bits online; 0 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.softplus(p, s["x"], f), key, f, x=x)
 
 
+# Layers ----------------------------------------------------------------------------------------
+
+
 @jax.jit
 def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
-    """SR: max(x, 0), exact, at any scale, for |x| < 2^63 as integers. 8 rounds, 31 bytes online."""
-    return _run(lambda p, s: compare.select(p, compare.positive(p, s["x"]), s["x"]), key, 0, x=x)
+    """SR: max(x, 0), exact, at any scale, for |x| < 2^63 as integers.
+
+    x is opened once, masked, for the comparison and the selection. Source: LP-GAN patent,
+    `compare.positive`.
+
+    Cost: 4 rounds; 99 bits online; 471 bits from DS.
+    """
+
+    def function(party: Party, s: dict[str, Secret]) -> Secret:
+        x = arithmetic.masked(party, s["x"])
+        return compare.select(party, compare.positive(party, x), x)
+
+    return _run(function, key, 0, x=x)
 
 
 @functools.partial(jax.jit, static_argnames=("fxp", "alpha"))
 def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float = 0.2) -> jax.Array:
     """SLR: x where x > 0, else alpha * x, for |x| < 2^8.
 
-    Error below 1 LSB and 2^-25 |x| (alpha's own rounding). 9 rounds.
+    Error below 1 LSB and 2^-25 |x| (alpha's own rounding). Source: LP-GAN patent,
+    `nn.activation.leaky`.
+
+    Cost: 5 rounds; 163 bits online; 599 bits from DS.
 
     Raises:
         ValueError: alpha is not between 0 and 1.
     """
     f = fxp.frac_bits
-    return _run(lambda p, s: leaky(p, compare.positive(p, s["x"]), s["x"], alpha, f), key, f, x=x)
+
+    def function(party: Party, s: dict[str, Secret]) -> Secret:
+        x = arithmetic.masked(party, s["x"])
+        return leaky(party, compare.positive(party, x), x, alpha, f)
+
+    return _run(function, key, f, x=x)
 
 
 @functools.partial(jax.jit, static_argnames="fxp")

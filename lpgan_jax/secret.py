@@ -160,9 +160,7 @@ def add_public(party: Party, secret: Secret, value: float) -> Secret:
         _word(round(value * 2.0**secret.frac_bits), secret.share.dtype), secret.shape
     )
     opened = None if secret.opened is None else secret.opened + constant
-    return dataclasses.replace(
-        secret, share=secret.share + party.only_s1(constant), opened=opened
-    )
+    return dataclasses.replace(secret, share=secret.share + party.only_s1(constant), opened=opened)
 
 
 def concatenate(secrets: list[Secret], axis: int = 0) -> Secret:

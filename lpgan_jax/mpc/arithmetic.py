@@ -79,7 +79,9 @@ def mul(party: Party, x: Secret, y: Secret) -> Secret:
     share = e * y.share + (x.share - party.only_s1(e)) * d
     for a, a_flag in _mask_terms(x):
         for b, b_flag in _mask_terms(y):
-            share = share + _where(a_flag, _where(b_flag, party.correlate(jnp.multiply, a, b).share))
+            share = share + _where(
+                a_flag, _where(b_flag, party.correlate(jnp.multiply, a, b).share)
+            )
     return Secret(share, x.frac_bits + y.frac_bits)
 
 
@@ -134,8 +136,8 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
         x at the new scale, rounded down or up at random: the error is below 1 LSB, its mean is 0
         (up with probability equal to the fraction dropped). 1 round, one word per element unless x
         is masked; DS -> S2: two words per element. Its parts are public and dealt values, so that
-        elementwise products of it open nothing more (`mul`). Local truncation of the shares (SecureML) would
-        be free, and catastrophically wrong with probability |x|/2^64 per value.
+        elementwise products of it open nothing more (`mul`). Local truncation of the shares
+        (SecureML) would be free, and catastrophically wrong with probability |x|/2^64 per value.
     """
     shift = x.frac_bits - frac_bits
     if shift == 0:

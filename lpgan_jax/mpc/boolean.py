@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lpgan_jax.party import Dealt, Party
@@ -57,6 +59,14 @@ def bit_slice(ring: Ring, words: jax.Array) -> jax.Array:
         rows = lax.optimization_barrier(rows)
         span //= 2
     return rows[: ring.bits]
+
+
+def pack(ring: Ring, bits: jax.Array) -> jax.Array:
+    """An array of 0 and 1 as a row of packed bits, in the order of `bit_slice`."""
+    lanes, columns = ring.container_bits, _lane_count(ring, bits.size)
+    flat = jnp.pad(bits.reshape(-1), (0, lanes * columns - bits.size)).astype(ring.dtype)
+    shifts = jnp.arange(lanes, dtype=ring.dtype)[:, None]
+    return jnp.bitwise_or.reduce(flat.reshape(lanes, columns) << shifts)
 
 
 def ring_mask(span: int, lanes: int, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -129,7 +139,9 @@ def combine(party: Party, bits: list[Masked], sums: list[list[Term]]) -> list[ja
         parts = []
         for masks, coefficients in polynomial.items():
             # A product of no opened parts is 1.
-            products = [functools.reduce(jnp.bitwise_and, [opened[i] for i in c]) for c in coefficients if c]
+            products = [
+                functools.reduce(jnp.bitwise_and, [opened[i] for i in c]) for c in coefficients if c
+            ]
             if not products:
                 parts.append(dealt[masks])
                 continue
@@ -153,11 +165,9 @@ def _expand(terms: list[Term]) -> dict[Masks, list[tuple[int, ...]]]:
     return polynomial
 
 
-def _deal_products(
-    party: Party, bits: list[Masked], wanted: set[Masks]
-) -> dict[Masks, jax.Array]:
+def _deal_products(party: Party, bits: list[Masked], wanted: set[Masks]) -> dict[Masks, jax.Array]:
     """Shares of products of masks; those of one shape are dealt together."""
-    shares = {m: bits[m[0]].mask.share for m in wanted if len(m) == 1}
+    shares: dict[Masks, jax.Array] = {m: bits[m[0]].mask.share for m in wanted if len(m) == 1}
     by_shape: dict[tuple[int, ...], list[Masks]] = {}
     for masks in sorted(m for m in wanted if len(m) > 1):
         shape = jnp.broadcast_shapes(*(bits[i].mask.share.shape for i in masks))
@@ -165,25 +175,39 @@ def _deal_products(
     for group in by_shape.values():
 
         def products(*rows: jax.Array, group: list[Masks] = group) -> jax.Array:
-            return jnp.stack([functools.reduce(jnp.bitwise_and, [rows[i] for i in m]) for m in group])
+            return jnp.stack(
+                [functools.reduce(jnp.bitwise_and, [rows[i] for i in m]) for m in group]
+            )
 
         dealt = party.correlate(products, *(b.mask for b in bits), bitwise=True)
         shares |= {masks: dealt.share[i] for i, masks in enumerate(group)}
     return shares
 
 
-def _parts(party: Party, x: Secret) -> Masked:
-    """The bits of a masked value's two parts, lowest first: rows [bits, words] each."""
+def conjunction(party: Party, u: jax.Array, v: jax.Array) -> jax.Array:
+    """SecAnd of XOR-shared rows of one shape. 1 round, two bits each; DS -> S2: one bit."""
+    both = open_masked(party, jnp.stack([u, v]))
+    return combine(party, [both[0], both[1]], [[Term((0, 1))]])[0]
+
+
+def _parts(party: Party, x: Secret, offsets: Sequence[int]) -> Masked:
+    """The bits of the two parts of x + offset, lowest first: rows [bits, offsets, words] each.
+
+    The offsets go to the public part, so that the bits of the mask are dealt once for all of them.
+    """
     assert x.mask is not None
     assert x.opened is not None
     assert x.wrap is None
     ring = party.ring
-    dealt = party.correlate(lambda words: bit_slice(ring, words), x.mask, bitwise=True)
-    return Masked(dealt, bit_slice(ring, x.opened))
+    column = (-1,) + (1,) * len(x.shape)
+    sums = x.opened[None] + np.stack([ring.constant(o) for o in offsets]).reshape(column)
+    opened = jax.vmap(lambda words: bit_slice(ring, words), out_axes=1)(sums)
+    dealt = party.correlate(lambda words: bit_slice(ring, words)[:, None], x.mask, bitwise=True)
+    return Masked(dealt, opened)
 
 
 def _digits(segments: jax.Array, digits: int) -> jax.Array:
-    """[n, ...] segments, the lowest first, to [nodes, digits, ...]; neutral ones join at the low end.
+    """[n, ...] segments, the lowest first, to [nodes, digits, ...]; neutral ones join below.
 
     A segment of zeros neither generates nor propagates a carry.
     """
@@ -193,10 +217,10 @@ def _digits(segments: jax.Array, digits: int) -> jax.Array:
 
 
 def _carry_terms(digits: int, generate: int | None) -> list[Term]:
-    """The carry out of the highest of `digits` segments from those below, and its own if `generate`.
+    """The carry out of the highest of `digits` segments: from those below, and its own.
 
-    g_top ^ p_top g ^ p_top p g ^ ...: bits 0 to digits - 1 propagate; `generate` is the number of
-    the bit that generates for segment 0 (None: each segment's bit generates for itself).
+    g_top ^ p_top g ^ p_top p g ^ ...: bits 0 to digits - 1 propagate; bit generate + d is the carry
+    of segment d (and the highest one's is left out). None: each segment's bit generates for itself.
     """
     above = [tuple(range(d + 1, digits)) for d in range(digits)]
     if generate is None:
@@ -204,8 +228,14 @@ def _carry_terms(digits: int, generate: int | None) -> list[Term]:
     return [Term((*above[d], generate + d)) for d in range(digits - 1)]
 
 
-def sign_bit(party: Party, x: Secret, bits: int | None = None, radix: int = RADIX) -> jax.Array:
-    """The top bit of a masked x, by a carry tree (exact for every x).
+def sign_bit(
+    party: Party,
+    x: Secret,
+    offsets: Sequence[int] = (0,),
+    bits: int | None = None,
+    radix: int = RADIX,
+) -> jax.Array:
+    """The top bits of a masked x + offset, by carry trees (exact for every x).
 
     A node combines `radix` segments: g = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, p = p3 p2 p1 p0. The
     bits of e and a need no opening, so that the first level is local; on 64 bits, two more follow.
@@ -213,15 +243,17 @@ def sign_bit(party: Party, x: Secret, bits: int | None = None, radix: int = RADI
     Args:
         party: this server's seat.
         x: masked (`arithmetic.masked`): e = x - a is open. n elements.
-        bits: width of the sum; exact for |x| < 2^(bits-1). The ring's by default.
+        offsets: public integers to add.
+        bits: width of the sum; exact for |x + offset| < 2^(bits-1). The ring's by default.
         radix: 2 or more.
 
     Returns:
-        XOR-shared packed bits [ceil(n / lanes)], in the order of `bit_slice`. On 64 bits, without
-        the opening of x: 2 rounds and 34 opened bits per element; DS -> S2: 343 bits.
+        XOR-shared packed bits [offsets, ceil(n / lanes)], in the order of `bit_slice`. On 64 bits,
+        without the opening of x: 2 rounds, and 34 opened bits per element and offset; DS -> S2: 240
+        bits per element, and 103 for each offset.
     """
     bits = bits or party.ring.bits
-    rows = _parts(party, x)[:bits]
+    rows = _parts(party, x, offsets)[:bits]
     top = party.only_s1(rows.opened[-1]) ^ rows.mask.share[-1]
     digits = min(radix, bits - 1)
     low = Masked(
@@ -257,7 +289,7 @@ def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
         XOR-shared rows [ring.bits, ceil(n / lanes)], the lowest bit first. On 64 bits, without the
         opening of x: 2 rounds.
     """
-    rows = _parts(party, x)
+    rows = _parts(party, x, (0,))[:, 0]
     size = rows.opened.shape[0]
     digits = min(radix, size)
 
@@ -275,8 +307,9 @@ def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
     # [blocks, positions of a block, words]: carries into the position after each, within its block
     generate = jnp.stack(prefixes[:digits], axis=1)
     propagate = jnp.stack(prefixes[digits:], axis=1)
-    generate, _ = _scan_blocks(party, propagate, generate, radix)
-    carries = generate.reshape(-1, *generate.shape[2:])[: size - 1]
+    total, _ = _scan_blocks(party, propagate, generate, radix)
+    assert total is not None
+    carries = total.reshape(-1, *total.shape[2:])[: size - 1]
     carry_in = jnp.concatenate([jnp.zeros_like(carries[:1]), carries])
     return party.only_s1(rows.opened) ^ rows.mask.share ^ carry_in
 
@@ -330,7 +363,9 @@ def _scan_blocks(
     return generate, propagate
 
 
-def most_significant(party: Party, rows: jax.Array, radix: int = RADIX) -> tuple[jax.Array, jax.Array]:
+def most_significant(
+    party: Party, rows: jax.Array, radix: int = RADIX
+) -> tuple[jax.Array, jax.Array]:
     """SecMSB: one-hot at the highest set bit, and whether there is one.
 
     t_l = 1, t_i = t_{i+1} (1 - u_i), f_i = t_{i+1} - t_i, zeta = sum f_i = 1 - t_0, where the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -28,20 +29,42 @@ class Bit:
     flipped: jax.Array
     random: Dealt
 
+    def __getitem__(self, index: int) -> Bit:
+        return Bit(self.flipped[index], self.random.map(lambda bits: bits[index]))
+
 
 @functools.singledispatch
-def negative(party: Party, x: Secret) -> Bit:
-    """[x < 0], exact for |x| < 2^63 as an integer.
+def below(party: Party, x: Secret, thresholds: Sequence[int]) -> Bit:
+    """[x < t] for each public t, along a new leading axis; exact for |x - t| < 2^63 as integers.
 
-    4 rounds (3 if x is masked: mask it first if it is used otherwise), one word per element unless x
-    is masked and 35 bits; DS -> S2: one word and 343 bits.
+    All comparisons share x's opening and its dealt bits. 4 rounds (3 if x is masked: mask it first
+    if it is used otherwise), one word per element unless x is masked, and 35 bits for each
+    threshold; DS -> S2: 240 bits, and one word and 103 bits for each threshold.
     """
-    sign = sign_bit(party, masked(party, x))
-    packed = party.mask(sign.shape, sign.dtype, bitwise=True)
-    random = party.correlate(lambda row: unpack(party.ring, row, x.shape), packed)
-    flipped = party.open_bits(sign ^ packed.share, "bit")
-    compare = party.marked("compare", "", lambda row: unpack(party.ring, row, x.shape) != 0)
-    return Bit(compare(flipped), random)
+    sign = sign_bit(party, masked(party, x), [-t for t in thresholds])
+    return bit_of_rows(party, sign, x.shape, "compare")
+
+
+def bit_of_rows(
+    party: Party, rows: jax.Array, shape: tuple[int, ...], kind: str = "convert"
+) -> Bit:
+    """XOR-shared packed rows [k, words] as secret bits [k, *shape]. 1 round, one bit each.
+
+    DS -> S2: one word per bit. `kind` is what the cost model counts them as.
+    """
+
+    def bits(rows: jax.Array) -> jax.Array:
+        return jax.vmap(lambda row: unpack(party.ring, row, shape))(rows)
+
+    packed = party.mask(rows.shape, rows.dtype, bitwise=True)
+    random = party.correlate(bits, packed)
+    flipped = party.open_bits(rows ^ packed.share, "bit")
+    return Bit(party.marked(kind, "", lambda rows: bits(rows) != 0)(flipped), random)
+
+
+def negative(party: Party, x: Secret) -> Bit:
+    """[x < 0], exact for |x| < 2^63 as an integer; see `below`."""
+    return below(party, x, (0,))[0]
 
 
 def positive(party: Party, x: Secret) -> Bit:

@@ -40,10 +40,14 @@ class _Activation:
 
 @dataclass(frozen=True)
 class SR(_Activation):
-    """ReLU: s*x with s = [x > 0]; exact, at x's scale. The derivative at 0 is 0."""
+    """ReLU: s*x with s = [x > 0], at `frac_bits`. The derivative at 0 is 0.
+
+    x is opened (masked) once, for the bit, the rescaling and the selection.
+    """
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
-        """(y, the bit). 8 rounds."""
+        """(y, the bit). 4 rounds."""
+        x = masked(party, x)  # once, for the bit and for the selection
         bit = positive(party, x)
         return self._apply(party, bit, x), bit
 
@@ -54,7 +58,7 @@ class SR(_Activation):
         return (self._apply(party, residuals, dy) if input_grad else None), {}
 
     def _apply(self, party: Party, bit: Bit, x: Secret) -> Secret:
-        return select(party, bit, x)
+        return select(party, bit, truncate(party, x, self.frac_bits))
 
 
 @dataclass(frozen=True)

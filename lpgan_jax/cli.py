@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,27 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--out", required=True, metavar="FILE", help='Flax msgpack of {"g": ..., "d": ...}, float32'
     )
+
+    cost = commands.add_parser(
+        "cost", help="what a training step sends, without running it: bytes, rounds, per layer"
+    )
+    cost.add_argument("--config", required=True, metavar="FILE", help="as for train")
+    cost.add_argument("--batch-size", type=int, metavar="N", help="images in a batch")
+    cost.add_argument(
+        "--bandwidth", type=float, metavar="MBIT/S", help="of a network of yours (default: 1000)"
+    )
+    cost.add_argument(
+        "--latency", type=float, metavar="MS", help="one way, of that network (default: 0.5)"
+    )
+    cost.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
+
+    audit = commands.add_parser(
+        "audit", help="list every message of training and sampling, and check that it tells nothing"
+    )
+    audit.add_argument("--config", required=True, metavar="FILE", help="as for train")
+    audit.add_argument(
+        "--batch-size", type=int, default=2, metavar="N", help="images in a batch (default: 2)"
+    )
     return parser
 
 
@@ -97,8 +119,67 @@ def _train(args: argparse.Namespace) -> None:
     )
 
 
+def _cost(args: argparse.Namespace) -> None:
+    from lpgan_jax import config
+    from lpgan_jax.audit import training_program
+    from lpgan_jax.cost_model import LAN, WAN, Network, program_cost
+
+    network = None
+    if args.bandwidth is not None or args.latency is not None:
+        bandwidth = LAN.bandwidth_bits_per_s if args.bandwidth is None else 1e6 * args.bandwidth
+        latency = LAN.latency_s if args.latency is None else 1e-3 * args.latency
+        network = Network(bandwidth, latency).checked()
+    overrides = [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
+    settings = config.load(args.config, overrides)
+    function, secrets, public = training_program(settings)
+    step = program_cost(function, secrets, public, inputs=secrets[1])
+    if args.json:
+        report = step.to_json()
+        if network is not None:
+            report["seconds"] = step.seconds(*network)
+        print(json.dumps(report, indent=2))
+    else:
+        print(f"One training step, batch of {settings.batch_size}, from its trace:\n")
+        print(step.table([LAN, WAN] if network is None else [LAN, WAN, network]))
+
+
+def _audit(args: argparse.Namespace) -> int:
+    """0 if there are no problems, else 1."""
+    import jax
+
+    # Programs for two servers are compiled, so two devices are needed: any will do.
+    if not getattr(jax.config, "jax_platforms", None):
+        jax.config.update("jax_platforms", "cpu")
+    if getattr(jax.config, "jax_num_cpu_devices", None) != 2:
+        jax.config.update("jax_num_cpu_devices", 2)
+
+    from lpgan_jax import config
+    from lpgan_jax.audit import audit, audit_compiled, sampling_program, training_program
+
+    settings = config.load(args.config, [f"batch_size={args.batch_size}"])
+    programs = {
+        "A training step": training_program(settings),
+        "Sampling": sampling_program(settings, args.batch_size),
+    }
+    failed = False
+    for title, program in programs.items():
+        report = audit(*program)
+        print(f"{title}, batch of {args.batch_size}\n\n{report.table()}", flush=True)
+        compiled = audit_compiled(*program)
+        for problem in compiled:
+            print(f"PROBLEM in the compiled program: {problem}")
+        if not compiled:
+            print("the compiled program sends these messages and nothing else")
+        print(flush=True)
+        failed |= bool(compiled) or not report.ok
+    return 1 if failed else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for bad input, 130 for Ctrl-C."""
+    """Run the command line; returns the exit status.
+
+    It is 0; 1 for bad input and for an audit that found problems; 130 for Ctrl-C.
+    """
     args = _parser().parse_args(argv)
     try:
         _use_compilation_cache()
@@ -109,6 +190,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             sample(args.run, args.num, args.out, seed=args.seed)
             print(f"{args.num} images, opened by SP, in {args.out}")
+        elif args.command == "cost":
+            _cost(args)
+        elif args.command == "audit":
+            return _audit(args)
         else:
             from lpgan_jax.training import export
 

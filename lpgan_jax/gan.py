@@ -132,7 +132,8 @@ class LPGAN:
         noise = concatenate([batch.noise_d, batch.noise_g])
         fakes, g_residuals = generator.forward(party, state.params["generator"], noise)
 
-        images = concatenate([masked(party, batch.images), fakes[:m]])
+        with party.at("images"):
+            images = concatenate([masked(party, batch.images), fakes[:m]])
         logits, d_residuals = discriminator.forward(party, state.params["discriminator"], images)
         with party.at("discriminator.loss"):
             sigmoid = elementary.sigmoid(party, logits, self.model.frac_bits)

@@ -10,8 +10,9 @@ once**. Two calls with one key use the same masks, and the difference of their m
 difference of their secrets. `jax.vmap` over data with an unbatched key would do just that, and is
 refused.
 
-Costs count online words (8 bytes) each server sends per element, and words DS sends S2 per element;
-DS sends S1 one seed. Errors are in LSB, 2^-f. Outside the stated domain results are meaningless but
+A line "Cost" says, per element and for large arrays: the longest chain of dependent exchanges, the
+bits that each server sends the other, and the bits that DS sends S2 (at 18 fraction bits); DS sends
+S1 one seed. Errors are in LSB, 2^-f. Outside the stated domain results are meaningless but
 well-formed; nothing is revealed.
 
 All raise TypeError for a key of a non-cryptographic PRNG and for shares that are not uint64, and
@@ -120,7 +121,10 @@ def _require_rank(name: str, array: jax.Array, rank: int, axes: str) -> None:
 
 
 def sec_add(x: jax.Array, y: jax.Array) -> jax.Array:
-    """SecAdd: x + y, local and exact. Broadcasts. Source: LP-GAN patent."""
+    """SecAdd: x + y, local and exact (modulo 2^64). Broadcasts. Source: LP-GAN patent.
+
+    Cost: 0 rounds; 0 bits online; 0 bits from DS.
+    """
     _check_broadcast(x=x, y=y)
     x, y = _align(x, y)
     return x + y
@@ -130,8 +134,9 @@ def sec_add(x: jax.Array, y: jax.Array) -> jax.Array:
 def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecMul: x * y at f fraction bits, for |x y| < 2^(62-2f). Broadcasts.
 
-    Error below 1 LSB, unbiased. 2 rounds, 3 words online; DS: 3 words. Source: Beaver 1991, LP-GAN
-    patent; truncation as in `truncate`.
+    Error below 1 LSB, unbiased. Source: Beaver 1991, LP-GAN patent; truncation as in `truncate`.
+
+    Cost: 2 rounds; 192 bits online; 192 bits from DS.
     """
     _check_broadcast(x=x, y=y)
     x, y = _align(x, y)
@@ -145,8 +150,9 @@ def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
 def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecSq: x^2 at f fraction bits, for x^2 < 2^(62-2f). Error below 1 LSB, unbiased.
 
-    2 rounds, 2 words online; DS: 3 words. Source: LP-GAN patent, with one mask (see
-    `arithmetic.square`).
+    Source: LP-GAN patent, with one mask (see `arithmetic.square`).
+
+    Cost: 2 rounds; 128 bits online; 192 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: arithmetic.truncate(p, arithmetic.square(p, s["x"]), f), key, f, x=x)
@@ -157,8 +163,7 @@ def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> j
     """X @ y for x [M, K] and y [K, N], at f fraction bits, for |x y| < 2^(62-2f).
 
     Error below 1 LSB, unbiased: one truncation of the exact sum. 2 rounds; MK + KN + MN words
-    online;
-    DS: 3 MN words.
+    online; DS: 3 MN words.
     """
     return sec_fc(key, x, y, fxp)
 
@@ -167,8 +172,11 @@ def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> j
 def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
     """X / 2^bits in the ring, rounded down or up at random, for |x| < 2^62 as integers.
 
-    Error below 1 LSB, mean 0: up with probability equal to the fraction dropped. 1 round, 1 word
-    online; DS: 2 words. Outside the range the error is about 2^(64 - bits).
+    Error below 1 LSB, mean 0: up with probability equal to the fraction dropped. Outside the range
+    the error is about 2^(64 - bits). The published scheme names no truncation; the local one of
+    other systems fails with probability |x| / 2^64 a value. Source: `arithmetic.truncate`.
+
+    Cost: 1 round; 64 bits online; 128 bits from DS.
 
     Raises:
         ValueError: bits is outside 0 to 62.
@@ -235,7 +243,7 @@ def sec_and(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     SecMul over Z_2 on packed words: open b xor alpha and c xor beta under fresh masks; DS deals
     alpha beta. Source: LP-GAN patent.
 
-    Cost: 1 rounds; 2 bits online; 1 bits from DS.
+    Cost: 1 round; 2 bits online; 1 bits from DS.
     """
     return _gate(key, b, c, lambda party, u, v: boolean.conjunction(party, u, v))
 
@@ -246,7 +254,7 @@ def sec_or(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
     Source: LP-GAN patent.
 
-    Cost: 1 rounds; 2 bits online; 1 bits from DS.
+    Cost: 1 round; 2 bits online; 1 bits from DS.
     """
     return _gate(key, b, c, lambda party, u, v: u ^ v ^ boolean.conjunction(party, u, v))
 
@@ -274,7 +282,7 @@ def bit_decompose(key: jax.Array, x: jax.Array) -> jax.Array:
     adds the two. The published DFC gives each server the bits of its own share, which is local, and
     leaves the carries to whoever uses them. Source: LP-GAN patent, `boolean.decompose`.
 
-    Cost: 3 rounds; 188 bits online; 521 bits from DS.
+    Cost: 3 rounds; 180 bits online; 994 bits from DS.
     """
     require_shares("x", x)
     return _run_bits(
@@ -301,7 +309,7 @@ def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
         f: uint8[2, ..., l], one-hot at the highest set bit; zeta: uint8[2, ...], whether there is
         one.
 
-    Cost (64 bits): 3 rounds; 187 bits online; 192 bits from DS.
+    Cost: 3 rounds; 165 bits online; 633 bits from DS.
     """
     (bits,) = _bit_operands(bits=bits)
     if bits.ndim < 2 or not bits.shape[-1]:
@@ -325,11 +333,11 @@ def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array, variant: str = "ring") -
 
     `variant="patent"` is the published form, for comparison: sign-magnitude bits, a sequential
     SecMSB, an OR of the signs. It is made for integers that do not wrap: on uniform shares it is
-    wrong with probability about |u - v| / 2^64. It takes 66 rounds, 387 bits online, 257 from DS.
+    wrong with probability about |u - v| / 2^64. It takes 66 rounds, 259 bits online, 193 from DS.
 
     Source: LP-GAN patent.
 
-    Cost: 4 rounds; 99 bits online; 407 bits from DS.
+    Cost: 4 rounds; 100 bits online; 414 bits from DS.
 
     Raises:
         ValueError: the variant is neither "ring" nor "patent".
@@ -369,7 +377,7 @@ def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalise
     finds p from each server's own share: that needs small shares, sends the size of each share to
     the other server, and misses [1/2, 1) where shares cancel. Source: LP-GAN patent, `normalise`.
 
-    Cost: 4 rounds; 2199 bits online; 18234 bits from DS.
+    Cost: 4 rounds; 2260 bits online; 14758 bits from DS.
     """
     f = fxp.frac_bits
     require_cryptographic(key)
@@ -390,7 +398,7 @@ def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     `range_conversion`; sqrt(m) by one trigonometric series where the published protocol iterates.
     Source: LP-GAN patent, `roots.sqrt`.
 
-    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    Cost: 7 rounds; 1336 bits online; 12756 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.sqrt(p, s["u"], f), key, f, u=u)
@@ -403,7 +411,7 @@ def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     Error: 1 LSB and 2^-24 relative. u = 0 gives a large finite value, u < 0 a meaningless one. As
     `sec_sqrt`. Source: LP-GAN patent, `roots.inverse_sqrt`.
 
-    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    Cost: 7 rounds; 1336 bits online; 13012 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.inverse_sqrt(p, s["u"], f), key, f, u=u)
@@ -417,7 +425,7 @@ def sec_inv(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     comparisons, 1/m by a series. (The published iteration x (2 - u x) from a fixed start diverges
     for large u.) Source: LP-GAN patent, `division.inverse`.
 
-    Cost: 8 rounds; 0 bits online; 0 bits from DS.
+    Cost: 8 rounds; 4748 bits online; 62922 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: division.inverse(p, s["u"], f), key, f, u=u)
@@ -430,7 +438,7 @@ def sec_div(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
     |x| < 2^(62-f). Error: 2 LSB and 2^-23 relative, also where x and y are small. y = 0 gives a
     meaningless, finite value. Source: LP-GAN patent, `division.divide`.
 
-    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    Cost: 7 rounds; 3660 bits online; 29898 bits from DS.
     """
     _check_broadcast(x=x, y=y)
     x, y = jnp.broadcast_arrays(*_align(x, y))
@@ -449,7 +457,7 @@ def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     2, ln m by a series on [1/2, 1). (The published series of 11 terms without range reduction errs
     by 0.16 at u = 0.1.) Source: LP-GAN patent, `elementary.log`.
 
-    Cost: 6 rounds; 0 bits online; 0 bits from DS.
+    Cost: 6 rounds; 2452 bits online; 16550 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.log(p, s["u"], f), key, f, u=u)
@@ -463,7 +471,7 @@ def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     an LSB. x = i ln 2 + t by comparisons, e^t by a series. (The published product e^(u') e^(u'')
     fails for shares that wrap.) Source: LP-GAN patent, `elementary.exp`.
 
-    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    Cost: 7 rounds; 1588 bits online; 12822 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.exp(p, s["x"], f), key, f, x=x)
@@ -476,7 +484,7 @@ def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     Error: 2 LSB up to f = 24, 4 beyond. Two comparisons clamp x, a series of sines does the rest.
     Source: LP-GAN patent, `elementary.sigmoid`.
 
-    Cost: 6 rounds; 0 bits online; 0 bits from DS.
+    Cost: 6 rounds; 264 bits online; 3916 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.sigmoid(p, s["x"], f), key, f, x=x)
@@ -489,7 +497,7 @@ def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     Error: 2 LSB up to f = 24, 4 beyond. As `sec_sigmoid`. Source: LP-GAN patent,
     `elementary.tanh`.
 
-    Cost: 6 rounds; 0 bits online; 0 bits from DS.
+    Cost: 6 rounds; 264 bits online; 3916 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.tanh(p, s["x"], f), key, f, x=x)
@@ -501,7 +509,7 @@ def sec_softplus(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
     Error: 3 LSB up to f = 18 and 2^-19 beyond. Source: `elementary.softplus`.
 
-    Cost: 7 rounds; 0 bits online; 0 bits from DS.
+    Cost: 7 rounds; 328 bits online; 3532 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.softplus(p, s["x"], f), key, f, x=x)
@@ -517,7 +525,7 @@ def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
     x is opened once, masked, for the comparison and the selection. Source: LP-GAN patent,
     `compare.positive`.
 
-    Cost: 4 rounds; 99 bits online; 471 bits from DS.
+    Cost: 4 rounds; 100 bits online; 478 bits from DS.
     """
 
     def function(party: Party, s: dict[str, Secret]) -> Secret:
@@ -534,7 +542,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     Error below 1 LSB and 2^-25 |x| (alpha's own rounding). Source: LP-GAN patent,
     `nn.activation.leaky`.
 
-    Cost: 5 rounds; 163 bits online; 599 bits from DS.
+    Cost: 5 rounds; 164 bits online; 606 bits from DS.
 
     Raises:
         ValueError: alpha is not between 0 and 1.

@@ -249,8 +249,8 @@ def sign_bit(
 
     Returns:
         XOR-shared packed bits [offsets, ceil(n / lanes)], in the order of `bit_slice`. On 64 bits,
-        without the opening of x: 2 rounds, and 34 opened bits per element and offset; DS -> S2: 240
-        bits per element, and 103 for each offset.
+        without the opening of x: 2 rounds, and 35 opened bits per element and offset; DS -> S2: 240
+        bits per element, and 110 for each offset.
     """
     bits = bits or party.ring.bits
     rows = _parts(party, x, offsets)[:bits]

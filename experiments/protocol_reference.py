@@ -95,7 +95,7 @@ of AND gates xor fresh masks; `bit`: a bit xor a dealt random bit.
 def _messages(program: Jaxpr) -> Iterator[tuple[str, int]]:
     """(name, bits that each server sends) of every exchange in a trace, in order."""
     for equation in program.eqns:
-        name, out = str(equation.params.get("name", "")), equation.outvars
+        name = str(equation.params.get("name", ""))
         if name.startswith("exchange:"):
             aval: Any = equation.outvars[0].aval
             yield (

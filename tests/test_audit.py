@@ -9,13 +9,14 @@ from jax.experimental import io_callback
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lpgan_jax as lp
-from lpgan_jax import audit as module
-from lpgan_jax import config, optim
+from lpgan_jax import config, optim, programs
 from lpgan_jax.audit import audit, audit_compiled, check_compiled
+from lpgan_jax.audit.servers import Dealer
+from lpgan_jax.audit.values import Numbering, Value
 from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
-from lpgan_jax.party import AXIS, Party, Source, Words
+from lpgan_jax.party import AXIS, Dealt, Party, Source, Words
 from lpgan_jax.ring.words import RING64
 from lpgan_jax.secret import Secret
 
@@ -105,28 +106,28 @@ def gan():
 
 def test_a_training_step_passes(gan):
     shapes = ((2, *gan.model.image_shape), (2, 3), (2, 3))
-    batch = Batch(*(module._shared(np.empty(shape), 18) for shape in shapes))
-    report = audit(gan.train_step, (module._state(gan), batch), gan.schedule(0))
+    batch = Batch(*(programs.shared(np.empty(shape), 18) for shape in shapes))
+    report = audit(gan.train_step, (programs.shared_state(gan), batch), gan.schedule(0))
     assert report.ok, report.table()
     assert {o.name.rsplit("/")[-1] for o in report.openings} == {"mask", "and", "bit"}
 
 
 def test_sampling_passes(gan):
-    noise = module._shared(np.empty((2, 3)), 18)
-    report = audit(gan.generate, (module._state(gan), noise))
+    noise = programs.shared(np.empty((2, 3)), 18)
+    report = audit(gan.generate, (programs.shared_state(gan), noise))
     assert report.ok, report.table()
 
 
 def test_the_programs_of_a_configuration():
     settings = config.load("digits", ["batch_size=2", "model.features=1"])
-    function, (state, batch), public = module.training_program(settings)
+    function, (state, batch), public = programs.training_program(settings)
     assert function.__name__ == "train_step"
     assert set(public) == {"generator", "discriminator"}
     assert batch.images.share.shape == (2, 2, 16, 16, 1)
-    function, (same, noise), public = module.sampling_program(settings)
+    function, (same, noise), public = programs.sampling_program(settings)
     assert (function.__name__, public) == ("generate", None)
     assert noise.share.shape == (2, 16, 64)
-    _, (_, noise), _ = module.sampling_program(settings, 3)
+    _, (_, noise), _ = programs.sampling_program(settings, 3)
     assert noise.share.shape == (2, 3, 64)
     assert jax.tree.map(np.shape, same) == jax.tree.map(np.shape, state)
 
@@ -667,9 +668,9 @@ def test_pads_move_with_their_elements(name):
     depends = np.stack([r != results[0] for r in results[1:]])  # [word, ...]
     expected = np.where(depends.any(0), 1 + depends.argmax(0), 0)
     traced = jax.make_jaxpr(move)(jax.ShapeDtypeStruct((2, 3, 4), np.uint64))
-    interpreter = module._Dealer(module._Numbering())
+    interpreter = Dealer(Numbering())
     interpreter.spent = np.zeros(size + 1, bool)
-    value = module._Value(ids=np.arange(1, size + 1).reshape(2, 3, 4))
+    value = Value(ids=np.arange(1, size + 1).reshape(2, 3, 4))
     (result,) = interpreter.run(traced.jaxpr, traced.consts, [value])
     np.testing.assert_array_equal(result.ids, expected)
 
@@ -780,7 +781,7 @@ class _Dealt(Party):
         word = jnp.uint64(0x9E3779B97F4A7C15 * len(self.corrections) % 2**64)
         correction = word * (1 + lax.iota(np.uint64, plain.size).reshape(plain.shape))
         first = plain ^ correction if bitwise else plain - correction
-        return module.party.Dealt(jnp.where(self.is_s1, first, correction), plain)
+        return Dealt(jnp.where(self.is_s1, first, correction), plain)
 
 
 def _lowest_bits(function, shares, count):

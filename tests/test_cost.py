@@ -405,9 +405,15 @@ def test_the_audit_command_fails_on_any_problem(monkeypatch, capsys, problems, c
     monkeypatch.setattr(audit, "audit", lambda *program: report)
     monkeypatch.setattr(audit, "audit_compiled", lambda *program: compiled)
     assert cli.main(["audit", "--config", "digits"]) == status
-    printed = capsys.readouterr().out
-    assert "A training step, batch of 2" in printed
-    assert all(problem in printed for problem in problems + compiled)
+    printed = capsys.readouterr()
+    assert "A training step, batch of 2" in printed.out
+    assert "compiling a training step" in printed.err
+    assert all(problem in printed.out for problem in problems + compiled)
+    # Only the traced programs, whose problems are told alone:
+    assert cli.main(["audit", "--config", "digits", "--no-compile"]) == bool(problems)
+    printed = capsys.readouterr()
+    assert all(problem in printed.out for problem in problems)
+    assert "compil" not in printed.out + printed.err
 
 
 # Against a socket ---------------------------------------------------------------------------------

@@ -1,0 +1,318 @@
+"""The interpreter: runs a traced program on abstract values, for whoever's program it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, Literal
+
+from lpgan_jax.audit.primitives import (
+    BIJECTIVE,
+    COMPUTED,
+    INLINED,
+    JOINS,
+    KEY_PRIMITIVES,
+    MOVES,
+    STEERING,
+    bodies,
+    broadcast_in_dim,
+    call_name,
+    is_key,
+    names_axis,
+    reaches_host,
+    whole_words,
+)
+from lpgan_jax.audit.values import PUBLIC, Numbering, Rest, Value, all_of, grown, join
+
+_LARGEST_KNOWN = 2**12  # elements of a public value that is computed
+
+
+class Interpreter:
+    """Runs a traced program on abstract values and writes down what is wrong.
+
+    A subclass says whose program it is (`where`, `axis_index`, `steered`), and what an exchange
+    gives (`exchange`).
+
+    Attributes:
+        numbering: of all keys and words.
+        problems: what is wrong, in order, each once.
+        depth: how many loops and branches that are not inlined we are in.
+        spent: for each word, whether it can pad nothing (any more). A sum of two padded values
+            keeps one pad.
+    """
+
+    def __init__(self, numbering: Numbering) -> None:
+        self.numbering = numbering
+        self.problems: dict[str, None] = {}
+        self.depth = 0
+        self.spent = np.ones(1, bool)
+
+    def problem(self, text: str) -> None:
+        """Write down what is wrong, once."""
+        self.problems[f"{self.where()}: {text}"] = None
+
+    def where(self) -> str:
+        """Where in the program we are."""
+        raise NotImplementedError
+
+    def axis_index(self) -> Value:
+        """Which server we are."""
+        return PUBLIC
+
+    def steered(self, text: str) -> None:
+        """Control flow or an address depends on a private value."""
+        self.problem(text)
+
+    def exchange(self, equation: Any, operands: list[Value]) -> Value:
+        """What a program has after an exchange."""
+        raise NotImplementedError
+
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
+        """The abstract values of a program's results."""
+        environment: dict[Any, Value] = {}
+
+        def read(atom: Any) -> Value:
+            return _constant(atom.val) if isinstance(atom, Literal) else environment[atom]
+
+        inputs = [*map(_constant, consts), *operands]
+        environment.update(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
+        last_uses = _last_uses(jaxpr)
+        for equation, dead in zip(jaxpr.eqns, last_uses, strict=True):
+            results = self._equation(equation, [read(atom) for atom in equation.invars])
+            environment.update(zip(equation.outvars, results, strict=True))
+            for atom in dead:
+                environment.pop(atom, None)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
+        name, params = equation.primitive.name, equation.params
+        if call_name(equation).startswith("exchange:"):
+            return [self.exchange(equation, operands)]
+        if name in INLINED:
+            return self.run(*bodies(params)[0], operands)
+        if name == "cond" and operands[0].known is not None:
+            branch = int(np.clip(operands[0].known, 0, len(params["branches"]) - 1))
+            return self.run(*bodies(params)[branch], operands[1:])
+        if name == "optimization_barrier":
+            return operands
+        self._check_sides(equation, operands)
+        if name == "scan":
+            return self._scan(equation, operands)
+        if name == "while":
+            return self._while(params, operands)
+        if len(equation.outvars) == 1:
+            result = self._known(equation, operands) or self._single(equation, operands)
+            if result is not None:
+                return [result]
+        unknown = Value(rest=all_of(operands))
+        for body in bodies(params):  # of a branch, or what a reduction or a scatter applies
+            inputs = operands[1:] if name == "cond" else [unknown] * len(body[0].invars)
+            self._opaque(*body, inputs)
+        return [unknown] * len(equation.outvars)
+
+    def _check_sides(self, equation: Any, operands: list[Value]) -> None:
+        """What an equation does besides its results."""
+        name = equation.primitive.name
+        if reaches_host(equation):
+            self.problem(f"{name} reaches out to the host")
+        if name != "axis_index" and names_axis(equation.params):
+            self.problem(f"{name} talks to the other server outside of an exchange")
+        if name not in KEY_PRIMITIVES and name not in MOVES and name not in JOINS:
+            keys = zip(equation.invars, operands, strict=True)
+            if any(is_key(atom) and value.ids is not None for atom, value in keys):
+                self.problem(f"a key enters {name}, where the audit cannot follow its words")
+        steering = STEERING.get("scatter" if name.startswith("scatter") else name, slice(0))
+        if any(value.private for value in operands[steering]):
+            self.steered(f"{name} is steered by a private value")
+
+    def _known(self, equation: Any, operands: list[Value]) -> Value | None:
+        """The result itself, where it is public, small, and easily computed."""
+        name, params = equation.primitive.name, equation.params
+        shape = equation.outvars[0].aval.shape
+        if name == "axis_index":
+            return self.axis_index()
+        if math.prod(shape) > _LARGEST_KNOWN:
+            return None
+        if name == "iota":
+            line = np.arange(shape[params["dimension"]], dtype=params["dtype"])
+            return Value(known=broadcast_in_dim(line, shape, (params["dimension"],)))
+        arrays = [value.known for value in operands]
+        if not arrays or any(array is None for array in arrays):
+            return None
+        known = [array for array in arrays if array is not None]
+        with np.errstate(over="ignore"):
+            if name in COMPUTED:
+                return Value(known=COMPUTED[name](*known))
+            if name in MOVES:
+                return Value(known=MOVES[name](known[0], params))
+            if name == "convert_element_type":
+                return Value(known=known[0].astype(params["new_dtype"]))
+        return None
+
+    def _single(self, equation: Any, operands: list[Value]) -> Value | None:
+        """The result of a primitive that may keep pads (or numbers of keys)."""
+        name, params = equation.primitive.name, equation.params
+        if name in KEY_PRIMITIVES:
+            return self._keys(name, params, equation.outvars[0].aval.shape, operands)
+        if name == "select_n":
+            return self._select(operands)
+        if name in BIJECTIVE and whole_words(*equation.invars, *equation.outvars):
+            if len(operands) == 1:
+                return operands[0]._replace(known=None)
+            return self._combine(equation.outvars[0].aval.shape, *operands)
+        if all(value.ids is None for value in operands):
+            return None
+        first = operands[0]
+        if name in MOVES:
+            assert first.ids is not None
+            return Value(MOVES[name](first.ids, params), first.rest)
+        if name in JOINS:
+            shapes = [atom.aval.shape for atom in equation.invars]
+            ids = [
+                np.zeros(shape, np.int64) if value.ids is None else value.ids
+                for value, shape in zip(operands, shapes, strict=True)
+            ]
+            rest = join(value.rest for value in operands)
+            return Value(JOINS[name](ids, params), rest)
+        same_width = whole_words(equation.invars[0], equation.outvars[0])
+        if name in ("convert_element_type", "bitcast_convert_type") and same_width:
+            return first._replace(known=None)
+        if name == "pad" and first.ids is not None and operands[1].ids is None:
+            config = params["padding_config"]
+            if all(low >= 0 and high >= 0 and not interior for low, high, interior in config):
+                padded = np.pad(first.ids, [(int(low), int(high)) for low, high, _ in config])
+                return Value(padded, join([first.rest, operands[1].rest]))
+        return None
+
+    def _keys(
+        self, name: str, params: dict[str, Any], shape: tuple[int, ...], operands: list[Value]
+    ) -> Value:
+        keys = operands[0]
+        rest = join(value.rest for value in operands)
+        if keys.ids is None:  # a key that is public, or of unknown origin
+            return Value(rest=rest)
+        numbers = keys.ids.reshape(-1).tolist()
+        if name == "random_bits":
+            size = math.prod(params["shape"])
+            try:
+                words = [self.numbering.draw(k, params["bit_width"], size) for k in numbers]
+            except ValueError as error:
+                self.problem(str(error))
+                return Value(rest=Rest())
+            self.cover()
+            joined = words[0] if len(words) == 1 else np.concatenate(words)
+            return Value(joined.reshape(shape), rest)
+        if name == "random_split":
+            count = math.prod(params["shape"])
+            children = [self.numbering.child(k, i) for k in numbers for i in range(count)]
+            return Value(np.asarray(children).reshape(shape), rest)
+        data = operands[1].known
+        if data is None or data.ndim:
+            self.problem("random_fold_in of a value that the audit does not know")
+            return Value(rest=Rest())
+        children = [self.numbering.child(k, ("fold_in", int(data))) for k in numbers]
+        return Value(np.asarray(children).reshape(shape), rest)
+
+    def cover(self) -> None:
+        """Make room for new words."""
+        self.spent = grown(self.spent, self.numbering.total)
+
+    def _select(self, operands: list[Value]) -> Value | None:
+        which, *cases = operands
+        if which.known is None:
+            return None
+        chosen = np.unique(which.known.astype(int))
+        if len(chosen) == 1:
+            return cases[chosen[0]]
+        if all(case.ids is None for case in cases):
+            return None
+        shape = which.known.shape
+        ids = [np.zeros(shape, np.int64) if case.ids is None else case.ids for case in cases]
+        rest = join(case.rest for case in cases)
+        return Value(np.choose(which.known.astype(int), ids), rest)
+
+    def _combine(self, shape: tuple[int, ...], x: Value, y: Value) -> Value:
+        """x + y, x - y or x ^ y: padded by one word of either, and depending on the other."""
+        rests = [x.rest, y.rest]
+        if x.ids is None or y.ids is None:
+            ids = y.ids if x.ids is None else x.ids
+            return Value(None if ids is None else np.broadcast_to(ids, shape), join(rests))
+        # Either would do. Masks are written on the right, as in x - mask.
+        left, right = np.broadcast_to(x.ids, shape), np.broadcast_to(y.ids, shape)
+        spent = self.spent[right]
+        other = np.where(spent, right, left)
+        return Value(np.where(spent, left, right), join(rests, other))
+
+    # Loops -------------------------------------------------------------------------------------
+
+    def _opaque(self, body: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
+        """Run what is executed an unknown number of times: no pads enter."""
+        self.depth += 1
+        try:
+            return self.run(body, consts, [Value(rest=all_of([v])) for v in operands])
+        finally:
+            self.depth -= 1
+
+    def _loop(
+        self, body: tuple[Jaxpr, Sequence[Any]], operands: list[Value], first: int, count: int
+    ) -> list[Value]:
+        """Results of a body whose operands first, ..., first + count - 1 come from its results.
+
+        What is private stays so; every private result depends on all operands.
+        """
+        everything = Value(rest=all_of(operands) or Rest())
+        operands, carried = list(operands), range(first, first + count)
+        while True:
+            results = self._opaque(*body, operands)
+            private = [result.private for result in results]
+            for i, operand in enumerate(carried):
+                private[i] |= operands[operand].private
+            changed = [o for i, o in enumerate(carried) if private[i] > operands[o].private]
+            if not changed:
+                return [everything if p else PUBLIC for p in private]
+            for operand in changed:
+                operands[operand] = everything
+
+    def _scan(self, equation: Any, operands: list[Value]) -> list[Value]:
+        (body,) = bodies(equation.params)
+        # Constants, what is carried, what is sliced; only the last has another rank inside.
+        inner: Any = body[0]
+        inputs = zip(equation.invars, inner.invars, strict=True)
+        results = zip(equation.outvars, inner.outvars, strict=True)
+        sliced = sum(a.aval.ndim != b.aval.ndim for a, b in inputs)
+        carried = sum(a.aval.ndim == b.aval.ndim for a, b in results)
+        return self._loop(body, operands, len(operands) - sliced - carried, carried)
+
+    def _while(self, params: dict[str, Any], operands: list[Value]) -> list[Value]:
+        (body,), (predicate,) = (bodies({"": params[f"{n}_jaxpr"]}) for n in ("body", "cond"))
+        for_predicate = params["cond_nconsts"]
+        consts = operands[for_predicate : for_predicate + params["body_nconsts"]]
+        carry = operands[for_predicate + len(consts) :]
+        carried = self._loop(body, [*consts, *carry], len(consts), len(carry))
+        (again,) = self._opaque(*predicate, [*operands[:for_predicate], *carried])
+        if again.private:
+            self.steered("the trip count of a while loop depends on a private value")
+        return carried
+
+
+def _constant(value: Any) -> Value:
+    """A constant of a program: public, whatever it is."""
+    is_key = jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended)
+    small = math.prod(np.shape(value)) <= _LARGEST_KNOWN
+    return Value(known=np.asarray(value)) if small and not is_key else PUBLIC
+
+
+def _last_uses(jaxpr: Jaxpr) -> list[list[Any]]:
+    """For each equation, what nobody reads after it."""
+    seen = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    uses: list[list[Any]] = []
+    for equation in reversed(jaxpr.eqns):
+        names = {a for a in (*equation.invars, *equation.outvars) if not isinstance(a, Literal)}
+        uses.append(list(names - seen))
+        seen |= names
+    return uses[::-1]

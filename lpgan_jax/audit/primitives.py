@@ -1,0 +1,125 @@
+"""What the interpreter must know of JAX's primitives: tables, and questions about an equation."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from lpgan_jax.party import AXIS
+
+
+def broadcast_in_dim(array: np.ndarray, shape: Any, broadcast_dimensions: Any) -> np.ndarray:
+    """As `jax.lax.broadcast_in_dim`, on a NumPy array."""
+    expanded = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, array.shape, strict=True):
+        expanded[axis] = size
+    return np.broadcast_to(array.reshape(expanded), shape)
+
+
+def _slice(array: np.ndarray, start: Any, limit: Any, strides: Any) -> np.ndarray:
+    return array[tuple(map(slice, start, limit, strides or [None] * array.ndim))]
+
+
+def _reshape(array: np.ndarray, sizes: Any, dimensions: Any) -> np.ndarray:
+    return (array if dimensions is None else array.transpose(dimensions)).reshape(sizes)
+
+
+# What moves the elements of one array: primitive -> the same on a NumPy array.
+MOVES: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
+    "reshape": lambda a, p: _reshape(a, p["new_sizes"], p["dimensions"]),
+    "squeeze": lambda a, p: a.squeeze(tuple(p["dimensions"])),
+    "transpose": lambda a, p: a.transpose(p["permutation"]),
+    "rev": lambda a, p: np.flip(a, p["dimensions"]),
+    "slice": lambda a, p: _slice(a, p["start_indices"], p["limit_indices"], p["strides"]),
+    "broadcast_in_dim": lambda a, p: broadcast_in_dim(a, p["shape"], p["broadcast_dimensions"]),
+    "copy": lambda a, p: a,
+    "copy_p": lambda a, p: a,
+    "random_clone": lambda a, p: a,
+}
+# What joins several.
+JOINS: dict[str, Callable[[list[np.ndarray], dict[str, Any]], np.ndarray]] = {
+    "concatenate": lambda arrays, p: np.concatenate(arrays, p["dimension"]),
+    "stack": lambda arrays, p: np.stack(arrays, p["axis"]),
+}
+# Bijective in each operand on whole words.
+BIJECTIVE = {"add", "sub", "xor", "neg", "not"}
+# What is computed where all operands are known.
+COMPUTED: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "not": np.invert,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+}
+# Operands that decide which memory is touched, or how often.
+STEERING = {
+    "cond": slice(1),
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    "gather": slice(1, 2),
+    "scatter": slice(1, 2),
+    "sort": slice(None),
+}
+KEY_PRIMITIVES = {"random_bits", "random_split", "random_fold_in"}
+# Calls of one program, once.
+INLINED = {
+    "jit",
+    "closed_call",
+    "checkpoint",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vmap_call",
+}
+_HOST = re.compile("callback|debug_print|infeed|outfeed")
+
+
+def bodies(params: dict[str, Any]) -> list[tuple[Jaxpr, Sequence[Any]]]:
+    """The programs that an equation holds, each with its constants."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                found.append((item.jaxpr, item.consts))
+            elif isinstance(item, Jaxpr):
+                found.append((item, ()))
+    return found
+
+
+def call_name(equation: Any) -> str:
+    """The name of a named call, such as `Party.marked` makes; empty for anything else."""
+    return equation.params.get("name", "") if equation.primitive.name == "jit" else ""
+
+
+def is_key(atom: Any) -> bool:
+    """Whether a variable of a program is an array of typed keys."""
+    return jnp.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)
+
+
+def whole_words(*atoms: Any) -> bool:
+    """Whether all are integers of one width."""
+    if any(is_key(atom) for atom in atoms):
+        return False
+    dtypes = [np.dtype(atom.aval.dtype) for atom in atoms]
+    return all(d.kind in "iu" and d.itemsize == dtypes[0].itemsize for d in dtypes)
+
+
+def names_axis(params: dict[str, Any]) -> bool:
+    """Whether an equation talks over the axis of the servers."""
+    names = [value if isinstance(value, tuple) else (value,) for value in params.values()]
+    return any(isinstance(name, str) and name == AXIS for name in itertools.chain(*names))
+
+
+def reaches_host(equation: Any) -> bool:
+    """Whether an equation calls back to the host, or may."""
+    effects = any(type(effect).__name__ != "NamedAxisEffect" for effect in equation.effects)
+    return effects or _HOST.search(equation.primitive.name) is not None

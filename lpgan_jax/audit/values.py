@@ -1,0 +1,139 @@
+"""Abstract values: which numbered word pads an element of an array, and on which it depends.
+
+A word has one number in DS's program and in those of the servers (`Numbering`). What a value
+depends on is a graph (`Rest`), so that no operation has to copy sets of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NO_WORD = 0  # the number of no word, and of a key that everybody knows
+Index = slice | np.ndarray
+
+
+@dataclass(eq=False)
+class Rest:
+    """What a value depends on: words, a dealt value (by its number), what others depend on."""
+
+    words: tuple[Index, ...] = ()
+    dealt: int | None = None
+    parents: tuple[Rest, ...] = ()
+
+
+class Value(NamedTuple):
+    """What is known of an array.
+
+    Attributes:
+        ids: of an array of words: for each element, the number of the word that pads it, or
+            `NO_WORD`. The claim is void where that word occurs in `rest` too. Of an array of keys:
+            the keys' numbers. None: no element has one.
+        rest: what all elements together depend on besides; None: only on what is public.
+        known: the array itself, where it is public and was computed.
+    """
+
+    ids: np.ndarray | None = None
+    rest: Rest | None = None
+    known: np.ndarray | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether it depends on more than what is public."""
+        return self.ids is not None or self.rest is not None
+
+
+PUBLIC = Value()
+
+
+def join(rests: Iterable[Rest | None], *ids: np.ndarray | None) -> Rest | None:
+    """All of these dependences, and the words of `ids`; None if there is nothing private."""
+    parents = tuple(dict.fromkeys(rest for rest in rests if rest is not None))
+    arrays = [array for array in ids if array is not None]
+    words = tuple(_index(array) for array in arrays if array.any())
+    if words or len(parents) > 1:
+        return Rest(words, None, parents)
+    return parents[0] if parents else (Rest() if arrays else None)
+
+
+def all_of(values: Sequence[Value]) -> Rest | None:
+    """All that some values depend on, their pads too."""
+    return join((value.rest for value in values), *(value.ids for value in values))
+
+
+def _index(ids: np.ndarray) -> Index:
+    """The words as an index into arrays over all words: a slice where they are consecutive."""
+    flat = ids.reshape(-1)
+    flat = flat[flat != NO_WORD]
+    if len(flat) == 1 or (np.diff(flat) == 1).all():
+        return slice(int(flat[0]), int(flat[-1]) + 1)
+    return flat
+
+
+class Numbering:
+    """Numbers for all keys and words, the same in DS's program and the servers'.
+
+    Attributes:
+        root: the number of DS's key.
+        total: how many words there are so far, with `NO_WORD`.
+    """
+
+    def __init__(self) -> None:
+        self.root = 1
+        self.total = 1
+        self._children: dict[tuple[int, Any], int] = {}
+        # Of each key: the server whose seed it comes from (None: DS's alone), and its path from it.
+        self._names: dict[int, tuple[Any, str]] = {self.root: (None, "")}
+        self._draws: dict[tuple[int, int], slice] = {}  # (key, width) -> words
+
+    def child(self, key: int, index: Any) -> int:
+        """The number of a key derived from another one. A public key has public children."""
+        if key == NO_WORD:
+            return NO_WORD
+        child = self._children.setdefault((key, index), self.root + 1 + len(self._children))
+        server, path = self._names[key]
+        self._names[child] = (
+            (index, "") if key == self.root else (server, f"{path}/{index}".strip("/"))
+        )
+        return child
+
+    def draw(self, key: int, width: int, size: int) -> np.ndarray:
+        """The numbers of the words of `jax.random.bits`.
+
+        Raises:
+            ValueError: the same words were drawn in another size.
+        """
+        if key == NO_WORD:
+            return np.zeros(size, np.int64)
+        words = self._draws.setdefault((key, width), slice(self.total, self.total + size))
+        if words.stop - words.start != size:
+            raise ValueError("one key draws words twice, in two sizes")
+        self.total = max(self.total, words.stop)
+        return np.arange(words.start, words.stop)
+
+    def origins(self, ids: np.ndarray) -> dict[tuple[Any, str], int]:
+        """How many of the words come from which (server, key)."""
+        draws = list(self._draws.items())
+        starts = [words.start for _, words in draws]
+        counts = np.bincount(np.searchsorted(starts, ids[ids != NO_WORD], side="right"))
+        return {self._names[draws[i - 1][0][0]]: n for i, n in enumerate(counts.tolist()) if n}
+
+
+def closure(start: Rest | None, seen: set[Rest]) -> list[Rest]:
+    """All that `start` depends on and that is not in `seen`, which it joins."""
+    found, stack = [], [start] if start is not None else []
+    while stack:
+        rest = stack.pop()
+        if rest not in seen:
+            seen.add(rest)
+            found.append(rest)
+            stack += rest.parents
+    return found
+
+
+def grown(array: np.ndarray, size: int) -> np.ndarray:
+    """An array over all words, with zeros for new ones."""
+    return np.concatenate([array, np.zeros(max(0, size - len(array)), array.dtype)])

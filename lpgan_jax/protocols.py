@@ -399,7 +399,7 @@ def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     `range_conversion`; sqrt(m) by one trigonometric series where the published protocol iterates.
     Source: LP-GAN patent, `roots.sqrt`.
 
-    Cost: 7 rounds; 1336 bits online; 12756 bits from DS.
+    Cost: 7 rounds; 1336 bits online; 13012 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.sqrt(p, s["u"], f), key, f, u=u)
@@ -468,9 +468,9 @@ def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
 def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecExp: e^x for |x| < 2^(54-f); up to x = (34 - f) ln 2 (11.09 at 18 bits), then constant.
 
-    Error: 1 LSB and 2^-24 relative; 0 below x = -(f + 2) ln 2, where e^x is less than a quarter of
-    an LSB. x = i ln 2 + t by comparisons, e^t by a series. (The published product e^(u') e^(u'')
-    fails for shares that wrap.) Source: LP-GAN patent, `elementary.exp`.
+    Error: 1 LSB and 2^-24 + 2^-(f+9) relative; 0 below x = -(f + 2) ln 2, where e^x is less than a
+    quarter of an LSB. x = i ln 2 + t by comparisons, e^t by a series. (The published product e^(u')
+    e^(u'') fails for shares that wrap.) Source: LP-GAN patent, `elementary.exp`.
 
     Cost: 7 rounds; 1588 bits online; 12822 bits from DS.
     """

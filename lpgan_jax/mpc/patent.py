@@ -26,7 +26,7 @@ def greater(party: Party, u: Secret, v: Secret) -> Bit:
     zeta.
 
     Returns:
-        The bit; wrong where a or b wrapped. On 64 bits: 66 rounds and 263 opened bits.
+        The bit; wrong where a or b wrapped. On 64 bits: 66 rounds and 259 opened bits.
     """
     ring = party.ring
     difference = u.share - v.share

@@ -85,7 +85,7 @@ def sqrt(party: Party, u: Secret, frac_bits: int) -> Secret:
     if u.frac_bits % 2:
         u, factor = u.divided_by_power_of_two(1), math.sqrt(2.0)
     normalised, exponent, known = normalise(party, u, 2)
-    series = fit(_power(0.5, factor), 0.25, 1.0, "general")
+    series = fit(_power(0.5, factor), 0.25, 1.0, "general", zero=True)
     y = evaluate(party, series, Secret(normalised.share, TOP), MANTISSA_BITS)
     # sqrt(u) = 2^(31 - j - known - u.frac_bits/2) sqrt(m), with 2^-j as 2^(count - j) / 2^count.
     ((thermometer, _),) = exponent.levels

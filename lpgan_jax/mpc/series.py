@@ -55,8 +55,11 @@ def fit(
     high: float,
     kind: Kind,
     tolerance: float = 2.0**-30,
+    zero: bool = False,
 ) -> Series:
     """The shortest series within `tolerance` of function on [low, high] (by least squares).
+
+    `zero`: the series is 0 at 0 too, which may lie outside of the interval.
 
     Its coefficients are small enough for the waves' own errors (2^-28) to stay near the tolerance.
 
@@ -71,6 +74,8 @@ def fit(
     log_period = math.ceil(math.log2(width * (2.0 if kind == "general" else 4.2)))
     x = (low + high) / 2 + (high - low) / 2 * np.cos(np.linspace(0, math.pi, 2001))
     values = function(x)
+    if zero:
+        x, values = np.append(x, 0.0), np.append(values, 0.0)
     amplification = max(_AMPLIFICATION, 2.0**26 * tolerance)
     for terms in range(4, _MOST_TERMS + 1, 4 if kind != "general" else 2):
         multiples = np.arange(1, terms + 1) if kind == "general" else 2 * np.arange(terms) + 1
@@ -81,6 +86,7 @@ def fit(
         basis = np.concatenate([constant, *waves], axis=1)
         for smallest in (1e-8, 1e-9, 1e-10, 1e-11, 1e-12):
             solution = np.linalg.lstsq(basis, values, rcond=smallest)[0]
+            solution *= basis.any(0)  # of the columns of zeros, lstsq leaves rounding errors
             error = np.abs(basis @ solution - values).max()
             if error <= tolerance and np.abs(solution[1:]).sum() <= amplification:
                 cosines, sines = solution[1:].reshape(2, -1).tolist()

@@ -117,8 +117,6 @@ def adam(
         eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^8
             (a discriminator's reach 2^4 in ordinary training).
     """
-    # Up to 18 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room for
-    # that.
     # Up to 16 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room.
     m_bits = max(frac_bits, min(frac_bits + 8, 26))
     v_bits = min(2 * frac_bits, 62 - 2 * _GRADIENT_BITS - _DECAY_BITS)

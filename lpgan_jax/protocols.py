@@ -22,13 +22,15 @@ ValueError for shapes that do not fit.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lpgan_jax.fixed_point import FixedPoint, require_x64
+from lpgan_jax.fixed_point import FixedPoint
 from lpgan_jax.mpc import (
     arithmetic,
     boolean,
@@ -45,7 +47,7 @@ from lpgan_jax.nn.normalization import SecBN
 from lpgan_jax.party import Party, simulate
 from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.secret import Secret
-from lpgan_jax.shares import PARTIES, require_shares
+from lpgan_jax.shares import require_shares
 
 __all__ = [
     "bit_decompose",
@@ -190,21 +192,10 @@ def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
 # Bits ------------------------------------------------------------------------------------------
 
 
-def _check_bits(**shares: jax.Array) -> None:
-    require_x64()
-    for name, array in shares.items():
-        dtype, shape = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", ())
-        if dtype != jnp.uint8:
-            raise TypeError(f"{name}: expected uint8 shares of bits, got {dtype}")
-        if not shape or shape[0] != PARTIES:
-            raise ValueError(
-                f"{name}: expected both shares along a leading axis of 2, got shape {shape}"
-            )
-
-
 def _bit_operands(**shares: jax.Array) -> list[jax.Array]:
     """Check and broadcast XOR-shared bits; only their lowest bits count."""
-    _check_bits(**shares)
+    for name, array in shares.items():
+        require_shares(name, array, np.uint8)
     _check_broadcast_shapes(**shares)
     aligned = _align(*(jnp.asarray(array) for array in shares.values()))
     return [array & jnp.uint8(1) for array in jnp.broadcast_arrays(*aligned)]
@@ -218,7 +209,7 @@ def _run_bits(
 
     def seat(party: Party, secrets: Any, _: None) -> jax.Array:
         rows = function(party, secrets)
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
         bits = jax.vmap(lambda row: boolean.unpack(party.ring, row, shape))(flat)
         return jnp.moveaxis(bits.reshape(*rows.shape[:-1], *shape), 0, -1).astype(jnp.uint8)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from lpgan_jax.fixed_point import FixedPoint, require_x64
@@ -41,17 +42,17 @@ def share(key: jax.Array, values: ArrayLike, fxp: FixedPoint) -> jax.Array:
     return share_words(key, fxp.encode(values))
 
 
-def require_shares(name: str, shares: jax.Array) -> None:
-    """Check that an argument is a paired array.
+def require_shares(name: str, shares: jax.Array, words: type = np.uint64) -> None:
+    """Check that an argument is a paired array of `words`.
 
     Raises:
-        TypeError: its dtype is not uint64.
+        TypeError: its dtype is another.
         ValueError: its leading axis is not 2.
     """
     require_x64()
     dtype, shape = getattr(shares, "dtype", type(shares).__name__), getattr(shares, "shape", ())
-    if dtype != jnp.uint64:
-        raise TypeError(f"{name}: expected uint64 shares, got {dtype}")
+    if dtype != words:
+        raise TypeError(f"{name}: expected {words.__name__} shares, got {dtype}")
     if not shape or shape[0] != PARTIES:
         raise ValueError(
             f"{name}: expected both shares along a leading axis of 2, got shape {shape}"

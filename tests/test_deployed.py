@@ -17,7 +17,7 @@ from lpgan_jax.simulation import share_state, share_tree
 
 BATCH = 2
 # What a server may send: a value under a fresh mask, bits likewise, or a bit under a random bit.
-OPENINGS = {"mask", "generate", "and", "bit"}
+OPENINGS = {"mask", "and", "bit"}
 SHARDED, REPLICATED = PartitionSpec(party.AXIS), PartitionSpec()
 
 
@@ -98,7 +98,7 @@ def _forbid_plaintext(patch):
 
         return wrapper
 
-    for name in ("mask", "own_masks", "correlate"):
+    for name in ("mask", "correlate"):
         patch.setattr(party.Party, name, checked(getattr(party.Party, name)))
 
 

@@ -135,7 +135,6 @@ def test_public_protocols_use_fresh_words_in_every_execution(transformation):
 USES = {
     "mask": lambda party, x: party.mask(x.shape).share,
     "bitwise mask": lambda party, x: party.mask(x.shape, x.dtype, bitwise=True).share,
-    "own masks": lambda party, x: party.own_masks(x.shape, x.dtype)[0].share,
     "exchange": lambda party, x: party.exchange(x, "x")[0],
     "open": lambda party, x: party.open(x, "x"),
     "mul": lambda party, x: arithmetic.mul(party, Secret(x, 0), Secret(x, 0)).share,

@@ -107,7 +107,7 @@ def adam_tolerance(grads, f, rate, b1, b2, eps_root):
     """A bound on each update's error, by intervals.
 
     Each truncation errs by an LSB of its scale: g (f bits), m (m_bits), g^2 and v (v_bits). 1 - b2
-    has 8 bits, in v and in the bias correction. The inverse root errs by 2^-17; its product with m
+    has 8 bits, in v and in the bias correction. The inverse root errs by 2^-24; its product with m
     is formed at m_bits, both factors rounded; the public rate and eps are rounded to their scales.
     Gradients are first divided by the power of two that takes BATCH mean gradients of 2^8 to 2^11.
     """
@@ -126,12 +126,12 @@ def adam_tolerance(grads, f, rate, b1, b2, eps_root):
         u, least = v + eps, np.maximum(v + eps - d_v - e_v, eps - e_v)  # v is never negative
         ratio = np.abs(m) / np.sqrt(u)
         largest = (
-            (np.abs(m) + d_m + 2 * e_m) / np.sqrt(least) * (1 + 2.0**-10 + 2.0**-17 + 2.0**-23)
+            (np.abs(m) + d_m + 2 * e_m) / np.sqrt(least) * (1 + 2.0**-10 + 2.0**-24 + 2.0**-23)
         )
         smallest = (
             (np.abs(m) - d_m - 2 * e_m)
             / np.sqrt(u + d_v + e_v)
-            * (1 - 2.0**-10 - 2.0**-17 - 2.0**-23)
+            * (1 - 2.0**-10 - 2.0**-24 - 2.0**-23)
         )
         d_ratio = np.maximum(largest - ratio, ratio - smallest)
         yield e + rate * np.sqrt(bias2) / bias1 * d_ratio + e_rate * largest

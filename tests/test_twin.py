@@ -1,9 +1,9 @@
 """The secure program, in the clear and on shares, against ordinary Flax and optax.
 
-Run in the clear, it differs from its twin by its series, iterations and public constants alone,
-each within 2^-17 of the exact value (relative, at 18 fraction bits): the slope of SLR, the inverse
-root, means over counts that are no powers of two; tanh and sigmoid are within 2^-20. A chain of up
-to four such factors gives the `RELATIVE` error of outputs and gradients.
+Run in the clear, it differs from its twin by its series and public constants alone, each within
+2^-17 of the exact value (relative, at 18 fraction bits): the slope of SLR and means over counts
+that are no powers of two; tanh and sigmoid are within 2^-20, the inverse root within 2^-24. A chain
+of up to four such factors gives the `RELATIVE` error of outputs and gradients.
 """
 
 import functools

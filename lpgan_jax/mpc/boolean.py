@@ -213,7 +213,7 @@ def _digits(segments: jax.Array, digits: int) -> jax.Array:
     """
     missing = -segments.shape[0] % digits
     padded = jnp.concatenate([jnp.zeros_like(segments[:1])] * missing + [segments])
-    return padded.reshape(-1, digits, *segments.shape[1:])
+    return padded.reshape(padded.shape[0] // digits, digits, *segments.shape[1:])
 
 
 def _carry_terms(digits: int, generate: int | None) -> list[Term]:
@@ -295,7 +295,7 @@ def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
 
     def leaves(v: jax.Array) -> jax.Array:
         padded = jnp.concatenate([v, jnp.zeros((-size % digits, *v.shape[1:]), v.dtype)])
-        return padded.reshape(-1, digits, *v.shape[1:])
+        return padded.reshape(padded.shape[0] // digits, digits, *v.shape[1:])
 
     low = Masked(rows.mask.map(leaves), leaves(rows.opened))
     prefixes = combine(
@@ -309,7 +309,7 @@ def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
     propagate = jnp.stack(prefixes[digits:], axis=1)
     total, _ = _scan_blocks(party, propagate, generate, radix)
     assert total is not None
-    carries = total.reshape(-1, *total.shape[2:])[: size - 1]
+    carries = total[0, : size - 1]  # one block is left
     carry_in = jnp.concatenate([jnp.zeros_like(carries[:1]), carries])
     return party.only_s1(rows.opened) ^ rows.mask.share ^ carry_in
 
@@ -334,7 +334,7 @@ def _scan_blocks(
         p = grouped(propagate)
         span, words = p.shape[2:]
         # Every position but those of the lowest block; of that one, its total is enough.
-        sent = [p[:, 1:].reshape(groups, -1, words), p[:, 0, -1:]]
+        sent = [p[:, 1:].reshape(groups, (digits - 1) * span, words), p[:, 0, -1:]]
         if generate is not None:
             g = grouped(generate)
             sent.append(g[:, :-1, -1])
@@ -357,9 +357,9 @@ def _scan_blocks(
             carried, propagated = combine(party, values, [terms, [product]])
             new_g.append(g[:, d] ^ carried)
             new_p.append(propagated)
-        propagate = jnp.stack(new_p, axis=1).reshape(groups, -1, words)
+        propagate = jnp.stack(new_p, axis=1).reshape(groups, digits * span, words)
         if generate is not None:
-            generate = jnp.stack(new_g, axis=1).reshape(groups, -1, words)
+            generate = jnp.stack(new_g, axis=1).reshape(groups, digits * span, words)
     return generate, propagate
 
 
@@ -381,7 +381,7 @@ def most_significant(
     """
     length = rows.shape[0]
     inverted = rows ^ party.only_s1(~jnp.zeros_like(rows))
-    flat = inverted.reshape(length, 1, -1)
+    flat = inverted.reshape(length, 1, inverted.size // length)
     _, products = _scan_blocks(party, flat, None, radix)
     t = products[0, :length].reshape(rows.shape)
     before = jnp.concatenate([party.only_s1(~jnp.zeros_like(rows[:1])), t[:-1]])

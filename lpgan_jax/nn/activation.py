@@ -91,7 +91,7 @@ class SecTanh(_Activation):
     """tanh, saturating; y is masked, since its derivative and the next layer use it."""
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
-        """(y, y). 12 rounds."""
+        """(y, y). 7 rounds."""
         y = masked(party, elementary.tanh(party, x, self.frac_bits))
         return y, y
 

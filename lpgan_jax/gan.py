@@ -60,7 +60,9 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Losses:
-    """Per-example losses at f fraction bits, [m] each; they go to SP as shares.
+    """Sums of losses over the batch, at f fraction bits, []; they go to SP as shares.
+
+    SP gets no example's own loss, which would tell how well SD remembers it.
 
     Attributes:
         real: -ln D(x) for the images.
@@ -182,7 +184,8 @@ class LPGAN:
         signed = concatenate([-logits[:m].unmasked(), logits[m:].unmasked(), -g_logits.unmasked()])
         with party.at("losses"):
             values = elementary.softplus(party, signed, self.model.frac_bits).unmasked()[:, 0]
-        return Losses(values[:m], values[m : 2 * m], values[2 * m :])
+        sums = values.reshape(3, m).sum((1,))
+        return Losses(sums[0], sums[1], sums[2])
 
     def generate(self, party: Party, secrets: tuple[State, Secret], public: None) -> Secret:
         """SG-FP with running statistics: images [n, H, W, C] at f fraction bits, for SP.

@@ -317,6 +317,12 @@ def _bind_batched(size: int, batched: list[Any], key: jax.Array, arrays: list[ja
     return _bind(key, arrays), arrays_batched  # and so for every vmap around this one
 
 
+def _bound(key: jax.Array, tree: Any) -> Any:
+    """The tree, whose arrays may be batched by `vmap` only together with the key."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, _bind(key, leaves))
+
+
 def simulate(
     function: Callable[..., Any],
     key: jax.Array,
@@ -340,11 +346,11 @@ def simulate(
 
     Raises:
         TypeError: the key is not of a cryptographic PRNG.
-        ValueError: under `vmap`, the secrets are batched and the key is not.
+        ValueError: under `vmap`, the secrets or the public values are batched and the key is not.
+            (What `function` closes over is not looked at: hand over whatever may be batched.)
     """
     keys = server_seeds(key)
-    leaves, structure = jax.tree.flatten(secrets)
-    secrets = jax.tree.unflatten(structure, _bind(key, leaves))
+    secrets, public = _bound(key, (secrets, public))
 
     def seat(shares: Any) -> Any:
         return function(Party(Source(keys), ring), shares, public)
@@ -370,6 +376,7 @@ def deal(
         Arrays in the order in which `online` consumes them.
     """
     keys = server_seeds(key)
+    public = _bound(key, public)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), secrets)
 
     def seat(shares: Any) -> list[jax.Array]:
@@ -422,6 +429,7 @@ def online(
         This server's outputs.
     """
     require_cryptographic(seed)
+    corrections, secrets, public = _bound(seed, (corrections, secrets, public))
     received = iter(corrections)
     party = Party(Source(seed), received=received, deployed=True)
     outputs = function(party, secrets, public)

@@ -40,7 +40,7 @@ class PlaintextState(NamedTuple):
 
 
 class PlaintextLosses(NamedTuple):
-    """Per-example losses [m], as `gan.Losses`.
+    """Losses of each example, [m]; `gan.Losses` are their sums.
 
     Attributes:
         real: -ln D(x) for the images.

@@ -15,6 +15,7 @@ PARTIES = 2
 
 def share_words(key: jax.Array, words: jax.Array) -> jax.Array:
     """Split ring elements: uint64[...] to uint64[2, ...], x' uniform under `key`, x'' = x - x'."""
+    require_cryptographic(key)
     first = jax.random.bits(key, words.shape, words.dtype)
     return jnp.stack([first, words - first])
 
@@ -38,7 +39,6 @@ def share(key: jax.Array, values: ArrayLike, fxp: FixedPoint) -> jax.Array:
         ValueError: a value is NaN, infinite or out of range.
     """
     require_x64()
-    require_cryptographic(key)
     return share_words(key, fxp.encode(values))
 
 

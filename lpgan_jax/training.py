@@ -133,7 +133,8 @@ class _Secure:
         if losses is None:
             return None
         opened = reveal_tree(losses)  # by SP, which is who the losses are for
-        return float(np.mean(opened.real + opened.fake)), float(np.mean(opened.generator))
+        size = len(batch.images)
+        return float(opened.real + opened.fake) / size, float(opened.generator) / size
 
     def generate(self, noise: np.ndarray) -> np.ndarray:
         return self._simulation.generate(noise)
@@ -379,10 +380,10 @@ def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
         ValueError, FileNotFoundError: bad input; nothing is written.
     """
     _, _, state = _open_run(run)
-    opened = reveal_tree(state)
+    params, stats = reveal_tree((state.params, state.stats))  # not the optimizers' states
     variables = {
         _SHORT[name]: jax.tree.map(
-            lambda v: np.asarray(v, np.float32), to_flax(opened.params[name], opened.stats[name])
+            lambda v: np.asarray(v, np.float32), to_flax(params[name], stats[name])
         )
         for name in NETWORKS
     }

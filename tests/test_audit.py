@@ -551,7 +551,23 @@ def _two_sizes(party, x, y):
     return jax.random.bits(key, (3,), np.uint64), jax.random.bits(key, (4,), np.uint64)
 
 
+def _top(party, x, y):
+    lax.top_k(x.astype(jnp.int64), 1)
+
+
+def _iteration(party, x, y):
+    jax.scipy.special.gammainc(x.astype(jnp.float64), y.astype(jnp.float64))
+
+
+def _native_code(party, x, y):
+    out = jax.ShapeDtypeStruct(SHAPE, np.uint64)
+    jax.ffi.ffi_call("send_it_home", out, vmap_method="broadcast_all")(x)
+
+
 OTHERS = [
+    (_top, "top_k of a private value"),
+    (_iteration, "of a private value: what it does with it is not known"),
+    (_native_code, "ffi_call reaches out to the host"),
     (_branch, "cond is steered"),
     (_bound, "the trip count of a while loop depends"),
     (_condition, "the trip count of a while loop depends"),
@@ -584,6 +600,17 @@ def test_a_leak_besides_messages_is_found(leak, text):
     assert not found(report)
     for server in ("S1", "S2"):
         assert any(p.startswith(server) and text in p for p in report.problems), report.problems
+
+
+def test_floats_are_not_evaluated():
+    """300.0 as uint8 is 255 to XLA and 44 to NumPy: a mask that counts in one case is none."""
+
+    def leak(party, x, y):
+        mask = party.mask(SHAPE).share
+        saturated = lax.convert_element_type(jnp.full(SHAPE, 300.0), jnp.uint8)
+        party.open(jnp.where(saturated == 255, x, x - mask), "leak")
+
+    assert not audited(leak).ok
 
 
 def test_what_a_loop_may_leave_is_private():

@@ -530,7 +530,7 @@ def test_a_training_step_sends_what_was_predicted(wires):
 
     program = gan.train_step, secrets, gan.schedule(0)
     (_, losses), corrections = run_wired(*program, lp.key(3), wires)
-    np.testing.assert_allclose(real(losses.real), np.log(2), atol=1e-2)  # logits are near 0
+    np.testing.assert_allclose(real(losses.real), size * np.log(2), atol=1e-2)  # logits are near 0
     cost = program_cost(*program, inputs=secrets[1])
     for wire in wires:
         assert (wire.sent, wire.messages) == (cost.online_bytes, cost.messages)

@@ -387,3 +387,28 @@ def test_each_share_of_a_fixed_real_is_uniform():
     shares = np.asarray(jax.jit(jax.vmap(lambda k: share(k, 1.0, FixedPoint(18))))(keys))
     assert np.all(shares.sum(1, dtype=np.uint64) == 2**18)
     _assert_uniform_bytes(shares)
+
+
+# One key for a batch --------------------------------------------------------------------------
+
+
+def _product_opened(party, x, factor):
+    return party.open(x * factor - party.mask(x.shape).share, "mask")
+
+
+def test_vmap_over_public_data_with_one_key_is_refused():
+    """Two multiples of a secret under one mask differ by the secret."""
+    factors = jnp.asarray([3, 4], jnp.uint64)
+    with pytest.raises(ValueError, match="batch of keys"):
+        jax.vmap(lambda factor: simulate(_product_opened, key(1), ZEROS, factor))(factors)
+    with pytest.raises(ValueError, match="batch of keys"):
+        jax.vmap(lambda factor: party_module.deal(_product_opened, key(1), ZEROS, factor))(factors)
+
+
+def test_vmap_over_the_data_of_an_online_program_with_one_seed_is_refused():
+    seed, shares = server_seeds(key(1))[0], jnp.zeros((2, 16), jnp.uint64)
+    with pytest.raises(ValueError, match="batch of keys"):
+        jax.make_jaxpr(
+            jax.vmap(lambda x: party_module.online(_product_opened, seed, [], x, jnp.uint64(3))),
+            axis_env=[(party_module.AXIS, 2)],
+        )(shares)

@@ -19,6 +19,7 @@ from lpgan_jax.audit.primitives import (
     KEY_PRIMITIVES,
     MOVES,
     STEERING,
+    UNSTEERED,
     bodies,
     broadcast_in_dim,
     call_name,
@@ -126,6 +127,9 @@ class Interpreter:
             keys = zip(equation.invars, operands, strict=True)
             if any(is_key(atom) and value.ids is not None for atom, value in keys):
                 self.problem(f"a key enters {name}, where the audit cannot follow its words")
+        unknown = name not in UNSTEERED and not name.startswith("scatter")
+        if unknown and any(value.private for value in operands):
+            self.steered(f"{name} of a private value: what it does with it is not known")
         steering = STEERING.get("scatter" if name.startswith("scatter") else name, slice(0))
         if any(value.private for value in operands[steering]):
             self.steered(f"{name} is steered by a private value")
@@ -143,6 +147,10 @@ class Interpreter:
             return Value(known=broadcast_in_dim(line, shape, (params["dimension"],)))
         arrays = [value.known for value in operands]
         if not arrays or any(array is None for array in arrays):
+            return None
+        # NumPy and XLA agree on integers, but not on floats that are out of an integer's range.
+        dtypes = [atom.aval.dtype for atom in (*equation.invars, *equation.outvars)]
+        if any(getattr(dtype, "kind", None) not in ("i", "u", "b") for dtype in dtypes):
             return None
         known = [array for array in arrays if array is not None]
         with np.errstate(over="ignore"):

@@ -70,6 +70,20 @@ STEERING = {
     "scatter": slice(1, 2),
     "sort": slice(None),
 }
+# Whose time and addresses do not depend on operands, but for those in `STEERING`.
+UNSTEERED = {
+    *MOVES,
+    *JOINS,
+    *BIJECTIVE,
+    *COMPUTED,
+    *STEERING,
+    *("mul", "sign", "abs", "max", "min", "clamp", "le", "gt", "ge", "round", "floor", "ceil"),
+    *("shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"),
+    *("select_n", "convert_element_type", "bitcast_convert_type", "pad", "stop_gradient"),
+    *("dot_general", "cumsum", "reduce", "scan", "while"),
+    *(f"reduce_{name}" for name in ("sum", "prod", "max", "min", "and", "or", "xor")),
+    *("random_bits", "random_split", "random_fold_in", "random_wrap", "random_unwrap"),
+}
 KEY_PRIMITIVES = {"random_bits", "random_split", "random_fold_in"}
 # Calls of one program, once.
 INLINED = {
@@ -80,7 +94,7 @@ INLINED = {
     "custom_vjp_call",
     "custom_vmap_call",
 }
-_HOST = re.compile("callback|debug_print|infeed|outfeed")
+_HOST = re.compile("callback|debug_print|infeed|outfeed|ffi_call|custom_call")
 
 
 def bodies(params: dict[str, Any]) -> list[tuple[Jaxpr, Sequence[Any]]]:

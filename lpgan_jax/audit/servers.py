@@ -230,7 +230,8 @@ def audit(function: Callable[[Party, Any, Any], Any], secrets: Any, public: Any 
 def _merge(dealer: Dealer, first: Server, second: Server) -> Report:
     problems = [*dealer.problems, *first.problems, *second.problems]
     openings = []
-    if [o.name for o in first.openings] != [o.name for o in second.openings]:
+    sent = [[(o.name, o.shape, o.dtype) for o in server.openings] for server in (first, second)]
+    if sent[0] != sent[1]:
         problems.append("the two servers do not send the same messages")
     for mine, other in zip(first.openings, second.openings, strict=False):
         mask = mine.mask if mine.mask == other.mask else f"S1: {mine.mask}; S2: {other.mask}"

@@ -50,7 +50,8 @@ def reveal_tree(secrets: Any) -> Any:
 
     def leaf(secret: Secret) -> np.ndarray:
         words = np.asarray(secret.share)
-        return (words[0] + words[1]).view(np.int64) * 2.0**-secret.frac_bits
+        total = words.sum(0, dtype=np.uint64)  # wraps, without NumPy's warning for scalars
+        return total.view(np.int64) * 2.0**-secret.frac_bits
 
     return jax.tree.map(leaf, secrets, is_leaf=is_secret)
 

@@ -1,8 +1,9 @@
 """What does the comparison as the patent prints it cost, and how often is it wrong?
 
 Runs both variants of SecCmp on the same shares, |u - v| from 2^40 to 2^62, and counts what
-protocols send. Writes docs/patent.csv, docs/patent.md and docs/patent.png (needs matplotlib):
+protocols send. Writes docs/patent.csv, docs/patent.md and docs/patent.png:
 
+    pip install -c constraints.txt -e '.[experiments]'    # once, for the plot
     python experiments/compare_patent.py
 """
 

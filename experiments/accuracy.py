@@ -8,8 +8,6 @@ References are float64, or Python integers where float64 is too coarse.
 """
 
 import argparse
-import csv
-import io
 import math
 import os
 import time
@@ -24,6 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tables
+from tables import Row
 
 import lpgan_jax as lp
 from lpgan_jax import FixedPoint
@@ -390,7 +390,6 @@ CASES: dict[str, Case] = {
 
 # Measuring ----------------------------------------------------------------------------------------
 
-Row = dict[str, str | int | float | None]
 FIELDS = (
     "protocol",
     "frac_bits",
@@ -489,22 +488,16 @@ def table(workers: int, count: int = INPUTS) -> list[Row]:
 
 def to_csv(rows: list[Row]) -> str:
     """Rows as CSV, with six digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()
+    rounded = [
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
+    return tables.to_csv(rounded, FIELDS)
 
 
 def from_csv(text: str) -> list[Row]:
     """The rows of `to_csv`."""
-    types: dict[str, Callable[[str], Any]] = dict.fromkeys(FIELDS, float)
-    types |= {"protocol": str, "domain": str, "frac_bits": int, "inputs": int, "wrong": int}
-    return [
-        {k: types[k](v) if v else None for k, v in row.items()}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    types = {"protocol": str, "domain": str, "frac_bits": int, "inputs": int, "wrong": int}
+    return tables.from_csv(text, types)
 
 
 def _number(value: Any) -> str:

@@ -8,7 +8,6 @@ protocols send. Writes docs/patent.csv, docs/patent.md and docs/patent.png:
 """
 
 import argparse
-import csv
 import functools
 import io
 import math
@@ -20,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tables
+from tables import Row
 
 import lpgan_jax as lp
 from lpgan_jax import protocols as P
@@ -38,7 +39,6 @@ PAIRS = 2**20  # of one batch
 BATCHES = 4
 DIFFERENCES = range(40, 63)  # binary logarithms of |u - v|
 
-Row = dict[str, str | int | float | None]
 FIELDS = (
     "table",
     "protocol",
@@ -180,21 +180,13 @@ def failures(batches: int, pairs: int) -> Iterator[Row]:
 
 def to_csv(rows: list[Row]) -> str:
     """Rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return tables.to_csv(rows, FIELDS)
 
 
 def from_csv(text: str) -> list[Row]:
     """The rows of `to_csv`."""
-    types: dict[str, Callable[[str], Any]] = dict.fromkeys(FIELDS, int)
-    types |= {"table": str, "protocol": str, "patent_expected": float}
-    return [
-        {k: types[k](v) if v else None for k, v in row.items()}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    types = dict.fromkeys(FIELDS, int) | {"table": str, "protocol": str, "patent_expected": float}
+    return tables.from_csv(text, types)
 
 
 def _of(rows: list[Row], table: str) -> list[dict[str, Any]]:

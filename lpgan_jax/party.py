@@ -193,8 +193,11 @@ class Party:
         def call(*arguments: jax.Array) -> Any:
             return function(*arguments)
 
-        call.__name__ = f"{kind}:{'/'.join(filter(None, (*self.place, name)))}"
+        call.__name__ = f"{kind}:{self._path(name)}"
         return jax.jit(call)
+
+    def _path(self, name: str) -> str:
+        return "/".join(filter(None, (*self.place, name)))
 
     # The servers ------------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class Party:
             (S1's message, S2's message), known to both.
         """
         self._check_fresh()
-        self.messages.append(Message("/".join((*self.place, name)), words))
+        self.messages.append(Message(self._path(name), words))
         if not self._deployed:
             both = self.marked("exchange", name, lambda w: lax.all_gather(w, AXIS))(words)
             return both[0], both[1]

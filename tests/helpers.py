@@ -1,6 +1,10 @@
 """Sharing, running and decoding for tests. Shares come from NumPy, not from the library."""
 
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -10,6 +14,15 @@ import numpy as np
 from lpgan_jax import key
 from lpgan_jax.party import simulate
 from lpgan_jax.secret import Secret
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+def script(name: str) -> ModuleType:
+    """A script of experiments/ as a module; as when it is run, its neighbours can be imported."""
+    if str(EXPERIMENTS) not in sys.path:
+        sys.path.append(str(EXPERIMENTS))
+    return importlib.import_module(name)
 
 
 def integers(values: Any, frac_bits: int) -> np.ndarray:

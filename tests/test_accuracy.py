@@ -1,23 +1,12 @@
 """The checked-in tables of accuracy and of the patent's comparison say what the code does now."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import script
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
+DOCS = Path(__file__).parent.parent / "docs"
 accuracy, compare_patent = script("accuracy"), script("compare_patent")
 ROWS = accuracy.from_csv((DOCS / "accuracy.csv").read_text())
 AT = {(row["protocol"], row["frac_bits"]): row for row in ROWS}

@@ -1,18 +1,11 @@
 """The documents say what the code does: the tutorial runs, the reference is up to date."""
 
-import importlib.util
 import re
 from pathlib import Path
 
+from helpers import script
+
 DOCS = Path(__file__).parent.parent / "docs"
-
-
-def _experiment(name):
-    path = DOCS.parent / "experiments" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_tutorial_runs():
@@ -25,7 +18,7 @@ def test_the_tutorial_runs():
 
 def test_the_protocol_reference_is_what_the_code_says():
     """Docstrings, signatures, messages; and every docstring's cost is that of its trace."""
-    assert _experiment("protocol_reference").document() == (DOCS / "protocols.md").read_text()
+    assert script("protocol_reference").document() == (DOCS / "protocols.md").read_text()
 
 
 def test_links_between_documents_lead_somewhere():

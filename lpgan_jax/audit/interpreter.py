@@ -127,11 +127,10 @@ class Interpreter:
             keys = zip(equation.invars, operands, strict=True)
             if any(is_key(atom) and value.ids is not None for atom, value in keys):
                 self.problem(f"a key enters {name}, where the audit cannot follow its words")
-        unknown = name not in UNSTEERED and not name.startswith("scatter")
-        if unknown and any(value.private for value in operands):
+        kind = "scatter" if name.startswith("scatter") else name
+        if kind not in UNSTEERED and any(value.private for value in operands):
             self.steered(f"{name} of a private value: what it does with it is not known")
-        steering = STEERING.get("scatter" if name.startswith("scatter") else name, slice(0))
-        if any(value.private for value in operands[steering]):
+        if any(value.private for value in operands[STEERING.get(kind, slice(0))]):
             self.steered(f"{name} is steered by a private value")
 
     def _known(self, equation: Any, operands: list[Value]) -> Value | None:

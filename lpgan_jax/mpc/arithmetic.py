@@ -156,6 +156,13 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag))
 
 
+def rescale(party: Party, x: Secret, frac_bits: int) -> Secret:
+    """x at another scale: exact and local if it is finer, else as `truncate`."""
+    if x.frac_bits < frac_bits:
+        return x.at_scale(frac_bits)
+    return truncate(party, x, frac_bits)
+
+
 def scale_public(
     party: Party,
     x: Secret,
@@ -182,9 +189,7 @@ def scale_public(
     if k not in (1, -1) and x.frac_bits > finest:
         x = truncate(party, x, finest)
     product = x.times_int(k).divided_by_power_of_two(shift)
-    if product.frac_bits < frac_bits:
-        return product.at_scale(frac_bits)
-    return truncate(party, product, frac_bits)
+    return rescale(party, product, frac_bits)
 
 
 def mean_of_sum(party: Party, total: Secret, count: int, frac_bits: int) -> Secret:

@@ -190,6 +190,11 @@ def conjunction(party: Party, u: jax.Array, v: jax.Array) -> jax.Array:
     return combine(party, [both[0], both[1]], [[Term((0, 1))]])[0]
 
 
+def complement(party: Party, rows: jax.Array) -> jax.Array:
+    """1 - u of XOR-shared rows; local: S1 inverts its share."""
+    return rows ^ party.only_s1(~jnp.zeros_like(rows))
+
+
 def _parts(party: Party, x: Secret, offsets: Sequence[int]) -> Masked:
     """The bits of the two parts of x + offset, lowest first: rows [bits, offsets, words] each.
 
@@ -380,9 +385,9 @@ def most_significant(
         (f [l, ...], zeta [...]), XOR-shared. ceil(log_radix l) rounds.
     """
     length = rows.shape[0]
-    inverted = rows ^ party.only_s1(~jnp.zeros_like(rows))
+    inverted = complement(party, rows)
     flat = inverted.reshape(length, 1, inverted.size // length)
     _, products = _scan_blocks(party, flat, None, radix)
     t = products[0, :length].reshape(rows.shape)
-    before = jnp.concatenate([party.only_s1(~jnp.zeros_like(rows[:1])), t[:-1]])
-    return before ^ t, t[-1] ^ party.only_s1(~jnp.zeros_like(t[-1]))
+    before = jnp.concatenate([complement(party, jnp.zeros_like(t[:1])), t[:-1]])
+    return before ^ t, complement(party, t[-1])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, mul, truncate
-from lpgan_jax.mpc.normalise import TOP, normalise_magnitude
+from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, normalise_magnitude
 from lpgan_jax.mpc.series import evaluate, fit
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
 
-_MANTISSA_BITS = 28
 _QUOTIENT_BITS = 26  # fraction bits of 1/m in a quotient: what is left over limits its size
 
 
@@ -32,16 +31,16 @@ def inverse(party: Party, u: Secret, frac_bits: int) -> Secret:
     """
     magnitude, thermometer = normalise_magnitude(party, masked(party, u), TOP)
     series = fit(np.reciprocal, 0.5, 1.0, "general")
-    y = evaluate(party, series, Secret(magnitude.share, TOP), _MANTISSA_BITS)
+    y = evaluate(party, series, Secret(magnitude.share, TOP), MANTISSA_BITS)
     # 1/|u| = 2^(j - one) / m: 2^-spare at j = 0 counts as 0 if it is below 2^-31.
     one, count = TOP - u.frac_bits, thermometer.count
-    spare = min(one, TOP - _MANTISSA_BITS - 3)
+    spare = min(one, TOP - MANTISSA_BITS - 3)
     exponents = [spare + min(j - one, 0) for j in range(count + 1)]
     y = thermometer.times(party, y, [1 << e if e >= 0 else 0 for e in exponents])
-    y = truncate(party, Secret(y.share, _MANTISSA_BITS + spare), _MANTISSA_BITS)
+    y = truncate(party, Secret(y.share, MANTISSA_BITS + spare), MANTISSA_BITS)
     powers = [1 << max(0, j - one) for j in range(count + 1)]
     y = thermometer.times(party, y, powers, with_sign=True)
-    return truncate(party, Secret(y.share, _MANTISSA_BITS), frac_bits)
+    return truncate(party, Secret(y.share, MANTISSA_BITS), frac_bits)
 
 
 def quotient_bits(frac_bits: int) -> int:
@@ -52,8 +51,8 @@ def quotient_bits(frac_bits: int) -> int:
 def divide(party: Party, x: Secret, y: Secret, frac_bits: int) -> Secret:
     """SecDiv: x / y for y of either sign, 0 < |y| < 2^28 in real terms.
 
-    With q the power of two (and the sign) that normalises y to m, x q / 2^62 is the quotient's
-    numerator, exactly, and 1/m its factor.
+    With q the power of two (and the sign) that brings y just below 2^top, and m = y q / 2^top, the
+    quotient's numerator is x q / 2^top, exactly, and 1/m its factor.
 
     Args:
         party: this server's seat.

@@ -18,6 +18,7 @@ from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
 
 TOP = 62  # the largest integers that truncation takes lie below 2^62
+MANTISSA_BITS = 28  # fraction bits of a function of a normalised value
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Thermometer:
     bits: Bit
     count: int
     signed: bool = False
+
+    def lookup(self, party: Party, values: Sequence[int]) -> Secret:
+        """values[j], an integer (0 fraction bits), of an unsigned x; exact, local.
+
+        `values`: count + 1 public integers.
+        """
+        steps = [after - before for before, after in pairwise(values)]
+        total = arithmetic(party, self.bits).times_ints(steps).sum((0,))
+        return add_public(party, total, values[0])
 
     def times(
         self, party: Party, y: Secret, weights: Sequence[int], with_sign: bool = False
@@ -94,9 +104,9 @@ class Exponent:
     def power(self, party: Party, log_base: int) -> Secret:
         """2^(log_base * j) itself, of a search with one level; exact, local."""
         ((thermometer, unit),) = self.levels
-        powers = [1 << (log_base * unit * j) for j in range(thermometer.count + 1)]
-        steps = [after - before for before, after in pairwise(powers)]
-        return add_public(party, arithmetic(party, thermometer.bits).times_ints(steps).sum((0,)), 1)
+        return thermometer.lookup(
+            party, [1 << (log_base * unit * j) for j in range(thermometer.count + 1)]
+        )
 
 
 def normalise(

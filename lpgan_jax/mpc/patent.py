@@ -12,7 +12,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.boolean import bit_slice, conjunction
+from lpgan_jax.mpc.boolean import bit_slice, complement, conjunction
 from lpgan_jax.mpc.compare import Bit, bit_of_rows
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
@@ -46,8 +46,7 @@ def greater(party: Party, u: Secret, v: Secret) -> Bit:
 
 def most_significant(party: Party, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     """SecMSB as printed: t_l = 1, t_i = t_{i+1} (1 - u_i), one after the other. l - 1 rounds."""
-    ones = party.only_s1(~jnp.zeros_like(rows[0]))
-    t = [ones, rows[0] ^ ones]
+    t = [complement(party, jnp.zeros_like(rows[0])), complement(party, rows[0])]
     for row in rows[1:]:
-        t.append(conjunction(party, t[-1], row ^ ones))
-    return jnp.stack([before ^ after for before, after in pairwise(t)]), t[-1] ^ ones
+        t.append(conjunction(party, t[-1], complement(party, row)))
+    return jnp.stack([before ^ after for before, after in pairwise(t)]), complement(party, t[-1])

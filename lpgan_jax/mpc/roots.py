@@ -8,13 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lpgan_jax.mpc.arithmetic import mul, truncate
-from lpgan_jax.mpc.normalise import TOP, Search, normalise, parallel_levels
+from lpgan_jax.mpc.arithmetic import mul, rescale, truncate
+from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, Search, normalise, parallel_levels
 from lpgan_jax.mpc.series import evaluate, fit
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
-
-MANTISSA_BITS = 28  # fraction bits of a root of a mantissa
 
 
 @functools.cache
@@ -69,9 +67,7 @@ def inverse_sqrt(
     result = Secret(y.share, scale + TOP // 2 - known - u.frac_bits // 2)
     if frac_bits is None:
         return result
-    if result.frac_bits < frac_bits:
-        return result.at_scale(frac_bits)
-    return truncate(party, result, frac_bits)
+    return rescale(party, result, frac_bits)
 
 
 def sqrt(party: Party, u: Secret, frac_bits: int) -> Secret:
@@ -93,9 +89,7 @@ def sqrt(party: Party, u: Secret, frac_bits: int) -> Secret:
     powers = [1 << (count - j) for j in range(count)] + [1]
     y = thermometer.times(party, y, powers)
     result = Secret(y.share, MANTISSA_BITS + count + known + u.frac_bits // 2 - TOP // 2)
-    if result.frac_bits < frac_bits:
-        return result.at_scale(frac_bits)
-    return truncate(party, result, frac_bits)
+    return rescale(party, result, frac_bits)
 
 
 def lowest_bit(value: float, frac_bits: int) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,9 +90,10 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between runs; they hold no keys and no shares, which are arguments."""
     import jax
 
+    from lpgan_jax.files import cache_directory
+
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "lpgan_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
 
 
 def _train(args: argparse.Namespace) -> None:

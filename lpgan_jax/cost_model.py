@@ -23,7 +23,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 from lpgan_jax.party import _bind_batched, simulate
 from lpgan_jax.prng import KEY_WORDS
 from lpgan_jax.prng import key as make_key
-from lpgan_jax.ring.matmul import _matmul_batched
+from lpgan_jax.ring.contraction import ring_product_p
 from lpgan_jax.shares import PARTIES
 
 UNPLACED = "(no place)"
@@ -351,8 +351,11 @@ class _Walk:
             return self._scan(equation, joined, times)
         if primitive == "cond":
             return self._cond(equation, depths, times)
-        if primitive == "custom_vmap_call" and self._is_product(equation, times):
+        if equation.primitive is ring_product_p:
+            self._count_product(equation, times)
             return plain
+        if primitive == "custom_vmap_call":
+            self._count_seeds(equation, times)
         inner = list(jaxprs_in_params(equation.params))
         if not inner:
             return plain
@@ -366,21 +369,18 @@ class _Walk:
         different = {id(depth): depth for depth in depths if depth is not self.start}
         return functools.reduce(np.maximum, different.values()) if different else self.start
 
-    def _is_product(self, equation: JaxprEqn, times: int) -> bool:
-        """Count a ring product, or what every `simulate` sends. Both are known by their rules."""
-        rule = inspect.unwrap(equation.params["rule"])
-        first = _aval(equation.invars[0])
-        if rule is _bind_batched:  # its first operand is the key, or many keys
+    def _count_seeds(self, equation: JaxprEqn, times: int) -> None:
+        """Count what every `simulate` sends, which is known by its batching rule."""
+        if inspect.unwrap(equation.params["rule"]) is _bind_batched:
+            keys = _aval(equation.invars[0])  # the key, or many keys
             for name in ("dealer_bytes_s1", "dealer_bytes_s2"):
-                self.count(UNPLACED, name, times * first.size * _SEED_BYTES)
-        if rule is not _matmul_batched:
-            return False
-        (rows, inner), (_, columns) = first.shape, _aval(equation.invars[1]).shape
+                self.count(UNPLACED, name, times * keys.size * _SEED_BYTES)
+
+    def _count_product(self, equation: JaxprEqn, times: int) -> None:
         name = "dealer_multiply_adds" if self._dealing else "multiply_adds"
         # A server's product is traced for both servers (one operand at least is a share).
-        traced = times * rows * inner * columns
+        traced = times * equation.params["contraction"].multiply_adds
         self.count(self._layer, name, traced if self._dealing else traced // PARTIES)
-        return True
 
     def _scan(self, equation: JaxprEqn, joined: Depth, times: int) -> Sequence[Depth]:
         body, length = _only(equation), equation.params["length"]

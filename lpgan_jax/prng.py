@@ -15,14 +15,21 @@ Two draws of one width from one key are the same words, as with any JAX key: use
 """
 
 import enum
+import functools
 import math
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
 from jax.extend.random import define_prng_impl
+from jax.interpreters import batching, mlir
+
+from lpgan_jax import native
 
 KEY_WORDS = 8
 _BLOCK_WORDS = 16
@@ -156,10 +163,20 @@ def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.
 
 
 def _draw(key: jax.Array, size: int, bit_width: int, nonce: jax.Array) -> jax.Array:
-    """`size` words of 32 or 64 bits, in chunks of blocks that stay in cache."""
+    """`size` words of 32 or 64 bits."""
+    per_block = 32 * _BLOCK_WORDS // bit_width
+    # The last chunk is a whole one (see `_draw_portable`).
+    chunk_words = _CHUNK_BLOCKS * per_block
+    chunks = -(-size // chunk_words)
+    _check_blocks(-(-size // per_block) if chunks <= 1 else chunks * _CHUNK_BLOCKS)
+    words: jax.Array = chacha20_words_p.bind(key, nonce, size=size, bit_width=bit_width)
+    return words
+
+
+def _draw_portable(key: jax.Array, nonce: jax.Array, *, size: int, bit_width: int) -> jax.Array:
+    """The words in JAX alone, in chunks of blocks that stay in cache."""
     per_block = 32 * _BLOCK_WORDS // bit_width
     blocks = -(-size // per_block)
-    _check_blocks(blocks)
 
     def chunk(first: jax.Array, count: int) -> jax.Array:
         words = _keystream(key, lax.iota(jnp.uint32, count) + first.astype(jnp.uint32), nonce)
@@ -178,11 +195,58 @@ def _draw(key: jax.Array, size: int, bit_width: int, nonce: jax.Array) -> jax.Ar
         start = jnp.minimum(i * chunk_words, size - chunk_words)
         return lax.dynamic_update_slice(out, chunk(i * _CHUNK_BLOCKS, _CHUNK_BLOCKS), (start,))
 
-    chunks = -(-size // chunk_words)
-    _check_blocks(chunks * _CHUNK_BLOCKS)
-    return lax.fori_loop(
-        0, chunks, fill, jnp.zeros_like(key, jnp.dtype(f"uint{bit_width}"), shape=(size,))
+    out = jnp.zeros_like(key, jnp.dtype(f"uint{bit_width}"), shape=(size,))
+    return lax.fori_loop(0, -(-size // chunk_words), fill, out)
+
+
+def _draw_batch_portable(
+    keys: jax.Array, nonce: jax.Array, *, size: int, bit_width: int
+) -> jax.Array:
+    if keys.ndim == 1:
+        return _draw_portable(keys, nonce, size=size, bit_width=bit_width)
+    draw = functools.partial(_draw_batch_portable, size=size, bit_width=bit_width)
+    return jax.vmap(draw, (0, None))(keys, nonce)
+
+
+def _draw_native(keys: jax.Array, nonce: jax.Array, *, size: int, bit_width: int) -> jax.Array:
+    if not native.available():
+        return _draw_batch_portable(keys, nonce, size=size, bit_width=bit_width)
+    result = jax.ShapeDtypeStruct((*keys.shape[:-1], size), jnp.dtype(f"uint{bit_width}"))
+    return jax.ffi.ffi_call(native.CHACHA20, result)(keys, nonce)
+
+
+# The words of a key, or of each of an array of keys, as one primitive: a program holds hundreds of
+# draws, which are traced, batched and (natively) compiled as one operation each.
+chacha20_words_p = Primitive("chacha20_words")
+
+
+def _abstract_words(keys: Any, nonce: Any, *, size: int, bit_width: int) -> Any:
+    return keys.update(shape=(*keys.shape[:-1], size), dtype=jnp.dtype(f"uint{bit_width}"))
+
+
+def _batch_words(
+    operands: Sequence[jax.Array], axes: Sequence[int | None], *, size: int, bit_width: int
+) -> tuple[jax.Array, int]:
+    (keys, nonce), (axis, nonce_axis) = operands, axes
+    assert axis is not None
+    assert nonce_axis is None  # it is a constant
+    batch = jnp.moveaxis(keys, axis, 0)
+    return chacha20_words_p.bind(batch, nonce, size=size, bit_width=bit_width), 0
+
+
+chacha20_words_p.def_abstract_eval(_abstract_words)
+chacha20_words_p.def_impl(
+    lambda keys, nonce, **params: jax.jit(functools.partial(chacha20_words_p.bind, **params))(
+        keys, nonce
     )
+)
+batching.primitive_batchers[chacha20_words_p] = _batch_words
+mlir.register_lowering(
+    chacha20_words_p, mlir.lower_fun(_draw_batch_portable, multiple_results=False)
+)
+mlir.register_lowering(
+    chacha20_words_p, mlir.lower_fun(_draw_native, multiple_results=False), platform="cpu"
+)
 
 
 CHACHA20 = define_prng_impl(

@@ -80,7 +80,7 @@ UNSTEERED = {
     *("mul", "sign", "abs", "max", "min", "clamp", "le", "gt", "ge", "round", "floor", "ceil"),
     *("shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"),
     *("select_n", "convert_element_type", "bitcast_convert_type", "pad", "stop_gradient"),
-    *("dot_general", "cumsum", "reduce", "scan", "while", "unstack"),
+    *("ring_product", "dot_general", "cumsum", "reduce", "scan", "while", "unstack"),
     *(f"reduce_{name}" for name in ("sum", "prod", "max", "min", "and", "or", "xor")),
     *("random_bits", "random_split", "random_fold_in", "random_wrap", "random_unwrap"),
 }

@@ -1,17 +1,20 @@
-"""Exact 2-D convolution and its two gradients modulo 2^64, lowered to slices and `matmul`.
+"""Exact 2-D convolution and its two gradients modulo 2^64.
 
 XLA's integer convolution is naive on CPU and absent on GPU. Images are NHWC, kernels HWIO, all of
-one unsigned integer type. Each function is linear in each operand modulo 2^bits: a linear map of
-indices, and one `matmul`.
+one unsigned integer type. Each function is linear in each operand modulo 2^bits: one `contract` of
+the operands where they lie, or, in JAX alone, a linear map of indices and one `matmul`.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpgan_jax.ring import views
+from lpgan_jax.ring.contraction import Contraction, Portable, contract
 from lpgan_jax.ring.matmul import matmul
 
 Size = tuple[int, int]
@@ -93,6 +96,9 @@ class Conv2D:
         _check_rank("w", w)
         if x.shape[3] != w.shape[2]:
             raise ValueError(f"x has {x.shape[3]} channels, but w takes {w.shape[2]}")
+        return _product(x, w, views.forward(self, x.shape, w.shape), self._forward)
+
+    def _forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
         columns = patches(x, _kernel_hw(w), self)
         y = matmul(_rows(columns), w.reshape(math.prod(w.shape[:3]), w.shape[3]))
         return y.reshape(*columns.shape[:3], w.shape[3])
@@ -100,8 +106,7 @@ class Conv2D:
     def input_grad(self, dy: jax.Array, w: jax.Array, input_hw: Size) -> jax.Array:
         """Transpose of `forward` in `x`; the forward pass of a deconvolution.
 
-        Each output pixel's patch is a product (no multiplications by inserted zeros), and
-        overlapping patches add up.
+        No inserted zero is multiplied.
 
         Args:
             dy: uint[N, *output_hw, O].
@@ -119,6 +124,11 @@ class Conv2D:
         self._check_output(dy, input_hw, _kernel_hw(w))
         if dy.shape[3] != w.shape[3]:
             raise ValueError(f"dy has {dy.shape[3]} channels, but w gives {w.shape[3]}")
+        portable = functools.partial(self._input_grad, input_hw=input_hw)
+        return _product(dy, w, views.input_grad(self, dy.shape, w.shape, input_hw), portable)
+
+    def _input_grad(self, dy: jax.Array, w: jax.Array, input_hw: Size) -> jax.Array:
+        """Each output pixel's patch is a product, and overlapping patches add up."""
         columns = matmul(_rows(dy), w.reshape(math.prod(w.shape[:3]), w.shape[3]).T)
         columns = columns.reshape(*dy.shape[:3], columns.shape[1])
         return _add_patches(columns, input_hw, _kernel_hw(w), self)
@@ -142,6 +152,10 @@ class Conv2D:
         self._check_output(dy, _hw(x), kernel_hw)
         if x.shape[0] != dy.shape[0]:
             raise ValueError(f"x holds {x.shape[0]} images, but dy {dy.shape[0]}")
+        portable = functools.partial(self._weight_grad, kernel_hw=kernel_hw)
+        return _product(x, dy, views.weight_grad(self, x.shape, dy.shape, kernel_hw), portable)
+
+    def _weight_grad(self, x: jax.Array, dy: jax.Array, kernel_hw: Size) -> jax.Array:
         columns = patches(x, kernel_hw, self)
         transposed = matmul(_rows(dy).T, _rows(columns))  # transposing dy is cheaper than columns
         return transposed.T.reshape(*kernel_hw, x.shape[3], dy.shape[3])
@@ -153,6 +167,15 @@ class Conv2D:
                 f"dy has size {dy.shape[1:3]}, but the convolution of {input_hw} by kernel"
                 f" {kernel_hw} has {expected}"
             )
+
+
+def _product(
+    x: jax.Array, y: jax.Array, described: Contraction | None, portable: Portable
+) -> jax.Array:
+    """The product of ring elements by its views; in the clear, or without views, in JAX alone."""
+    if described is None or jnp.issubdtype(x.dtype, jnp.floating):
+        return portable(x, y)
+    return contract(x, y, described, portable)
 
 
 def patches(x: jax.Array, kernel_hw: Size, conv: Conv2D) -> jax.Array:

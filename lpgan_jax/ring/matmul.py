@@ -2,7 +2,8 @@
 
 XLA's own integer dot is a scalar loop on CPU (0.26 G multiply-adds/s) and missing on GPU. So:
 
-- on CPU, tiles of the product are sums of outer products, which compile to vector code;
+- on CPU, a native kernel where one could be built (`native`); else tiles of the product are sums of
+  outer products, which compile to vector code;
 - on GPU and TPU, words are cut into signed 8-bit digits, whose products run on the matrix units.
 
 Unsigned words of 8, 16 and 32 bits work alike, modulo 2^bits: protocols are checked exhaustively in
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
+
+from lpgan_jax.ring.contraction import Axis, Contraction, contract
 
 # Words of a CPU tile (1 MiB of uint64: half of a core's second-level cache), and its widest row.
 _TILE_WORDS = 2**17
@@ -31,24 +34,25 @@ Index = jax.Array | int
 
 
 @custom_vmap
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def matmul_portable(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`matmul` in JAX alone."""
     if a.shape[0] * a.shape[1] * b.shape[1] <= _TINY:
         return matmul_sum(a, b)
     return lax.platform_dependent(a, b, cpu=matmul_rank_updates, default=matmul_digits)
 
 
-@_matmul.def_vmap
-def _matmul_batched(
-    size: int, batched: list[bool], a: jax.Array, b: jax.Array
-) -> tuple[jax.Array, bool]:
+@matmul_portable.def_vmap
+def _batched(size: int, batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
     """A batch of products is one product with longer sides where one operand is shared."""
     if all(batched):
-        return lax.map(lambda operands: _matmul(*operands), (a, b)), True
+        return lax.map(lambda operands: matmul_portable(*operands), (a, b)), True
     if batched[0]:
         _, rows, inner = a.shape
-        return _matmul(a.reshape(size * rows, inner), b).reshape(size, rows, b.shape[1]), True
+        return matmul_portable(a.reshape(size * rows, inner), b).reshape(
+            size, rows, b.shape[1]
+        ), True
     _, inner, columns = b.shape
-    folded = _matmul(a, b.swapaxes(0, 1).reshape(inner, size * columns))
+    folded = matmul_portable(a, b.swapaxes(0, 1).reshape(inner, size * columns))
     return folded.reshape(a.shape[0], size, columns).swapaxes(0, 1), True
 
 
@@ -76,7 +80,16 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
         raise TypeError(f"operands must be of one unsigned type, not {a.dtype} and {b.dtype}")
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"shapes {a.shape} and {b.shape} are not those of a matrix product")
-    return jnp.matmul(a, b) if floating else _matmul(a, b)
+    if floating:
+        return jnp.matmul(a, b)
+    (rows, inner), columns = a.shape, b.shape[1]
+    views = Contraction(
+        rows=(Axis(rows, (inner, columns)),),
+        inner=(Axis(inner, (1, columns)),),
+        columns=(Axis(columns, (1, 1)),),
+        shape=(rows, columns),
+    )
+    return contract(a, b, views, matmul_portable)
 
 
 def matmul_sum(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -11,11 +11,13 @@ from lpgan_jax.ring import matmul
 from lpgan_jax.ring.matmul import (
     _balanced_digits,
     matmul_digits,
+    matmul_portable,
     matmul_rank_updates,
     matmul_sum,
 )
 
-SCHEMES = [matmul, *map(jax.jit, (matmul_sum, matmul_rank_updates, matmul_digits))]
+PORTABLE = (matmul_sum, matmul_rank_updates, matmul_digits, matmul_portable)
+SCHEMES = [matmul, *map(jax.jit, PORTABLE)]
 # Enough to meet one tile and several, one step and several, remainders, thin and tiny products.
 SHAPES = [
     (1, 1, 1),
@@ -198,7 +200,7 @@ def dot_types(jaxpr):
 def test_no_dot_on_wide_integers(shape):
     m, k, n = shape
     a, b = (jax.ShapeDtypeStruct(s, jnp.uint64) for s in ((m, k), (k, n)))
-    types = set(dot_types(jax.make_jaxpr(matmul)(a, b).jaxpr))
+    types = set(dot_types(jax.make_jaxpr(matmul_portable)(a, b).jaxpr))
     assert types <= {np.dtype(np.int8)}
     assert bool(types) == (m * k * n > 2**15)  # the digits' dots are found, so the search works
     # What runs on CPU has no dot at all.

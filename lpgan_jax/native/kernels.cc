@@ -1,0 +1,590 @@
+// The two loops that take most of a training step, for CPUs: ring products and ChaCha20.
+//
+// Both give the very words of the portable code in ring/ and prng.py, faster. Built and registered
+// by __init__.py. No branch, address or trip count here depends on a word of an operand.
+
+#include <atomic>
+#include <algorithm>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#if defined(__AMX_INT8__) && defined(__AVX512VBMI__) && defined(__linux__)
+#define HAVE_AMX 1
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+// Runs body(0), ..., body(count - 1) on XLA's own threads and this one. The caller works too and
+// waits only for items that another thread has begun, so that a pool without free threads does no
+// harm.
+void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> body) {
+  struct Shared {
+    std::function<void(int64_t)> body;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+    std::mutex mutex;
+    std::condition_variable finished;
+    int64_t done = 0;
+
+    void Work() {
+      int64_t own = 0;
+      for (int64_t i; (i = next.fetch_add(1)) < count; ++own) body(i);
+      if (own == 0) return;
+      std::lock_guard<std::mutex> lock(mutex);
+      done += own;
+      if (done == count) finished.notify_all();
+    }
+  };
+  auto shared = std::make_shared<Shared>();
+  shared->body = std::move(body);
+  shared->count = count;
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([shared] { shared->Work(); });
+  shared->Work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->done == count; });
+}
+
+// XLA gets the memory of its buffers anew for every run of a program. In huge pages, which Linux gives
+// to those who ask, the first touch of it costs a fraction.
+void AskForHugePages(void* data, size_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = ((uintptr_t)data + kPage - 1) / kPage * kPage;
+  const uintptr_t last = ((uintptr_t)data + bytes) / kPage * kPage;
+  if (first < last) madvise((void*)first, last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Ring products ----------------------------------------------------------------------------------
+//
+// out[m, n] = sum_k a[m, k] b[k, n] modulo 2^64, where the address of a[m, k] is the sum of an
+// offset for m and one for k, and so for b and out. An im2col matrix is such a view of an image.
+
+using Word = uint64_t;
+using Offsets = std::vector<int64_t>;
+
+constexpr int64_t kTile = 16;        // rows or columns of a tile
+constexpr int64_t kBlock = 32;       // rows or columns of a block: two tiles
+constexpr int64_t kDepth = 512;      // of K in one pass
+constexpr int64_t kResident = 256;   // rows or columns that stay in the second-level cache
+
+// The offsets of a row-major walk over axes of the given sizes and strides.
+Offsets Walk(ffi::Span<const int64_t> sizes, ffi::Span<const int64_t> strides) {
+  Offsets offsets{0};
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    Offsets longer;
+    longer.reserve(offsets.size() * sizes[axis]);
+    for (int64_t offset : offsets)
+      for (int64_t i = 0; i < sizes[axis]; ++i) longer.push_back(offset + i * strides[axis]);
+    offsets = std::move(longer);
+  }
+  return offsets;
+}
+
+bool Contiguous(const int64_t* offsets, int64_t count) {
+  for (int64_t i = 1; i < count; ++i)
+    if (offsets[i] != offsets[0] + i) return false;
+  return true;
+}
+
+// A block of an operand as a dense matrix: lines (rows of a, columns of b) along K, zero padded.
+void Gather(const Word* base, const int64_t* lines, int64_t count, const int64_t* inner,
+            int64_t depth, int64_t padded_count, int64_t padded_depth, Word* dense) {
+  int64_t run = 0;  // the longest power of two of neighbours along K, up to 64
+  for (int64_t length = 64; length >= 4 && run == 0; length /= 2) {
+    bool all = depth % length == 0;
+    for (int64_t k = 0; all && k < depth; k += length) all = Contiguous(inner + k, length);
+    if (all) run = length;
+  }
+  if (run) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < depth; k += run)
+        std::memcpy(dense + i * padded_depth + k, base + lines[i] + inner[k], run * sizeof(Word));
+  } else if (count % 8 == 0 && Contiguous(lines, count)) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const Word* from = base + lines[0] + inner[k];
+      for (int64_t i = 0; i < count; ++i) dense[i * padded_depth + k] = from[i];
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < depth; ++k) dense[i * padded_depth + k] = base[lines[i] + inner[k]];
+  }
+  if (padded_depth > depth)
+    for (int64_t i = 0; i < count; ++i)
+      std::memset(dense + i * padded_depth + depth, 0, (padded_depth - depth) * sizeof(Word));
+  std::memset(dense + count * padded_depth, 0,
+              (padded_count - count) * padded_depth * sizeof(Word));
+}
+
+// The view of a product's operands and result.
+struct Product {
+  const Word *a, *b;
+  Word* out;
+  const int64_t *a_rows, *a_inner, *b_inner, *b_columns, *out_rows, *out_columns;
+  int64_t rows, inner, columns;
+};
+
+void Add(const Product& p, int64_t row, int64_t rows, int64_t column, int64_t columns,
+         const Word* block, int64_t stride, bool first) {
+  const bool dense = Contiguous(p.out_columns + column, columns);
+  for (int64_t i = 0; i < rows; ++i) {
+    const Word* from = block + i * stride;
+    Word* to = p.out + p.out_rows[row + i];
+    if (dense) {
+      to += p.out_columns[column];
+      if (first) std::memcpy(to, from, columns * sizeof(Word));
+      else for (int64_t j = 0; j < columns; ++j) to[j] += from[j];
+    } else {
+      for (int64_t j = 0; j < columns; ++j) {
+        Word& word = to[p.out_columns[column + j]];
+        word = first ? from[j] : word + from[j];
+      }
+    }
+  }
+}
+
+// On vector units: 8 x 16 words of the product in registers, one row of b at a time.
+constexpr int64_t kVectorRows = 8, kVectorColumns = 16, kVectorDepth = 256;
+typedef Word Vector __attribute__((vector_size(64), aligned(8)));
+
+void VectorProduct(const Product& p, int64_t first_row, int64_t last_row) {
+  const int64_t width = (p.columns + kVectorColumns - 1) / kVectorColumns * kVectorColumns;
+  std::vector<Word> packed(width * kVectorDepth), line(kVectorColumns * kVectorDepth);
+  std::vector<Word> left(kVectorRows * kVectorDepth);
+  for (int64_t k = 0; k < p.inner; k += kVectorDepth) {
+    const int64_t depth = std::min(kVectorDepth, p.inner - k);
+    for (int64_t column = 0; column < p.columns; column += kVectorColumns) {
+      const int64_t count = std::min(kVectorColumns, p.columns - column);
+      Word* panel = packed.data() + column * depth;
+      if (count == kVectorColumns && Contiguous(p.b_columns + column, count)) {
+        for (int64_t i = 0; i < depth; ++i)
+          std::memcpy(panel + i * kVectorColumns, p.b + p.b_inner[k + i] + p.b_columns[column],
+                      kVectorColumns * sizeof(Word));
+      } else {
+        Gather(p.b, p.b_columns + column, count, p.b_inner + k, depth, kVectorColumns, depth,
+               line.data());
+        for (int64_t i = 0; i < depth; ++i)
+          for (int64_t j = 0; j < kVectorColumns; ++j)
+            panel[i * kVectorColumns + j] = line[j * depth + i];
+      }
+    }
+    for (int64_t row = first_row; row < last_row; row += kVectorRows) {
+      const int64_t rows = std::min(kVectorRows, last_row - row);
+      Gather(p.a, p.a_rows + row, rows, p.a_inner + k, depth, kVectorRows, depth, left.data());
+      for (int64_t column = 0; column < p.columns; column += kVectorColumns) {
+        const Word* panel = packed.data() + column * depth;
+        Vector total[kVectorRows][2] = {};
+        for (int64_t i = 0; i < depth; ++i) {
+          const Vector b0 = *(const Vector*)(panel + i * kVectorColumns);
+          const Vector b1 = *(const Vector*)(panel + i * kVectorColumns + 8);
+#pragma GCC unroll 8
+          for (int64_t r = 0; r < kVectorRows; ++r) {
+            const Word a = left[r * depth + i];
+            total[r][0] += a * b0;
+            total[r][1] += a * b1;
+          }
+        }
+        Add(p, row, rows, column, std::min(kVectorColumns, p.columns - column),
+            (const Word*)total, kVectorColumns, k == 0);
+      }
+    }
+  }
+}
+
+// Few columns: rows of a, one dot product each. (A tile would be mostly padding.)
+constexpr int64_t kFewColumns = 4;
+
+void NarrowProduct(const Product& p, int64_t first_row, int64_t last_row) {
+  constexpr int64_t kDepthAtOnce = 1024;
+  std::vector<Word> left(kVectorRows * kDepthAtOnce), right(p.columns * kDepthAtOnce);
+  for (int64_t k = 0; k < p.inner; k += kDepthAtOnce) {
+    const int64_t depth = std::min(kDepthAtOnce, p.inner - k);
+    Gather(p.b, p.b_columns, p.columns, p.b_inner + k, depth, p.columns, depth, right.data());
+    for (int64_t row = first_row; row < last_row; row += kVectorRows) {
+      const int64_t rows = std::min(kVectorRows, last_row - row);
+      Gather(p.a, p.a_rows + row, rows, p.a_inner + k, depth, rows, depth, left.data());
+      Word totals[kVectorRows * kFewColumns];
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t column = 0; column < p.columns; ++column) {
+          Word total = 0;
+          for (int64_t i = 0; i < depth; ++i) total += left[r * depth + i] * right[column * depth + i];
+          totals[r * p.columns + column] = total;
+        }
+      Add(p, row, rows, 0, p.columns, totals, p.columns, k == 0);
+    }
+  }
+}
+
+#ifdef HAVE_AMX
+
+// On matrix units: balanced 8-bit digits, a = sum_i a_i 2^(8i). The product is
+// sum_s 2^(8s) sum_{i+j=s} a_i b_j for s < 8. A sum of 8 K products below 2^14 in size needs 32
+// bits for K < 2^14 (beyond, passes over K keep it there).
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Linux hands out the tile registers on request.
+bool AmxAllowed() {
+  static const bool allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+  return allowed;
+}
+
+void ConfigureTiles() {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) config.bytes_per_row[i] = 64, config.rows[i] = 16;
+  _tile_loadconfig(&config);
+}
+
+// 8 vectors of 8 words to their transpose.
+inline void Transpose8(__m512i v[8]) {
+  __m512i t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm512_unpacklo_epi64(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi64(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      v[i + j] = _mm512_shuffle_i64x2(t[i + j], t[i + j + 2], 0x88);
+      v[i + j + 2] = _mm512_shuffle_i64x2(t[i + j], t[i + j + 2], 0xdd);
+    }
+  for (int j = 0; j < 4; ++j) {
+    t[j] = _mm512_shuffle_i64x2(v[j], v[j + 4], 0x88);
+    t[j + 4] = _mm512_shuffle_i64x2(v[j], v[j + 4], 0xdd);
+  }
+  for (int j = 0; j < 8; ++j) v[j] = t[j];
+}
+
+// 16 vectors of 16 32-bit words to their transpose.
+inline void Transpose16(__m512i v[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 4) {
+    const __m512i a = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    const __m512i b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
+    const __m512i d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+    t[i] = _mm512_unpacklo_epi64(a, c);
+    t[i + 1] = _mm512_unpackhi_epi64(a, c);
+    t[i + 2] = _mm512_unpacklo_epi64(b, d);
+    t[i + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512i a = _mm512_shuffle_i32x4(t[j], t[j + 4], 0x88);
+    const __m512i b = _mm512_shuffle_i32x4(t[j], t[j + 4], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0x88);
+    const __m512i d = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0xdd);
+    v[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+    v[j + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    v[j + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+    v[j + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+}
+
+// 16 dense lines as digits: tiles [digit][depth / 64] of 16 lines x 64 digits of K; for b, each
+// tile as the instruction wants it, four digits of K to a 32-bit word and transposed.
+void Digits(const Word* dense, int64_t depth, bool transposed, int8_t* tiles) {
+  alignas(64) static const uint8_t kByDigit[64] = {
+      0, 8, 16, 24, 32, 40, 48, 56, 1, 9,  17, 25, 33, 41, 49, 57, 2, 10, 18, 26, 34, 42,
+      50, 58, 3, 11, 19, 27, 35, 43, 51, 59, 4, 12, 20, 28, 36, 44, 52, 60, 5, 13, 21, 29,
+      37, 45, 53, 61, 6, 14, 22, 30, 38, 46, 54, 62, 7, 15, 23, 31, 39, 47, 55, 63};
+  const __m512i by_digit = _mm512_load_si512(kByDigit);
+  const __m512i halves = _mm512_set1_epi8((char)0x80);
+  const int64_t chunks = depth / 64;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t line = 0; line < kTile; ++line) {
+      __m512i words[8];
+      for (int k = 0; k < 8; ++k) {
+        // Adding 128 to each digit makes it an unsigned byte; the xor takes the 128 away again.
+        __m512i x = _mm512_loadu_si512(dense + line * depth + chunk * 64 + k * 8);
+        x = _mm512_xor_si512(_mm512_add_epi64(x, halves), halves);
+        words[k] = _mm512_permutexvar_epi8(by_digit, x);
+      }
+      Transpose8(words);
+      for (int digit = 0; digit < 8; ++digit)
+        _mm512_store_si512(tiles + (digit * chunks + chunk) * 1024 + line * 64, words[digit]);
+    }
+  if (!transposed) return;
+  for (int64_t tile = 0; tile < 8 * chunks; ++tile) {
+    __m512i* rows = (__m512i*)(tiles + tile * 1024);
+    __m512i v[16];
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(rows + i);
+    Transpose16(v);
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(rows + i, v[i]);
+  }
+}
+
+// 32 x 32 words from the digits of two pairs of tiles.
+void DigitBlock(const int8_t* a0, const int8_t* a1, const int8_t* b0, const int8_t* b1,
+                int64_t chunks, Word* block) {
+  alignas(64) int32_t sums[4][kTile][kTile];
+  for (int s = 0; s < 8; ++s) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int i = 0; i <= s; ++i)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t left = (i * chunks + chunk) * 1024;
+        const int64_t right = ((s - i) * chunks + chunk) * 1024;
+        _tile_loadd(4, a0 + left, 64);
+        _tile_loadd(6, b0 + right, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, b1 + right, 64);
+        _tile_dpbssd(1, 4, 7);
+        _tile_loadd(5, a1 + left, 64);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+    for (int part = 0; part < 4; ++part)
+      for (int i = 0; i < kTile; ++i) {
+        Word* to = block + (part / 2 * kTile + i) * kBlock + part % 2 * kTile;
+        for (int j = 0; j < kTile; j += 8) {
+          const __m512i sum = _mm512_cvtepi32_epi64(_mm256_load_si256((__m256i*)&sums[part][i][j]));
+          const __m512i shifted = _mm512_slli_epi64(sum, 8 * s);
+          const __m512i before = s ? _mm512_load_si512(to + j) : _mm512_setzero_si512();
+          _mm512_store_si512(to + j, _mm512_add_epi64(before, shifted));
+        }
+      }
+  }
+}
+
+struct Aligned {
+  explicit Aligned(size_t bytes) : data((int8_t*)std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
+  ~Aligned() { std::free(data); }
+  int8_t* data;
+};
+
+// Rows first_row to last_row, or with `by_columns` those columns: the other side's digits stay in
+// cache, kResident lines at a time, while these pass by.
+void DigitProduct(const Product& p, bool by_columns, int64_t first, int64_t last) {
+  const int64_t longest = std::min(kDepth, (p.inner + 63) / 64 * 64);
+  const int64_t others = by_columns ? p.rows : p.columns;
+  Aligned dense(kTile * longest * sizeof(Word)), passing(2 * kTile * longest * 8);
+  Aligned resident(kResident * longest * 8), block(kBlock * kBlock * sizeof(Word));
+  ConfigureTiles();
+  for (int64_t other = 0; other < others; other += kResident) {
+    const int64_t width = std::min(kResident, others - other);
+    for (int64_t k = 0; k < p.inner; k += kDepth) {
+      const int64_t depth = std::min(kDepth, p.inner - k), padded = (depth + 63) / 64 * 64;
+      const int64_t bytes = kTile * padded * 8;  // of the digits of 16 lines
+      auto pack = [&](bool of_a, int64_t line, int64_t count, int8_t* tiles) {
+        for (int64_t i = 0; i < kBlock; i += kTile, tiles += bytes) {
+          const int64_t lines = std::clamp<int64_t>(count - i, 0, kTile);
+          Gather(of_a ? p.a : p.b, (of_a ? p.a_rows : p.b_columns) + line + i, lines,
+                 (of_a ? p.a_inner : p.b_inner) + k, depth, kTile, padded, (Word*)dense.data);
+          Digits((const Word*)dense.data, padded, !of_a, tiles);
+        }
+      };
+      for (int64_t i = 0; i < width; i += kBlock)
+        pack(by_columns, other + i, std::min(kBlock, width - i), resident.data + i / kTile * bytes);
+      for (int64_t line = first; line < last; line += kBlock) {
+        const int64_t lines = std::min(kBlock, last - line);
+        pack(!by_columns, line, lines, passing.data);
+        for (int64_t i = 0; i < width; i += kBlock) {
+          const int8_t* still = resident.data + i / kTile * bytes;
+          const int8_t* a = by_columns ? still : passing.data;
+          const int8_t* b = by_columns ? passing.data : still;
+          DigitBlock(a, a + bytes, b, b + bytes, padded / 64, (Word*)block.data);
+          const int64_t count = std::min(kBlock, width - i);
+          if (by_columns)
+            Add(p, other + i, count, line, lines, (const Word*)block.data, kBlock, k == 0);
+          else
+            Add(p, line, lines, other + i, count, (const Word*)block.data, kBlock, k == 0);
+        }
+      }
+    }
+  }
+  _tile_release();
+}
+
+int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Whether the padded digits take less time than 5 words a cycle on the vector units.
+bool DigitsPay(const Product& p) {
+  if (!AmxAllowed()) return false;
+  const double digits = 1.0 / 25 * RoundUp(p.rows, 32) * RoundUp(p.inner, 64) * RoundUp(p.columns, 32);
+  const double packing = 3.0 * p.inner * (p.rows + p.columns);
+  return digits + packing < 1.0 / 5 * p.rows * p.inner * p.columns;
+}
+
+#endif  // HAVE_AMX
+
+ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffer<ffi::U64> b,
+                       ffi::Result<ffi::Buffer<ffi::U64>> out, ffi::Span<const int64_t> rows,
+                       ffi::Span<const int64_t> rows_a, ffi::Span<const int64_t> rows_out,
+                       ffi::Span<const int64_t> inner, ffi::Span<const int64_t> inner_a,
+                       ffi::Span<const int64_t> inner_b, ffi::Span<const int64_t> columns,
+                       ffi::Span<const int64_t> columns_b, ffi::Span<const int64_t> columns_out,
+                       ffi::Span<const int64_t> starts) {
+  const Offsets a_rows = Walk(rows, rows_a), out_rows = Walk(rows, rows_out);
+  const Offsets a_inner = Walk(inner, inner_a), b_inner = Walk(inner, inner_b);
+  if (out->element_count() == 0) return ffi::Error::Success();
+  AskForHugePages(out->untyped_data(), out->size_bytes());
+  const Offsets b_columns = Walk(columns, columns_b), out_columns = Walk(columns, columns_out);
+  if (a_inner.empty()) {  // an empty sum
+    std::memset(out->typed_data(), 0, out->size_bytes());
+    return ffi::Error::Success();
+  }
+  const int64_t batch = starts.size() / 3;
+  Product p{a.typed_data(), b.typed_data(), out->typed_data(), a_rows.data(), a_inner.data(),
+            b_inner.data(), b_columns.data(), out_rows.data(), out_columns.data(),
+            (int64_t)a_rows.size(), (int64_t)a_inner.size(), (int64_t)b_columns.size()};
+  bool digits = false, by_columns = false;
+#ifdef HAVE_AMX
+  digits = DigitsPay(p);
+  by_columns = digits && p.columns > p.rows;
+#endif
+  const int64_t lines = by_columns ? p.columns : p.rows;
+  const int64_t threads = pool.num_threads();
+  // Equal parts, one a thread, in whole blocks.
+  const int64_t wanted = std::max<int64_t>(1, (threads + batch - 1) / batch);
+  const int64_t part = std::max<int64_t>(kBlock, ((lines + wanted - 1) / wanted + kBlock - 1) / kBlock * kBlock);
+  const int64_t parts = std::max<int64_t>(1, (lines + part - 1) / part);
+  ParallelFor(pool, batch * parts, [&](int64_t item) {
+    Product one = p;
+    const int64_t* start = starts.begin() + item / parts * 3;
+    one.a += start[0], one.b += start[1], one.out += start[2];
+    const int64_t first = item % parts * part, last = std::min(lines, first + part);
+#ifdef HAVE_AMX
+    if (digits) return DigitProduct(one, by_columns, first, last);
+#endif
+    if (p.columns <= kFewColumns) return NarrowProduct(one, first, last);
+    VectorProduct(one, first, last);
+  });
+  return ffi::Error::Success();
+}
+
+// ChaCha20 (RFC 8439) ----------------------------------------------------------------------------
+
+constexpr int64_t kLanes = 16;        // blocks at a time
+constexpr int64_t kChunkBlocks = 1024;  // as _CHUNK_BLOCKS of prng.py, which lays the words out
+typedef uint32_t Lanes __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+inline Lanes Rotate(Lanes x, int bits) { return (x << bits) | (x >> (32 - bits)); }
+
+inline void QuarterRound(Lanes& a, Lanes& b, Lanes& c, Lanes& d) {
+  a += b, d = Rotate(d ^ a, 16);
+  c += d, b = Rotate(b ^ c, 12);
+  a += b, d = Rotate(d ^ a, 8);
+  c += d, b = Rotate(b ^ c, 7);
+}
+
+// Key stream blocks counter, ..., counter + 15: words[i] holds word i of each.
+inline void Blocks(const uint32_t* head, uint32_t counter, Lanes words[16]) {
+  Lanes start[16];
+  for (int i = 0; i < 16; ++i) start[i] = Lanes{} + head[i];
+  for (int lane = 0; lane < kLanes; ++lane) start[12][lane] = counter + lane;
+  for (int i = 0; i < 16; ++i) words[i] = start[i];
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < 4; ++i) QuarterRound(words[i], words[4 + i], words[8 + i], words[12 + i]);
+    for (int i = 0; i < 4; ++i)
+      QuarterRound(words[i], words[4 + (i + 1) % 4], words[8 + (i + 2) % 4], words[12 + (i + 3) % 4]);
+  }
+  for (int i = 0; i < 16; ++i) words[i] += start[i];
+}
+
+// Words [first, last) of the chunk of `blocks` blocks from block `counter` on: the first word of all
+// of its blocks, then the second, ...; a word of 64 bits has word i above word i + 8.
+template <typename Type>
+void Chunk(const uint32_t* head, int64_t counter, int64_t blocks, int64_t limit, Type* out) {
+  constexpr int kPerBlock = 64 / sizeof(Type);
+  for (int64_t block = 0; block < blocks; block += kLanes) {
+    Lanes words[16];
+    Blocks(head, (uint32_t)(counter + block), words);
+    const int64_t lanes = std::min(kLanes, blocks - block);
+    for (int i = 0; i < kPerBlock; ++i) {
+      const int64_t at = i * blocks + block;
+      const int64_t count = std::min(lanes, limit - at);
+      if (count <= 0) break;  // the words that follow lie further on
+      typedef Type Line __attribute__((vector_size(kLanes * sizeof(Type))));
+      Line line = __builtin_convertvector(words[i], Line);
+      if constexpr (sizeof(Type) == 8)
+        line = line << 32 | __builtin_convertvector(words[i + 8], Line);
+      std::memcpy(out + at, &line, std::min(count, kLanes) * sizeof(Type));
+    }
+  }
+}
+
+template <typename Type>
+void Stream(ffi::ThreadPool& pool, const uint32_t* keys, int64_t batch, const uint32_t* nonce,
+            int64_t size, Type* out) {
+  constexpr int64_t kPerBlock = 64 / sizeof(Type), kChunk = kChunkBlocks * kPerBlock;
+  const int64_t blocks = (size + kPerBlock - 1) / kPerBlock;
+  const int64_t chunks = std::max<int64_t>(1, (size + kChunk - 1) / kChunk);
+  ParallelFor(pool, batch * chunks, [=](int64_t item) {
+    const int64_t chunk = item % chunks;
+    const uint32_t* key = keys + item / chunks * 8;
+    uint32_t head[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574};
+    std::copy(key, key + 8, head + 4);
+    std::copy(nonce, nonce + 3, head + 13);
+    Type* to = out + item / chunks * size;
+    if (chunks == 1) return Chunk(head, 0, blocks, size, to);
+    // The last chunk ends where the result ends, and takes the place of some words before it.
+    const int64_t last = size - kChunk, start = std::min(chunk * kChunk, last);
+    const int64_t limit = chunk + 1 < chunks ? std::min(kChunk, last - start) : kChunk;
+    Chunk(head, chunk * kChunkBlocks, kChunkBlocks, limit, to + start);
+  });
+}
+
+ffi::Error ChaCha20(ffi::ThreadPool pool, ffi::Buffer<ffi::U32> keys, ffi::Buffer<ffi::U32> nonce,
+                    ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t batch = keys.element_count() / 8;
+  const int64_t size = batch ? out->element_count() / batch : 0;
+  if (size == 0) return ffi::Error::Success();
+  AskForHugePages(out->untyped_data(), out->size_bytes());
+  if (out->element_type() == ffi::U64)
+    Stream(pool, keys.typed_data(), batch, nonce.typed_data(), size, (uint64_t*)out->untyped_data());
+  else
+    Stream(pool, keys.typed_data(), batch, nonce.typed_data(), size, (uint32_t*)out->untyped_data());
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    lpgan_ring_product, RingProduct,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<ffi::Buffer<ffi::U64>>()
+        .Arg<ffi::Buffer<ffi::U64>>()
+        .Ret<ffi::Buffer<ffi::U64>>()
+        .Attr<ffi::Span<const int64_t>>("rows")
+        .Attr<ffi::Span<const int64_t>>("rows_a")
+        .Attr<ffi::Span<const int64_t>>("rows_out")
+        .Attr<ffi::Span<const int64_t>>("inner")
+        .Attr<ffi::Span<const int64_t>>("inner_a")
+        .Attr<ffi::Span<const int64_t>>("inner_b")
+        .Attr<ffi::Span<const int64_t>>("columns")
+        .Attr<ffi::Span<const int64_t>>("columns_b")
+        .Attr<ffi::Span<const int64_t>>("columns_out")
+        .Attr<ffi::Span<const int64_t>>("starts"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lpgan_chacha20, ChaCha20,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Ret<ffi::AnyBuffer>());

@@ -61,12 +61,14 @@ def _masked(party: Clear, x: Secret) -> Secret:
 
 
 @arithmetic.bilinear.register
-def _bilinear(party: Clear, product: arithmetic.Bilinear, x: Secret, y: Secret) -> Secret:
+def _bilinear(
+    party: Clear, product: arithmetic.Bilinear, x: Secret, y: Secret, *, owing: bool = False
+) -> Secret:
     return Secret(product(x.share, y.share), x.frac_bits + y.frac_bits)
 
 
 @arithmetic.mul.register
-def _mul(party: Clear, x: Secret, y: Secret) -> Secret:
+def _mul(party: Clear, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
     return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
 
 
@@ -86,11 +88,16 @@ def _truncate(party: Clear, x: Secret, frac_bits: int) -> Secret:
 
 
 @compare.below.register
-def _below(party: Clear, x: Secret, thresholds: Sequence[int]) -> compare.Bit:
-    party.record(x, by_design=True)
+def _below(
+    party: Clear, x: Secret, thresholds: Sequence[int], bits: int | None = None
+) -> compare.Bit:
+    if bits is None:
+        party.record(x, by_design=True)
+    else:  # the range is narrower, and its headroom counts
+        party.record(x.times_int(1 << (RANGE_BITS - (bits - 1))))
     limits = jnp.asarray(thresholds, jnp.float64).reshape((-1,) + (1,) * len(x.shape))
-    bits = x.share[None] < limits
-    return compare.Bit(bits, Dealt(jnp.zeros(bits.shape), None))
+    below = x.share[None] < limits
+    return compare.Bit(below, Dealt(jnp.zeros(below.shape), None))
 
 
 @compare.arithmetic.register

@@ -337,8 +337,9 @@ class _Walk:
                 self._layer = layer
                 return [after]
             case "deal", layer:
-                # (plain, correction): both of DS; the second goes to S2.
-                self.count(layer, "dealer_bytes_s2", times * _nbytes(equation, 1))
+                # (plain, correction): both of DS; the second goes to S2. (Or the plain alone.)
+                if len(equation.outvars) == 2:
+                    self.count(layer, "dealer_bytes_s2", times * _nbytes(equation, 1))
                 self._layer, self._dealing = layer, True
                 self.follow(_only(equation), depths, times)
                 self._dealing = False

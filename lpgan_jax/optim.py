@@ -21,7 +21,7 @@ from lpgan_jax.mpc.normalise import binary_levels
 from lpgan_jax.mpc.roots import inverse_sqrt, lowest_bit
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret, is_secret
+from lpgan_jax.secret import Secret, concatenate, is_secret
 
 _GRADIENT_BITS = 11  # Adam: a parameter's gradient, at its own scale, stays below 2^11
 _MEAN_GRADIENT_BITS = 8  # that scale lets mean gradients reach 2^8
@@ -54,9 +54,7 @@ def apply_updates(params: Params, updates: Params) -> Params:
 def _flatten(grads: Params) -> tuple[Secret, Callable[[Secret], Params]]:
     """All gradients as one vector, and the way back: one protocol call, not one a tensor."""
     leaves, structure = jax.tree.flatten(grads, is_leaf=is_secret)
-    frac_bits = {leaf.frac_bits for leaf in leaves}
-    assert len(frac_bits) == 1
-    vector = Secret(jnp.concatenate([g.share.reshape(-1) for g in leaves]), frac_bits.pop())
+    vector = concatenate([g.unmasked().reshape(-1) for g in leaves])
 
     def restore(flat: Secret) -> Params:
         parts, start = [], 0

@@ -42,7 +42,8 @@ from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.ring.words import RING64, Ring
 
 AXIS = "party"
-_SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**20
+_SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
+_OWN_CALL = 2**13  # words from which on a request is not cut from a pool, whose rest it would waste
 _CALL_KEYS = 128
 
 
@@ -66,6 +67,22 @@ class Dealt:
     def map(self, linear: Callable[[jax.Array], jax.Array]) -> Dealt:
         """The image under a linear map with public static coefficients."""
         return Dealt(linear(self.share), None if self.plain is None else linear(self.plain))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Owed:
+    """A value that DS knows, and of which the servers have no shares yet.
+
+    Attributes:
+        plain: the value, which exists where both seeds do (simulate, deal); None online.
+    """
+
+    plain: jax.Array | None
+
+    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Owed:
+        """The image under a linear map with public static coefficients."""
+        return Owed(None if self.plain is None else linear(self.plain))
 
 
 class Words:
@@ -97,7 +114,7 @@ class Words:
     def draw(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Fresh words of the given shape (after the leading axes of the keys)."""
         lead, size = self._keys.shape[:-1], math.prod(shape)
-        if size >= _LARGEST_POOL:
+        if size >= _OWN_CALL:
             return self._call(size, dtype).reshape(lead + shape)
         pool, used = self._pools.get(dtype, (None, 0))
         if pool is None or used + size > pool.shape[-1]:
@@ -264,13 +281,32 @@ class Party:
         Returns:
             The result as a dealt value. DS -> S2: one word per element of it.
         """
-        self._check_fresh()
         plains = [value.plain for value in values]
         if any(plain is None for plain in plains):
-            result = jax.eval_shape(function, *(value.share for value in values))
-            correction = self._next_correction(result)
-            pseudo_random = self._source.shares(result.shape, result.dtype)
-            return Dealt(jnp.where(self.is_s1, pseudo_random, correction), None)
+            return self._receive(jax.eval_shape(function, *(value.share for value in values)))
+        return self._deal(function, plains, bitwise)
+
+    def compute(self, function: Callable[..., jax.Array], *values: Dealt) -> Owed:
+        """function(values), which DS alone can compute; it deals no shares of it (yet)."""
+        plains = [value.plain for value in values]
+        if any(plain is None for plain in plains):
+            return Owed(None)
+        return Owed(self.marked("deal", "", lambda *plains: (function(*plains),))(*plains)[0])
+
+    def settle(self, owed: Owed, like: jax.Array) -> Dealt:
+        """Shares of a computed value of the shape and dtype of `like`. Fresh at every call."""
+        if owed.plain is None:
+            return self._receive(jax.ShapeDtypeStruct(like.shape, like.dtype))
+        return self._deal(lambda plain: plain, [owed.plain], bitwise=False)
+
+    def _receive(self, expected: jax.ShapeDtypeStruct) -> Dealt:
+        self._check_fresh()
+        correction = self._next_correction(expected)
+        pseudo_random = self._source.shares(expected.shape, expected.dtype)
+        return Dealt(jnp.where(self.is_s1, pseudo_random, correction), None)
+
+    def _deal(self, function: Callable[..., jax.Array], plains: list[Any], bitwise: bool) -> Dealt:
+        self._check_fresh()
         result = jax.eval_shape(function, *plains)
         first = self._source.shares(result.shape, result.dtype)
 

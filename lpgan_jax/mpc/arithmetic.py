@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.party import Dealt, Party
@@ -25,7 +26,19 @@ def masked(party: Party, x: Secret) -> Secret:
     if x.mask is not None and x.wrap is None:
         return x
     mask = party.mask(x.shape)
-    return Secret(x.share, x.frac_bits, mask, party.open(x.share - mask.share, "mask"))
+    opened = party.open(x.words - mask.share, "mask")
+    if x.owed is not None and mask.plain is not None and x.owed.plain is not None:
+        mask = Dealt(mask.share, mask.plain + x.owed.plain)
+    return Secret(x.words, x.frac_bits, mask, opened, owed=x.owed)
+
+
+def settled(party: Party, x: Secret) -> Secret:
+    """x with nothing owed. DS -> S2: one word per element if there was."""
+    if x.owed is None:
+        return x
+    dealt = party.settle(x.owed, x.words)
+    mask = None if x.mask is None else Dealt(x.mask.share + dealt.share, x.mask.plain)
+    return Secret(x.words + dealt.share, x.frac_bits, mask, x.opened)
 
 
 def _parts(x: Secret) -> tuple[Dealt, jax.Array]:
@@ -35,7 +48,9 @@ def _parts(x: Secret) -> tuple[Dealt, jax.Array]:
 
 
 @functools.singledispatch
-def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
+def bilinear(
+    party: Party, product: Bilinear, x: Secret, y: Secret, *, owing: bool = False
+) -> Secret:
     """SecMul for any bilinear map: a product, a matrix product, a convolution or its gradients.
 
     z = c + e*[b] + [a]*d + (S1) e*d, with e = x - a and d = y - b open and DS's share of c = a*b
@@ -46,25 +61,30 @@ def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
         product: bilinear modulo 2^64, with public static coefficients.
         x: a secret.
         y: a secret.
+        owing: DS owes a*b, for a result that is masked or truncated next.
 
     Returns:
         product(x, y), exact in the ring, with x.frac_bits + y.frac_bits fraction bits. 1 round, one
         word per element of x and y that is not yet masked; DS -> S2: one word per element of the
-        result.
+        result, unless it is owed.
     """
     same = x is y
-    x = masked(party, x)
-    y = x if same else masked(party, y)
+    x = masked(party, settled(party, x))
+    y = x if same else masked(party, settled(party, y))
     (a, e), (b, d) = _parts(x), _parts(y)
-    c = party.correlate(product, a, b)
     # e*[b] and S1's e*d are one product: each server multiplies e with its share of y's opened
     # part.
-    share = c.share + product(e, b.share + party.only_s1(d)) + product(a.share, d)
-    return Secret(share, x.frac_bits + y.frac_bits)
+    words = product(e, b.share + party.only_s1(d)) + product(a.share, d)
+    c = party.compute(product, a, b)
+    return _owing(party, Secret(words, x.frac_bits + y.frac_bits, owed=c), owing)
+
+
+def _owing(party: Party, x: Secret, owing: bool) -> Secret:
+    return x if owing else settled(party, x)
 
 
 @functools.singledispatch
-def mul(party: Party, x: Secret, y: Secret) -> Secret:
+def mul(party: Party, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
     """Elementwise (broadcasting) product, as `bilinear`; a truncated factor needs no opening.
 
     A truncated value is a public part plus a mask of two dealt parts, the second of which counts
@@ -72,17 +92,17 @@ def mul(party: Party, x: Secret, y: Secret) -> Secret:
     of parts, and no round.
     """
     same = x is y
-    x = _known(party, x)
-    y = x if same else _known(party, y)
-    _, e = _parts(x)
-    _, d = _parts(y)
-    share = e * y.share + (x.share - party.only_s1(e)) * d
-    for a, a_flag in _mask_terms(x):
-        for b, b_flag in _mask_terms(y):
-            share = share + _where(
-                a_flag, _where(b_flag, party.correlate(jnp.multiply, a, b).share)
-            )
-    return Secret(share, x.frac_bits + y.frac_bits)
+    x = _known(party, settled(party, x))
+    y = x if same else _known(party, settled(party, y))
+    (a, e), (b, d) = _parts(x), _parts(y)
+    words = e * y.share + (x.share - party.only_s1(e)) * d
+    for wrap, mask in ((x.wrap, b), (y.wrap, a)):
+        if wrap is not None:
+            words = words + _wrapped(party, wrap, mask)
+    if x.wrap is not None and y.wrap is not None:
+        words = words + _both_wrapped(party, x.wrap, y.wrap)
+    product = Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(jnp.multiply, a, b))
+    return _owing(party, product, owing)
 
 
 @functools.singledispatch
@@ -93,16 +113,12 @@ def square(party: Party, x: Secret) -> Secret:
     truncated; DS -> S2: one word per element. The published form splits x' and x'' instead, at the
     same cost, but its mask serves nothing else.
     """
-    x = _known(party, x)
-    _, e = _parts(x)
-    share = e * (2 * x.share - party.only_s1(e))
-    terms = _mask_terms(x)
-    for i, (a, a_flag) in enumerate(terms):
-        for b, b_flag in terms[i:]:
-            twice = 1 if a is b else 2
-            product = party.correlate(lambda v, w, twice=twice: twice * v * w, a, b)
-            share = share + _where(a_flag, _where(b_flag, product.share))
-    return Secret(share, 2 * x.frac_bits)
+    x = _known(party, settled(party, x))
+    a, e = _parts(x)
+    words = e * (2 * x.share - party.only_s1(e)) + party.correlate(lambda v: v * v, a).share
+    if x.wrap is not None:
+        words = words + 2 * _wrapped(party, x.wrap, a) + _both_wrapped(party, x.wrap, x.wrap)
+    return Secret(words, 2 * x.frac_bits)
 
 
 def _known(party: Party, x: Secret) -> Secret:
@@ -110,14 +126,29 @@ def _known(party: Party, x: Secret) -> Secret:
     return masked(party, x) if x.mask is None else x
 
 
-def _mask_terms(x: Secret) -> list[tuple[Dealt, jax.Array | None]]:
-    """The parts of x's mask, each with the flag that says where it counts (None: everywhere)."""
-    terms: list[tuple[Dealt, jax.Array | None]] = [(_parts(x)[0], None)]
-    return terms if x.wrap is None else [*terms, (x.wrap.dealt, x.wrap.flag)]
+def _wrapped(party: Party, wrap: Wrap, factor: Dealt) -> jax.Array:
+    """A share of wrap * factor; DS -> S2: one narrow word per element."""
+
+    def product(narrow: jax.Array, words: jax.Array) -> jax.Array:
+        return narrow * words.astype(narrow.dtype)
+
+    dealt = party.correlate(product, wrap.dealt, factor)
+    return _flagged(party, wrap.flag, dealt.share, wrap.shift)
 
 
-def _where(flag: jax.Array | None, values: jax.Array) -> jax.Array:
-    return values if flag is None else jnp.where(flag, values, jnp.zeros_like(values))
+def _both_wrapped(party: Party, x: Wrap, y: Wrap) -> jax.Array:
+    """A share of the product of two wraps, which is 0 where their shifts fill a word."""
+    shift = x.shift + y.shift
+    if shift >= party.ring.bits:
+        return jnp.zeros((), party.ring.dtype)
+    dealt = party.correlate(jnp.multiply, x.dealt, y.dealt)
+    return _flagged(party, x.flag & y.flag, dealt.share, shift)
+
+
+def _flagged(party: Party, flag: jax.Array, narrow: jax.Array, shift: int) -> jax.Array:
+    """narrow * 2^shift where flagged, else 0. What is above a narrow word is shifted out."""
+    words = party.ring.shift_left(narrow.astype(party.ring.dtype), shift)
+    return jnp.where(flag, words, jnp.zeros_like(words))
 
 
 @functools.singledispatch
@@ -135,9 +166,10 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     Returns:
         x at the new scale, rounded down or up at random: the error is below 1 LSB, its mean is 0
         (up with probability equal to the fraction dropped). 1 round, one word per element unless x
-        is masked; DS -> S2: two words per element. Its parts are public and dealt values, so that
-        elementwise products of it open nothing more (`mul`). Local truncation of the shares
-        (SecureML) would be free, and catastrophically wrong with probability |x|/2^64 per value.
+        is masked; DS -> S2: a word and a half per element (two if more than 32 bits are dropped).
+        Its parts are public and dealt values, so that elementwise products of it open nothing more
+        (`mul`). Local truncation of the shares (SecureML) would be free, and catastrophically wrong
+        with probability |x|/2^64 per value.
     """
     shift = x.frac_bits - frac_bits
     if shift == 0:
@@ -148,12 +180,15 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     a, e = _parts(masked(party, x))
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
     minus_high = party.correlate(lambda v: -ring.shift_right(-v, shift), a)
-    wrap = party.correlate(lambda v: ring.shift_left(ring.top_bit(-v), ring.bits - shift), a)
+    # The wrap is a multiple of 2^(bits - shift): it takes shares modulo 2^shift only.
+    narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
+    wrap = party.correlate(lambda v: ring.top_bit(-v).astype(narrow), a)
     c = ring.reduce(e + ring.constant(1 << (ring.bits - 2)))
     public = ring.shift_right(c, shift) - ring.constant(1 << (ring.bits - 2 - shift))
     flag = ring.top_bit(c) == 0
-    share = party.only_s1(public) + minus_high.share + _where(flag, wrap.share)
-    return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag))
+    up = ring.bits - shift
+    share = party.only_s1(public) + minus_high.share + _flagged(party, flag, wrap.share, up)
+    return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag, up))
 
 
 def rescale(party: Party, x: Secret, frac_bits: int) -> Secret:

@@ -243,7 +243,8 @@ def sign_bit(
     """The top bits of a masked x + offset, by carry trees (exact for every x).
 
     A node combines `radix` segments: g = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, p = p3 p2 p1 p0. The
-    bits of e and a need no opening, so that the first level is local; on 64 bits, two more follow.
+    bits of e and a need no opening, so that the first level is local (its segments are as short as
+    the rounds allow: less is dealt for them); on 64 bits, two more follow.
 
     Args:
         party: this server's seat.
@@ -260,26 +261,41 @@ def sign_bit(
     bits = bits or party.ring.bits
     rows = _parts(party, x, offsets)[:bits]
     top = party.only_s1(rows.opened[-1]) ^ rows.mask.share[-1]
-    digits = min(radix, bits - 1)
+    digits = _first_digits(bits - 1, radix)
     low = Masked(
         rows.mask.map(lambda v: _digits(v[:-1], digits)), _digits(rows.opened[:-1], digits)
     )
-    generate, propagate = combine(
+    last = low.opened.shape[0] == 1  # of whose one node nobody asks whether it propagates
+    generate, *propagate = combine(
         party,
         [low[:, d] for d in range(digits)],
-        [_carry_terms(digits, None), [Term(tuple(range(digits)))]],
+        [_carry_terms(digits, None), [Term(tuple(range(digits)))]][: 2 - last],
     )
     while (nodes := generate.shape[0]) > 1:
         digits = min(radix, nodes)
-        g, p = _digits(generate, digits), _digits(propagate, digits)
+        g, p = _digits(generate, digits), _digits(propagate[0], digits)
+        last = g.shape[0] == 1
         opened = open_masked(party, jnp.concatenate([p, g[:, :-1]], axis=1))
-        carried, propagate = combine(
+        carried, *propagate = combine(
             party,
             [opened[:, i] for i in range(2 * digits - 1)],
-            [_carry_terms(digits, digits), [Term(tuple(range(digits)))]],
+            [_carry_terms(digits, digits), [Term(tuple(range(digits)))]][: 2 - last],
         )
         generate = g[:, -1] ^ carried
     return top ^ generate[0]
+
+
+def _first_digits(bits: int, radix: int) -> int:
+    """The shortest segments of the first level with which a tree has no more levels."""
+
+    def levels(digits: int) -> int:
+        nodes, count = -(-bits // digits), 0
+        while nodes > 1:
+            nodes, count = -(-nodes // radix), count + 1
+        return count
+
+    longest = min(radix, bits)
+    return next(d for d in range(1, longest + 1) if levels(d) == levels(longest))
 
 
 def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:

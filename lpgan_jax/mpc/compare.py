@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.arithmetic import _known, _mask_terms, _parts, _where, masked
+from lpgan_jax.mpc.arithmetic import _known, _parts, _wrapped, masked, settled
 from lpgan_jax.mpc.boolean import sign_bit, unpack
 from lpgan_jax.party import Dealt, Party
 from lpgan_jax.secret import Secret
@@ -34,14 +34,16 @@ class Bit:
 
 
 @functools.singledispatch
-def below(party: Party, x: Secret, thresholds: Sequence[int]) -> Bit:
+def below(party: Party, x: Secret, thresholds: Sequence[int], bits: int | None = None) -> Bit:
     """[x < t] for each public t, along a new leading axis; exact for |x - t| < 2^63 as integers.
+
+    With `bits`, exact for |x - t| < 2^(bits-1) only, and cheaper.
 
     All comparisons share x's opening and its dealt bits. 4 rounds (3 if x is masked: mask it first
     if it is used otherwise), one word per element unless x is masked, and 36 bits for each
     threshold; DS -> S2: 240 bits, and one word and 110 bits for each threshold.
     """
-    sign = sign_bit(party, masked(party, x), [-t for t in thresholds])
+    sign = sign_bit(party, masked(party, x), [-t for t in thresholds], bits)
     return bit_of_rows(party, sign, x.shape, "compare")
 
 
@@ -62,14 +64,14 @@ def bit_of_rows(
     return Bit(party.marked(kind, "", lambda rows: bits(rows) != 0)(flipped), random)
 
 
-def negative(party: Party, x: Secret) -> Bit:
+def negative(party: Party, x: Secret, bits: int | None = None) -> Bit:
     """[x < 0], exact for |x| < 2^63 as an integer; see `below`."""
-    return below(party, x, (0,))[0]
+    return below(party, x, (0,), bits)[0]
 
 
-def positive(party: Party, x: Secret) -> Bit:
+def positive(party: Party, x: Secret, bits: int | None = None) -> Bit:
     """[x > 0] = [-x < 0]; 0 at x = 0. See `negative`."""
-    return negative(party, -x)
+    return negative(party, -x, bits)
 
 
 @functools.singledispatch
@@ -85,12 +87,13 @@ def select(party: Party, bit: Bit, x: Secret) -> Secret:
 
     With x - a = e open: r x = [r] e + [r a], and d x is r x, or x - r x where t = 1. 1 round (none
     if x is masked or was truncated; it does not depend on the bit's), one word per element of x; DS
-    -> S2: one word per element of the result (two if x was truncated).
+    -> S2: one word per element of the result (one and a half if x was truncated).
     """
-    x = _known(party, x)
-    chosen = bit.random.share * _parts(x)[1]
-    for a, flag in _mask_terms(x):
-        chosen = chosen + _where(flag, party.correlate(jnp.multiply, bit.random, a).share)
+    x = _known(party, settled(party, x))
+    a, e = _parts(x)
+    chosen = bit.random.share * e + party.correlate(jnp.multiply, bit.random, a).share
+    if x.wrap is not None:
+        chosen = chosen + _wrapped(party, x.wrap, bit.random)
     return Secret(jnp.where(bit.flipped, x.share - chosen, chosen), x.frac_bits)
 
 

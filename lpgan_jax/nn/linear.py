@@ -55,7 +55,7 @@ class _Linear:
         """y at double fraction. 1 round after truncating x: x and the kernel are opened masked."""
         x = masked(party, truncate(party, x, self.frac_bits))
         kernel = masked(party, params["kernel"])
-        y = bilinear(party, self._maps(x.shape, kernel.shape).product, x, kernel)
+        y = bilinear(party, self._maps(x.shape, kernel.shape).product, x, kernel, owing=True)
         if self.use_bias:
             y = y + params["bias"].unmasked().at_scale(y.frac_bits)
         return y, (x, kernel)
@@ -67,10 +67,10 @@ class _Linear:
         x, kernel = residuals
         maps = self._maps(x.shape, kernel.shape)
         dy = masked(party, truncate(party, dy, self.frac_bits))
-        dx = bilinear(party, maps.input_grad, dy, kernel) if input_grad else None
+        dx = bilinear(party, maps.input_grad, dy, kernel, owing=True) if input_grad else None
         if not param_grads:
             return dx, None
-        grads = {"kernel": bilinear(party, maps.kernel_grad, x, dy)}
+        grads = {"kernel": bilinear(party, maps.kernel_grad, x, dy, owing=True)}
         if self.use_bias:
             total = dy.unmasked().sum(tuple(range(len(dy.shape) - 1)))
             grads["bias"] = total.at_scale(grads["kernel"].frac_bits)

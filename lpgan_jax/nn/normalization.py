@@ -105,7 +105,7 @@ class SecBN:
             inverse = masked(party, inverse)
         gamma = params["scale"].rearrange(lambda v: v[None])
         scale = masked(party, truncate(party, mul(party, gamma, inverse), self.frac_bits))
-        y = mul(party, centred, _row(scale))
+        y = mul(party, centred, _row(scale), owing=True)
         return inverse, scale, y + params["bias"].unmasked().at_scale(y.frac_bits)
 
     def backward(
@@ -117,7 +117,7 @@ class SecBN:
         dy = truncate(party, dy, f).reshape(*r.centred.shape)
         dy = masked(party, dy)
         covariance = truncate(party, _inner(party, dy, r.centred), f)
-        d_scale = mul(party, covariance, r.inverse)  # sum(dy * x_hat) per group
+        d_scale = mul(party, covariance, r.inverse, owing=True)  # sum(dy * x_hat) per group
         grads = None
         if param_grads:
             d_bias = dy.unmasked().sum((0, 1)).at_scale(d_scale.frac_bits)
@@ -128,8 +128,10 @@ class SecBN:
         slope = mean_of_sum(party, d_scale, count, f)
         slope = truncate(party, mul(party, slope, r.inverse), f)
         slope = truncate(party, mul(party, slope, r.scale), f)
-        offset = mul(party, mean_of_sum(party, dy.unmasked().sum((1,)), count, f), r.scale)
-        dx = mul(party, dy, _row(r.scale)) - mul(party, r.centred, _row(slope)) - _row(offset)
+        mean = mean_of_sum(party, dy.unmasked().sum((1,)), count, f)
+        offset = mul(party, mean, r.scale, owing=True)
+        scaled = mul(party, dy, _row(r.scale), owing=True)
+        dx = scaled - mul(party, r.centred, _row(slope), owing=True) - _row(offset)
         return dx.reshape(*shape), grads
 
     def update_stats(self, party: Party, stats: Params, residuals: Any) -> Params:
@@ -173,4 +175,4 @@ def _inner(party: Party, x: Secret, y: Secret) -> Secret:
         ones = jnp.ones((1, u.shape[1]), u.dtype)
         return jax.vmap(lambda values: matmul(ones, values)[0])(u * v)
 
-    return bilinear(party, product, x, y)
+    return bilinear(party, product, x, y, owing=True)

@@ -10,6 +10,7 @@ select is truncated later, and recorded there).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -73,7 +74,7 @@ def _mul(party: Clear, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
 
 
 @arithmetic.square.register
-def _square(party: Clear, x: Secret) -> Secret:
+def _square(party: Clear, x: Secret, *, owing: bool = False) -> Secret:
     return Secret(x.share * x.share, 2 * x.frac_bits)
 
 
@@ -91,10 +92,10 @@ def _truncate(party: Clear, x: Secret, frac_bits: int) -> Secret:
 def _below(
     party: Clear, x: Secret, thresholds: Sequence[int], bits: int | None = None
 ) -> compare.Bit:
-    if bits is None:
+    if bits in (None, RING64.bits):
         party.record(x, by_design=True)
     else:  # the range is narrower, and its headroom counts
-        party.record(x.times_int(1 << (RANGE_BITS - (bits - 1))))
+        party.record(dataclasses.replace(x, words=x.words * 2.0 ** (RANGE_BITS - (bits - 1))))
     limits = jnp.asarray(thresholds, jnp.float64).reshape((-1,) + (1,) * len(x.shape))
     below = x.share[None] < limits
     return compare.Bit(below, Dealt(jnp.zeros(below.shape), None))

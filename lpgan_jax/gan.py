@@ -16,7 +16,7 @@ import numpy as np
 
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import elementary
-from lpgan_jax.mpc.arithmetic import masked, settled
+from lpgan_jax.mpc.arithmetic import masked
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.optim import SecureOptimizer, apply_updates
 from lpgan_jax.party import Party
@@ -137,7 +137,7 @@ class LPGAN:
         with party.at("images"):
             images = concatenate([masked(party, batch.images), fakes[:m]])
         logits, d_residuals = discriminator.forward(party, state.params["discriminator"], images)
-        logits = settled(party, logits)
+        logits = logits.settled(party)
         with party.at("discriminator.loss"):
             sigmoid = elementary.sigmoid(party, logits, self.model.frac_bits)
             d_logits = concatenate([add_public(party, sigmoid[:m], -1.0), sigmoid[m:].unmasked()])
@@ -146,7 +146,7 @@ class LPGAN:
 
         critic = self.model.discriminator()
         g_logits, residuals = critic.forward(party, d_params, fakes[m:])
-        g_logits = settled(party, g_logits)
+        g_logits = g_logits.settled(party)
         with party.at("generator.loss"):
             sigmoid = elementary.sigmoid(party, g_logits, self.model.frac_bits)
             d_g_logits = add_public(party, sigmoid, -1.0)

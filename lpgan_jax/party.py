@@ -43,7 +43,6 @@ from lpgan_jax.ring.words import RING64, Ring
 
 AXIS = "party"
 _SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
-_OWN_CALL = 2**13  # words from which on a request is not cut from a pool, whose rest it would waste
 _CALL_KEYS = 128
 
 
@@ -114,7 +113,7 @@ class Words:
     def draw(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Fresh words of the given shape (after the leading axes of the keys)."""
         lead, size = self._keys.shape[:-1], math.prod(shape)
-        if size >= _OWN_CALL:
+        if size > _LARGEST_POOL // 8:  # cut from a pool, it might waste the pool's rest
             return self._call(size, dtype).reshape(lead + shape)
         pool, used = self._pools.get(dtype, (None, 0))
         if pool is None or used + size > pool.shape[-1]:
@@ -362,6 +361,15 @@ def _bound(key: jax.Array, tree: Any) -> Any:
     return jax.tree.unflatten(structure, _bind(key, leaves))
 
 
+def _settled(party: Party, outputs: Any) -> Any:
+    """What leaves a program: DS deals what it still owes (see `secret.Secret`)."""
+
+    def can_owe(node: Any) -> bool:
+        return hasattr(node, "settled")
+
+    return jax.tree.map(lambda v: v.settled(party) if can_owe(v) else v, outputs, is_leaf=can_owe)
+
+
 def simulate(
     function: Callable[..., Any],
     key: jax.Array,
@@ -392,7 +400,8 @@ def simulate(
     secrets, public = _bound(key, (secrets, public))
 
     def seat(shares: Any) -> Any:
-        return function(Party(Source(keys), ring), shares, public)
+        party = Party(Source(keys), ring)
+        return _settled(party, function(party, shares, public))
 
     return jax.vmap(seat, axis_name=AXIS)(secrets)
 
@@ -420,7 +429,7 @@ def deal(
 
     def seat(shares: Any) -> list[jax.Array]:
         party = Party(Source(keys))
-        function(party, shares, public)
+        _settled(party, function(party, shares, public))
         return party.corrections
 
     return jax.vmap(seat, out_axes=None, axis_name=AXIS)(zeros)
@@ -471,7 +480,7 @@ def online(
     corrections, secrets, public = _bound(seed, (corrections, secrets, public))
     received = iter(corrections)
     party = Party(Source(seed), received=received, deployed=True)
-    outputs = function(party, secrets, public)
+    outputs = _settled(party, function(party, secrets, public))
     if next(received, None) is not None:
         raise ValueError("corrections: more were dealt than this program uses")
     return outputs

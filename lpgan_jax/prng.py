@@ -199,6 +199,7 @@ def _draw_portable(key: jax.Array, nonce: jax.Array, *, size: int, bit_width: in
     return lax.fori_loop(0, -(-size // chunk_words), fill, out)
 
 
+@jax.named_scope("randomness")
 def _draw_batch_portable(
     keys: jax.Array, nonce: jax.Array, *, size: int, bit_width: int
 ) -> jax.Array:
@@ -208,6 +209,7 @@ def _draw_batch_portable(
     return jax.vmap(draw, (0, None))(keys, nonce)
 
 
+@jax.named_scope("randomness")
 def _draw_native(keys: jax.Array, nonce: jax.Array, *, size: int, bit_width: int) -> jax.Array:
     if not native.available():
         return _draw_batch_portable(keys, nonce, size=size, bit_width=bit_width)

@@ -139,13 +139,17 @@ def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
     Open e = x - a and d = y - b; z = c + e [b] + [a] d, and S1 adds e d; DS deals c = a b.
     Error below 1 LSB, unbiased. Source: Beaver 1991, LP-GAN patent; truncation as in `truncate`.
 
-    Cost: 2 rounds; 192 bits online; 192 bits from DS.
+    Cost: 2 rounds; 192 bits online; 96 bits from DS.
     """
     _check_broadcast(x=x, y=y)
     x, y = _align(x, y)
     f = fxp.frac_bits
     return _run(
-        lambda p, s: arithmetic.truncate(p, arithmetic.mul(p, s["x"], s["y"]), f), key, f, x=x, y=y
+        lambda p, s: arithmetic.truncate(p, arithmetic.mul(p, s["x"], s["y"], owing=True), f),
+        key,
+        f,
+        x=x,
+        y=y,
     )
 
 
@@ -155,10 +159,15 @@ def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
     Source: LP-GAN patent, with one mask (see `arithmetic.square`).
 
-    Cost: 2 rounds; 128 bits online; 192 bits from DS.
+    Cost: 2 rounds; 128 bits online; 96 bits from DS.
     """
     f = fxp.frac_bits
-    return _run(lambda p, s: arithmetic.truncate(p, arithmetic.square(p, s["x"]), f), key, f, x=x)
+    return _run(
+        lambda p, s: arithmetic.truncate(p, arithmetic.square(p, s["x"], owing=True), f),
+        key,
+        f,
+        x=x,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="fxp")
@@ -179,7 +188,7 @@ def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
     the error is about 2^(64 - bits). The published scheme names no truncation; the local one of
     other systems fails with probability |x| / 2^64 a value. Source: `arithmetic.truncate`.
 
-    Cost: 1 round; 64 bits online; 128 bits from DS.
+    Cost: 1 round; 64 bits online; 96 bits from DS.
 
     Raises:
         ValueError: bits is outside 0 to 62.
@@ -329,7 +338,7 @@ def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array, variant: str = "ring") -
 
     Source: LP-GAN patent.
 
-    Cost: 4 rounds; 100 bits online; 414 bits from DS.
+    Cost: 4 rounds; 100 bits online; 407 bits from DS.
 
     Raises:
         ValueError: the variant is neither "ring" nor "patent".
@@ -369,7 +378,7 @@ def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalise
     finds p from each server's own share: that needs small shares, sends the size of each share to
     the other server, and misses [1/2, 1) where shares cancel. Source: LP-GAN patent, `normalise`.
 
-    Cost: 4 rounds; 2260 bits online; 14758 bits from DS.
+    Cost: 4 rounds; 2260 bits online; 14331 bits from DS.
     """
     f = fxp.frac_bits
     require_cryptographic(key)
@@ -390,7 +399,7 @@ def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     `range_conversion`; sqrt(m) by one trigonometric series where the published protocol iterates.
     Source: LP-GAN patent, `roots.sqrt`.
 
-    Cost: 7 rounds; 1336 bits online; 13012 bits from DS.
+    Cost: 7 rounds; 1336 bits online; 11778 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.sqrt(p, s["u"], f), key, f, u=u)
@@ -403,7 +412,7 @@ def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     Error: 1 LSB and 2^-24 relative. u = 0 gives a large finite value, u < 0 a meaningless one. As
     `sec_sqrt`. Source: LP-GAN patent, `roots.inverse_sqrt`.
 
-    Cost: 7 rounds; 1336 bits online; 13012 bits from DS.
+    Cost: 7 rounds; 1336 bits online; 11778 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.inverse_sqrt(p, s["u"], f), key, f, u=u)
@@ -417,7 +426,7 @@ def sec_inv(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     comparisons, 1/m by a series. (The published iteration x (2 - u x) from a fixed start diverges
     for large u.) Source: LP-GAN patent, `division.inverse`.
 
-    Cost: 8 rounds; 4748 bits online; 62922 bits from DS.
+    Cost: 8 rounds; 4748 bits online; 54093 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: division.inverse(p, s["u"], f), key, f, u=u)
@@ -430,7 +439,7 @@ def sec_div(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
     |x| < 2^(62-f). Error: 2 LSB and 2^-23 relative, also where x and y are small. y = 0 gives a
     meaningless, finite value. Source: LP-GAN patent, `division.divide`.
 
-    Cost: 7 rounds; 3660 bits online; 29898 bits from DS.
+    Cost: 7 rounds; 3660 bits online; 28973 bits from DS.
     """
     _check_broadcast(x=x, y=y)
     x, y = jnp.broadcast_arrays(*_align(x, y))
@@ -449,7 +458,7 @@ def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     2, ln m by a series on [1/2, 1). (The published series of 11 terms without range reduction errs
     by 0.16 at u = 0.1.) Source: LP-GAN patent, `elementary.log`.
 
-    Cost: 6 rounds; 2452 bits online; 16550 bits from DS.
+    Cost: 6 rounds; 2452 bits online; 16091 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.log(p, s["u"], f), key, f, u=u)
@@ -463,7 +472,7 @@ def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     quarter of an LSB. x = i ln 2 + t by comparisons, e^t by a series. (The published product e^(u')
     e^(u'') fails for shares that wrap.) Source: LP-GAN patent, `elementary.exp`.
 
-    Cost: 7 rounds; 1588 bits online; 12822 bits from DS.
+    Cost: 7 rounds; 1588 bits online; 11315 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.exp(p, s["x"], f), key, f, x=x)
@@ -476,7 +485,7 @@ def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     Error: 2 LSB up to f = 24, 4 beyond. Two comparisons clamp x, a series of sines does the rest.
     Source: LP-GAN patent, `elementary.sigmoid`.
 
-    Cost: 6 rounds; 264 bits online; 3916 bits from DS.
+    Cost: 6 rounds; 264 bits online; 3902 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.sigmoid(p, s["x"], f), key, f, x=x)
@@ -489,7 +498,7 @@ def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     Error: 2 LSB up to f = 24, 4 beyond. As `sec_sigmoid`. Source: LP-GAN patent,
     `elementary.tanh`.
 
-    Cost: 6 rounds; 264 bits online; 3916 bits from DS.
+    Cost: 6 rounds; 264 bits online; 3902 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.tanh(p, s["x"], f), key, f, x=x)
@@ -501,7 +510,7 @@ def sec_softplus(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
     Error: 3 LSB up to f = 18 and 2^-19 beyond. Source: `elementary.softplus`.
 
-    Cost: 7 rounds; 328 bits online; 3532 bits from DS.
+    Cost: 7 rounds; 328 bits online; 3486 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.softplus(p, s["x"], f), key, f, x=x)
@@ -517,7 +526,7 @@ def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
     x is opened once, masked, for the comparison and the selection. Source: LP-GAN patent,
     `compare.positive`.
 
-    Cost: 4 rounds; 100 bits online; 478 bits from DS.
+    Cost: 4 rounds; 100 bits online; 471 bits from DS.
     """
 
     def function(party: Party, s: dict[str, Secret]) -> Secret:
@@ -534,7 +543,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     Error below 1 LSB and 2^-25 |x| (alpha's own rounding). Source: LP-GAN patent,
     `nn.activation.leaky`.
 
-    Cost: 5 rounds; 164 bits online; 606 bits from DS.
+    Cost: 5 rounds; 164 bits online; 567 bits from DS.
 
     Raises:
         ValueError: alpha is not between 0 and 1.

@@ -71,13 +71,21 @@ class Secret:
         """This server's share.
 
         Raises:
-            TypeError: DS owes a part of it (see `arithmetic.settled`).
+            TypeError: DS owes a part of it (see `settled`).
         """
         if self.owed is not None:
             raise TypeError(
                 "share: DS owes a part of this value: settle, mask or truncate it first"
             )
         return self.words
+
+    def settled(self, party: Party) -> Secret:
+        """The value with nothing owed. DS -> S2: one word per element if there was."""
+        if self.owed is None:
+            return self
+        dealt = party.settle(self.owed, self.words)
+        mask = self.mask and Dealt(self.mask.share + dealt.share, self.mask.plain)
+        return Secret(self.words + dealt.share, self.frac_bits, mask, self.opened)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -802,11 +802,12 @@ class _Given(Source):
 class _Dealt(Party):
     """A party to whom DS gives the same corrections whatever the masks are."""
 
-    def correlate(self, function, *values, bitwise=False):
-        plain = function(*(value.plain for value in values))
+    def _deal(self, function, plains, bitwise):
+        plain = function(*plains)
         self.corrections.append(plain)
         word = jnp.uint64(0x9E3779B97F4A7C15 * len(self.corrections) % 2**64)
         correction = word * (1 + lax.iota(np.uint64, plain.size).reshape(plain.shape))
+        correction = correction.astype(plain.dtype)
         first = plain ^ correction if bitwise else plain - correction
         return Dealt(jnp.where(self.is_s1, first, correction), plain)
 

@@ -98,7 +98,7 @@ def _forbid_plaintext(patch):
 
         return wrapper
 
-    for name in ("mask", "correlate"):
+    for name in ("mask", "correlate", "compute", "settle"):
         patch.setattr(party.Party, name, checked(getattr(party.Party, name)))
 
 

@@ -304,7 +304,7 @@ public = jnp.zeros((), jnp.uint64)
 ds_key = lpgan_jax.key(11)
 expected = jax.jit(lambda k, s, p: simulate(function, k, s, p))(ds_key, secrets, public)
 corrections = jax.jit(lambda k, s, p: deal(function, k, s, p))(ds_key, secrets, public)
-assert all(c.dtype == jnp.uint64 for c in corrections)
+assert {c.dtype for c in corrections} <= {jnp.dtype("uint32"), jnp.dtype("uint64")}
 
 def server(seeds, corrections, secrets, public):
     corrections, secrets = jax.tree.map(lambda v: v[0], (corrections, secrets))

@@ -80,13 +80,21 @@ def spying_simulate(views, function, ds_key, secrets, public=None):
         party = Party(Source(seeds))
         outputs = function(party, shares, public)
         messages = [message.words.reshape(-1) for message in party.messages]
-        corrections = [correction.reshape(-1) for correction in party.corrections]
+        corrections = [_wide(correction.reshape(-1)) for correction in party.corrections]
         nothing = [jnp.zeros(0, jnp.uint64)]
         return outputs, jnp.concatenate(messages), jnp.concatenate(corrections or nothing)
 
     outputs, *view = jax.vmap(seat, out_axes=(0, 0, None), axis_name=AXIS)(secrets)
     views.append(view)
     return outputs
+
+
+def _wide(words):
+    """Words of 64 bits; of narrow ones, two at a time (without the last of an odd number)."""
+    if words.dtype == jnp.uint64:
+        return words
+    assert words.dtype == jnp.uint32
+    return jax.lax.bitcast_convert_type(words[: words.size // 2 * 2].reshape(-1, 2), jnp.uint64)
 
 
 def views_of(protocol, ds_key, shares):

@@ -85,9 +85,9 @@ class Seat(Party):
         self._source.width = 1 if bitwise else self.ring.bits
         return super().mask(shape, dtype, bitwise)
 
-    def correlate(self, function, *values, bitwise=False):
+    def _deal(self, function, plains, bitwise):
         self._source.width = 1 if bitwise else self.ring.bits
-        result = super().correlate(function, *values, bitwise=bitwise)
+        result = super()._deal(function, plains, bitwise)
         correction = self.corrections[-1]
         # The container's bits beyond the ring's are no part of a message.
         self.dealt.append(

@@ -32,15 +32,6 @@ def masked(party: Party, x: Secret) -> Secret:
     return Secret(x.words, x.frac_bits, mask, opened, owed=x.owed)
 
 
-def settled(party: Party, x: Secret) -> Secret:
-    """x with nothing owed. DS -> S2: one word per element if there was."""
-    if x.owed is None:
-        return x
-    dealt = party.settle(x.owed, x.words)
-    mask = None if x.mask is None else Dealt(x.mask.share + dealt.share, x.mask.plain)
-    return Secret(x.words + dealt.share, x.frac_bits, mask, x.opened)
-
-
 def _parts(x: Secret) -> tuple[Dealt, jax.Array]:
     assert x.mask is not None
     assert x.opened is not None
@@ -69,8 +60,8 @@ def bilinear(
         result, unless it is owed.
     """
     same = x is y
-    x = masked(party, settled(party, x))
-    y = x if same else masked(party, settled(party, y))
+    x = masked(party, x.settled(party))
+    y = x if same else masked(party, y.settled(party))
     (a, e), (b, d) = _parts(x), _parts(y)
     # e*[b] and S1's e*d are one product: each server multiplies e with its share of y's opened
     # part.
@@ -80,7 +71,7 @@ def bilinear(
 
 
 def _owing(party: Party, x: Secret, owing: bool) -> Secret:
-    return x if owing else settled(party, x)
+    return x if owing else x.settled(party)
 
 
 @functools.singledispatch
@@ -92,8 +83,8 @@ def mul(party: Party, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
     of parts, and no round.
     """
     same = x is y
-    x = _known(party, settled(party, x))
-    y = x if same else _known(party, settled(party, y))
+    x = _known(party, x.settled(party))
+    y = x if same else _known(party, y.settled(party))
     (a, e), (b, d) = _parts(x), _parts(y)
     words = e * y.share + (x.share - party.only_s1(e)) * d
     for wrap, mask in ((x.wrap, b), (y.wrap, a)):
@@ -106,19 +97,20 @@ def mul(party: Party, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
 
 
 @functools.singledispatch
-def square(party: Party, x: Secret) -> Secret:
+def square(party: Party, x: Secret, *, owing: bool = False) -> Secret:
     """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
 
     Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked or was
     truncated; DS -> S2: one word per element. The published form splits x' and x'' instead, at the
     same cost, but its mask serves nothing else.
     """
-    x = _known(party, settled(party, x))
+    x = _known(party, x.settled(party))
     a, e = _parts(x)
-    words = e * (2 * x.share - party.only_s1(e)) + party.correlate(lambda v: v * v, a).share
+    words = e * (2 * x.share - party.only_s1(e))
     if x.wrap is not None:
         words = words + 2 * _wrapped(party, x.wrap, a) + _both_wrapped(party, x.wrap, x.wrap)
-    return Secret(words, 2 * x.frac_bits)
+    product = Secret(words, 2 * x.frac_bits, owed=party.compute(lambda v: v * v, a))
+    return _owing(party, product, owing)
 
 
 def _known(party: Party, x: Secret) -> Secret:
@@ -152,6 +144,7 @@ def _flagged(party: Party, flag: jax.Array, narrow: jax.Array, shift: int) -> ja
 
 
 @functools.singledispatch
+@jax.named_scope("truncation")
 def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     """Rescale to fewer fraction bits, with unbiased stochastic rounding.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.arithmetic import _known, _parts, _wrapped, masked, settled
+from lpgan_jax.mpc.arithmetic import _known, _parts, _wrapped, masked
 from lpgan_jax.mpc.boolean import sign_bit, unpack
 from lpgan_jax.party import Dealt, Party
 from lpgan_jax.secret import Secret
@@ -34,6 +34,7 @@ class Bit:
 
 
 @functools.singledispatch
+@jax.named_scope("comparison")
 def below(party: Party, x: Secret, thresholds: Sequence[int], bits: int | None = None) -> Bit:
     """[x < t] for each public t, along a new leading axis; exact for |x - t| < 2^63 as integers.
 
@@ -82,6 +83,7 @@ def arithmetic(party: Party, bit: Bit) -> Secret:
 
 
 @functools.singledispatch
+@jax.named_scope("comparison")
 def select(party: Party, bit: Bit, x: Secret) -> Secret:
     """d * x, exact, at x's scale (bit and x broadcast).
 
@@ -89,7 +91,7 @@ def select(party: Party, bit: Bit, x: Secret) -> Secret:
     if x is masked or was truncated; it does not depend on the bit's), one word per element of x; DS
     -> S2: one word per element of the result (one and a half if x was truncated).
     """
-    x = _known(party, settled(party, x))
+    x = _known(party, x.settled(party))
     a, e = _parts(x)
     chosen = bit.random.share * e + party.correlate(jnp.multiply, bit.random, a).share
     if x.wrap is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lpgan_jax.mpc.arithmetic import masked, settled
+from lpgan_jax.mpc.arithmetic import masked
 from lpgan_jax.mpc.compare import Bit, arithmetic, below, select
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
@@ -63,7 +63,7 @@ class Thermometer:
             # For x < 0 all of the first bits are set, and [x < 1 - t] says [|x| >= t].
             sign, sense = (-2 * weights[-1], 1) if with_sign else (0, -1)
             steps = [*steps, sign, *(sense * step for step in steps)]
-        y = settled(party, y)
+        y = y.settled(party)
         chosen = select(party, self.bits, y.rearrange(lambda v: v[None]))
         return y.unmasked().times_int(weights[0]) + chosen.times_ints(steps).sum((0,))
 

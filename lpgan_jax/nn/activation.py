@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from lpgan_jax.mpc import elementary
-from lpgan_jax.mpc.arithmetic import masked, mul, settled, square, truncate
+from lpgan_jax.mpc.arithmetic import masked, mul, square, truncate
 from lpgan_jax.mpc.compare import Bit, positive, select
 from lpgan_jax.nn.layer import Params, batch_slice
 from lpgan_jax.party import Party
@@ -54,7 +54,9 @@ class SR(_Activation):
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
         """(y, the bit). 4 rounds."""
         x = masked(party, x)  # once, for the bit and for the selection
-        bits = None if self.log_range is None else x.frac_bits + self.log_range + 1
+        bits = party.ring.bits
+        if self.log_range is not None:
+            bits = min(bits, x.frac_bits + self.log_range + 1)
         bit = positive(party, x, bits)
         return self._apply(party, bit, x), bit
 
@@ -88,7 +90,7 @@ def leaky(party: Party, bit: Bit, x: Secret, alpha: float, frac_bits: int) -> Se
         x = truncate(party, x, frac_bits)
         shift = min(24, 62 - 8 - frac_bits)
     k = round(alpha * 2**shift)
-    x = settled(party, x)
+    x = x.settled(party)
     chosen = select(party, bit, x)
     total = x.unmasked().times_int(k) + chosen.times_int(2**shift - k)
     return truncate(party, total.divided_by_power_of_two(shift), frac_bits)
@@ -100,7 +102,7 @@ class SecTanh(_Activation):
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
         """(y, y). 7 rounds."""
-        y = masked(party, elementary.tanh(party, settled(party, x), self.frac_bits))
+        y = masked(party, elementary.tanh(party, x.settled(party), self.frac_bits))
         return y, y
 
     def backward(
@@ -109,6 +111,6 @@ class SecTanh(_Activation):
         """dy * (1 - y^2) at double fraction. 2 rounds."""
         if not input_grad:
             return None, {}
-        derivative = add_public(party, -square(party, residuals), 1.0)
+        derivative = add_public(party, -square(party, residuals, owing=True), 1.0)
         derivative = truncate(party, derivative, self.frac_bits)
         return mul(party, truncate(party, dy, self.frac_bits), derivative, owing=True), {}

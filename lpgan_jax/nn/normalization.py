@@ -74,6 +74,7 @@ class SecBN:
         """Running mean 0 and variance 1 per channel, as floats."""
         return {"mean": np.zeros(shape[-1]), "var": np.ones(shape[-1])}
 
+    @jax.named_scope("normalisation")
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
         """(y at double fraction, residuals).
 
@@ -104,10 +105,13 @@ class SecBN:
             inverse = inverse_sqrt(party, u, self.frac_bits, factor=factor, smallest=smallest)
             inverse = masked(party, inverse)
         gamma = params["scale"].rearrange(lambda v: v[None])
-        scale = masked(party, truncate(party, mul(party, gamma, inverse), self.frac_bits))
+        scale = masked(
+            party, truncate(party, mul(party, gamma, inverse, owing=True), self.frac_bits)
+        )
         y = mul(party, centred, _row(scale), owing=True)
         return inverse, scale, y + params["bias"].unmasked().at_scale(y.frac_bits)
 
+    @jax.named_scope("normalisation")
     def backward(
         self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
     ) -> tuple[Secret | None, Params | None]:
@@ -126,14 +130,15 @@ class SecBN:
             return None, grads
         count = r.centred.shape[1]
         slope = mean_of_sum(party, d_scale, count, f)
-        slope = truncate(party, mul(party, slope, r.inverse), f)
-        slope = truncate(party, mul(party, slope, r.scale), f)
+        slope = truncate(party, mul(party, slope, r.inverse, owing=True), f)
+        slope = truncate(party, mul(party, slope, r.scale, owing=True), f)
         mean = mean_of_sum(party, dy.unmasked().sum((1,)), count, f)
         offset = mul(party, mean, r.scale, owing=True)
         scaled = mul(party, dy, _row(r.scale), owing=True)
         dx = scaled - mul(party, r.centred, _row(slope), owing=True) - _row(offset)
         return dx.reshape(*shape), grads
 
+    @jax.named_scope("normalisation")
     def update_stats(self, party: Party, stats: Params, residuals: Any) -> Params:
         """Running statistics after this batch (each group in turn). 1 round a group."""
         r: _Residuals = residuals
@@ -154,6 +159,7 @@ class SecBN:
         part = batch_slice(self.groups, index, groups)
         return jax.tree.map(lambda leaf: leaf[part], residuals)
 
+    @jax.named_scope("normalisation")
     def infer(self, party: Party, params: Params, stats: Params, x: Secret) -> Secret:
         """y with the running statistics."""
         flat = x.unmasked().reshape(1, -1, x.shape[-1])

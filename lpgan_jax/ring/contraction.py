@@ -144,12 +144,14 @@ def _batch(
     return contract(a, b, batched, jax.vmap(portable, in_axes)), 0
 
 
+@jax.named_scope("linear_algebra")
 def _run_portable(
     a: jax.Array, b: jax.Array, *, contraction: Contraction, portable: Portable
 ) -> jax.Array:
     return portable(a, b)
 
 
+@jax.named_scope("linear_algebra")
 def _run_on_cpu(
     a: jax.Array, b: jax.Array, *, contraction: Contraction, portable: Portable
 ) -> jax.Array:

@@ -10,4 +10,4 @@ if version("jaxlib") < "0.11":
     flag = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
-jax.config.update("jax_num_cpu_devices", 2)  # for tests of deployed servers: a device each
+jax.config.update("jax_num_cpu_devices", 4)  # for tests of deployed servers: one or two each

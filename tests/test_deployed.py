@@ -7,18 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import lpgan_jax as lp
 from lpgan_jax import optim, party
+from lpgan_jax.deployed import batch_sharding, server_mesh, server_program, whole_sharding
 from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.nn.activation import SLR
+from lpgan_jax.nn.linear import SecConv
+from lpgan_jax.nn.normalization import SecBN
+from lpgan_jax.secret import is_secret
 from lpgan_jax.simulation import share_state, share_tree
 
 BATCH = 2
 # What a server may send: a value under a fresh mask, bits likewise, or a bit under a random bit.
 OPENINGS = {"mask", "and", "bit"}
-SHARDED, REPLICATED = PartitionSpec(party.AXIS), PartitionSpec()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def inputs(gan):
 
 @pytest.fixture(scope="module")
 def mesh():
-    return jax.make_mesh((2,), (party.AXIS,), devices=jax.devices()[:2])
+    return server_mesh()
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +61,13 @@ def deployed(gan, inputs, mesh):
     material = [jnp.stack([jnp.zeros_like(c), c]) for c in corrections]
     names: list[str] = []
 
-    def server(seed, material, secrets, public):
-        mine = jax.tree.map(lambda x: x[0], (seed, material, secrets))
+    def step(seat, secrets, public):
+        outputs = gan.train_step(seat, secrets, public)
+        names[:] = [message.name for message in seat.messages]
+        return outputs
 
-        def step(seat, secrets, public):
-            outputs = gan.train_step(seat, secrets, public)
-            names[:] = [message.name for message in seat.messages]
-            return outputs
-
-        outputs = party.online(step, *mine, public)
-        return jax.tree.map(lambda x: x[None], outputs)
-
-    program = jax.jit(
-        jax.shard_map(
-            server,
-            mesh=mesh,
-            in_specs=(SHARDED, SHARDED, SHARDED, REPLICATED),
-            out_specs=SHARDED,
-        )
-    )
-    placed = jax.device_put((seeds, material, inputs), NamedSharding(mesh, SHARDED))
+    program = server_program(step, mesh)
+    placed = jax.device_put((seeds, material, inputs), whole_sharding(mesh))
     arguments = (*placed, public)
     with pytest.MonkeyPatch.context() as patch:
         _forbid_plaintext(patch)
@@ -148,3 +138,85 @@ def _primitives(jaxpr):
                 for name, count in _primitives(inner).items():
                     counts[name] = counts.get(name, 0) + count
     return counts
+
+
+# Several devices a server ------------------------------------------------------------------------
+
+
+def _layers(seat, secrets, public):
+    """A convolution, its normalisation and its activation, forth and back."""
+    params, x, dy = secrets
+    conv, norm, leaky = SecConv(4), SecBN(), SLR()
+    y, of_conv = conv.forward(seat, params["conv"], x)
+    y, of_norm = norm.forward(seat, params["norm"], y)
+    y, of_leaky = leaky.forward(seat, {}, y)
+    flags = {"input_grad": True, "param_grads": True}
+    dx, _ = leaky.backward(seat, of_leaky, dy, **flags)
+    dx, norm_grads = norm.backward(seat, of_norm, dx, **flags)
+    dx, conv_grads = conv.backward(seat, of_conv, dx, **flags)
+    outputs = y, dx, norm_grads, conv_grads
+    return jax.tree.map(lambda secret: secret.unmasked(), outputs, is_leaf=is_secret)
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """(inputs that devices have whole, those that they share)."""
+    rng = np.random.default_rng(3)
+    params = {
+        "conv": {"kernel": rng.normal(size=(4, 4, 2, 4))},
+        "norm": {"scale": np.ones(4), "bias": np.zeros(4)},
+    }
+    values = [rng.normal(size=(4, 8, 8, 2)), rng.normal(size=(4, 4, 4, 4))]
+    bits = functools.partial(jax.tree.map, lambda _: 18)
+    params = share_tree(lp.key(4), params, bits(params))
+    return params, *share_tree(lp.key(5), values, bits(values))
+
+
+@pytest.fixture(scope="module")
+def spread(layers):
+    """(compiled program for two devices a server, its inputs)."""
+    mesh = server_mesh(per_server=2)
+    key = lp.key(6)
+    corrections = jax.jit(functools.partial(party.deal, _layers))(key, layers)
+    material = [jnp.stack([jnp.zeros_like(c), c]) for c in corrections]
+    params, *values = layers
+    whole, shared = whole_sharding(mesh), batch_sharding(mesh)
+    placed = (
+        *jax.device_put((party.server_seeds(key), material), whole),
+        (jax.device_put(params, whole), *jax.device_put(values, shared)),
+        None,
+    )
+    return server_program(_layers, mesh).lower(*placed).compile(), placed
+
+
+def test_two_devices_a_server_give_the_same_words(layers, spread):
+    program, placed = spread
+    outputs = program(*placed)
+    simulated = jax.jit(functools.partial(party.simulate, _layers))(lp.key(6), layers)
+    jax.tree.map(np.testing.assert_array_equal, simulated, outputs)
+    assert len(outputs[0].share.sharding.device_set) == 4
+
+
+def test_nothing_leaves_a_servers_devices_but_exchanges(spread):
+    """A collective is an exchange between counterparts, or stays in a server's row of the mesh."""
+    text = spread[0].as_text()
+    rows, exchanges = 0, 0
+    for line in text.splitlines():
+        if not re.search(r" (all|reduce-scatter|collective|ragged)-[\w-]+\(", line):
+            continue
+        pairs = re.search(r"source_target_pairs={([^ ]*)}", line)
+        if pairs and "exchange:" in line:
+            assert pairs[1] == "{0,2},{2,0},{1,3},{3,1}", line
+            exchanges += 1
+            continue
+        groups = re.search(r"replica_groups=([^ ]*)", line)
+        found = pairs[1] if pairs else groups[1]
+        assert set(re.findall(r"{(\d),(\d)}", found)) <= {
+            ("0", "1"),
+            ("1", "0"),
+            ("2", "3"),
+            ("3", "2"),
+        } or (found.startswith("[2,2]<=[4]") and "T" not in found), line
+        rows += 1
+    assert rows
+    assert exchanges

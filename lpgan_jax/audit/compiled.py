@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lpgan_jax import party, prng
-from lpgan_jax.party import AXIS, Party
+from lpgan_jax.deployed import server_mesh, server_program, whole_sharding
+from lpgan_jax.party import Party
 
 
 def audit_compiled(
@@ -32,12 +32,7 @@ def audit_compiled(
     Raises:
         ValueError: there are fewer than two devices.
     """
-    if len(jax.devices()) < 2:
-        raise ValueError(
-            "two devices are needed, one for each server: on a CPU, set jax_num_cpu_devices=2"
-        )
-    mesh = jax.make_mesh((2,), (AXIS,), devices=jax.devices()[:2])
-    sharded, replicated = PartitionSpec(AXIS), PartitionSpec()
+    mesh = server_mesh()
     messages: list[tuple[str, tuple[int, ...], np.dtype]] = []
 
     def noted(seat: Party, secrets: Any, public: Any) -> Any:
@@ -45,22 +40,15 @@ def audit_compiled(
         messages[:] = [(m.name, m.words.shape, m.words.dtype) for m in seat.messages]
         return outputs
 
-    def server(seed: jax.Array, corrections: Any, secrets: Any, public: Any) -> Any:
-        seed, corrections, secrets = jax.tree.map(lambda x: x[0], (seed, corrections, secrets))
-        outputs = party.online(noted, seed, corrections, secrets, public)
-        return jax.tree.map(lambda x: x[None], outputs)
-
     key = jax.eval_shape(prng.key)
     seeds = jax.eval_shape(party.server_seeds, key)
     dealt = jax.eval_shape(functools.partial(party.deal, function), key, secrets, public)
     paired = [jax.ShapeDtypeStruct((2, *c.shape), c.dtype) for c in dealt]
-    place = NamedSharding(mesh, sharded)
+    place = whole_sharding(mesh)
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (seeds, paired, secrets)
     )
-    specs = (sharded, sharded, sharded, replicated)
-    program = jax.shard_map(server, mesh=mesh, in_specs=specs, out_specs=sharded)
-    text = jax.jit(program).lower(*placed, public).compile().as_text()
+    text = server_program(noted, mesh).lower(*placed, public).compile().as_text()
     return check_compiled(text or "", messages)
 
 

@@ -1,16 +1,22 @@
 // The two loops that take most of a training step, for CPUs: ring products and ChaCha20.
 //
 // Both give the very words of the portable code in ring/ and prng.py, faster. Built and registered
-// by __init__.py. No branch, address or trip count here depends on a word of an operand.
+// by __init__.py. No branch, address or trip count here depends on a word of an operand. Words are
+// read and written as words, so that the order of their bytes does not matter; the digits for AMX
+// are bytes, on processors that are little-endian.
 
-#include <atomic>
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -29,9 +35,18 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+// A vector register: the compiler would keep a wider vector in memory.
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
 // Runs body(0), ..., body(count - 1) on XLA's own threads and this one. The caller works too and
 // waits only for items that another thread has begun, so that a pool without free threads does no
-// harm.
+// harm. What a body throws is thrown here, once no thread is in a body any more.
 void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> body) {
   struct Shared {
     std::function<void(int64_t)> body;
@@ -40,12 +55,21 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_
     std::mutex mutex;
     std::condition_variable finished;
     int64_t done = 0;
+    std::exception_ptr thrown;
 
     void Work() {
       int64_t own = 0;
-      for (int64_t i; (i = next.fetch_add(1)) < count; ++own) body(i);
+      std::exception_ptr own_thrown;
+      for (int64_t i; (i = next.fetch_add(1)) < count; ++own) {
+        try {
+          body(i);
+        } catch (...) {
+          own_thrown = std::current_exception();
+        }
+      }
       if (own == 0) return;
       std::lock_guard<std::mutex> lock(mutex);
+      if (own_thrown) thrown = own_thrown;
       done += own;
       if (done == count) finished.notify_all();
     }
@@ -54,14 +78,23 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_
   shared->body = std::move(body);
   shared->count = count;
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([shared] { shared->Work(); });
+  try {
+    for (int64_t i = 0; i < helpers; ++i) pool.Schedule([shared] { shared->Work(); });
+  } catch (const std::bad_alloc&) {  // then those do it that have been called
+  }
   shared->Work();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == count; });
+  if (shared->thrown) std::rethrow_exception(shared->thrown);
 }
 
-// XLA gets the memory of its buffers anew for every run of a program. In huge pages, which Linux gives
-// to those who ask, the first touch of it costs a fraction.
+// No exception may reach XLA. Those of this file all mean that memory has run out.
+ffi::Error OutOfMemory(const std::exception& error) {
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, error.what());
+}
+
+// XLA gets the memory of its buffers anew for every run of a program. In huge pages, which Linux
+// gives to those who ask, the first touch of it costs a fraction.
 void AskForHugePages(void* data, size_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kPage = 2 << 20;
@@ -84,6 +117,8 @@ constexpr int64_t kBlock = 32;       // rows or columns of a block: two tiles
 constexpr int64_t kDepth = 512;      // of K in one pass
 constexpr int64_t kResident = 256;   // rows or columns that stay in the second-level cache
 
+int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 // The offsets of a row-major walk over axes of the given sizes and strides.
 Offsets Walk(ffi::Span<const int64_t> sizes, ffi::Span<const int64_t> strides) {
   Offsets offsets{0};
@@ -103,9 +138,46 @@ bool Contiguous(const int64_t* offsets, int64_t count) {
   return true;
 }
 
-// A block of an operand as a dense matrix: lines (rows of a, columns of b) along K, zero padded.
+#ifdef HAVE_AMX
+// 8 vectors of 8 words to their transpose.
+inline void Transpose8(__m512i v[8]) {
+  __m512i t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm512_unpacklo_epi64(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi64(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      v[i + j] = _mm512_shuffle_i64x2(t[i + j], t[i + j + 2], 0x88);
+      v[i + j + 2] = _mm512_shuffle_i64x2(t[i + j], t[i + j + 2], 0xdd);
+    }
+  for (int j = 0; j < 4; ++j) {
+    t[j] = _mm512_shuffle_i64x2(v[j], v[j + 4], 0x88);
+    t[j + 4] = _mm512_shuffle_i64x2(v[j], v[j + 4], 0xdd);
+  }
+  for (int j = 0; j < 8; ++j) v[j] = t[j];
+}
+
+#endif
+
+// 8 words from each of 8 places, as columns of 8 lines.
+inline void Transpose8x8(const Word* base, const int64_t* places, Word* lines, int64_t stride) {
+#ifdef HAVE_AMX
+  __m512i v[8];
+  for (int k = 0; k < 8; ++k) v[k] = _mm512_loadu_si512(base + places[k]);
+  Transpose8(v);
+  for (int i = 0; i < 8; ++i) _mm512_storeu_si512(lines + i * stride, v[i]);
+#else
+  for (int k = 0; k < 8; ++k)
+    for (int i = 0; i < 8; ++i) lines[i * stride + k] = base[places[k] + i];
+#endif
+}
+
+// A block of an operand as a dense matrix of the given stride: lines (rows of a, columns of b)
+// along K, zero padded.
 void Gather(const Word* base, const int64_t* lines, int64_t count, const int64_t* inner,
-            int64_t depth, int64_t padded_count, int64_t padded_depth, Word* dense) {
+            int64_t depth, int64_t padded_count, int64_t padded_depth, int64_t stride,
+            Word* dense) {
   int64_t run = 0;  // the longest power of two of neighbours along K, up to 64
   for (int64_t length = 64; length >= 4 && run == 0; length /= 2) {
     bool all = depth % length == 0;
@@ -115,21 +187,25 @@ void Gather(const Word* base, const int64_t* lines, int64_t count, const int64_t
   if (run) {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t k = 0; k < depth; k += run)
-        std::memcpy(dense + i * padded_depth + k, base + lines[i] + inner[k], run * sizeof(Word));
+        std::memcpy(dense + i * stride + k, base + lines[i] + inner[k], run * sizeof(Word));
   } else if (count % 8 == 0 && Contiguous(lines, count)) {
-    for (int64_t k = 0; k < depth; ++k) {
-      const Word* from = base + lines[0] + inner[k];
-      for (int64_t i = 0; i < count; ++i) dense[i * padded_depth + k] = from[i];
+    for (int64_t i = 0; i < count; i += 8) {
+      const Word* from = base + lines[i];
+      Word* to = dense + i * stride;
+      int64_t k = 0;
+      for (; k + 8 <= depth; k += 8) Transpose8x8(from, inner + k, to + k, stride);
+      for (; k < depth; ++k)
+        for (int64_t line = 0; line < 8; ++line) to[line * stride + k] = from[inner[k] + line];
     }
   } else {
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < depth; ++k) dense[i * padded_depth + k] = base[lines[i] + inner[k]];
+      for (int64_t k = 0; k < depth; ++k) dense[i * stride + k] = base[lines[i] + inner[k]];
   }
   if (padded_depth > depth)
     for (int64_t i = 0; i < count; ++i)
-      std::memset(dense + i * padded_depth + depth, 0, (padded_depth - depth) * sizeof(Word));
-  std::memset(dense + count * padded_depth, 0,
-              (padded_count - count) * padded_depth * sizeof(Word));
+      std::memset(dense + i * stride + depth, 0, (padded_depth - depth) * sizeof(Word));
+  for (int64_t i = count; i < padded_count; ++i)
+    std::memset(dense + i * stride, 0, padded_depth * sizeof(Word));
 }
 
 // The view of a product's operands and result.
@@ -159,49 +235,57 @@ void Add(const Product& p, int64_t row, int64_t rows, int64_t column, int64_t co
   }
 }
 
-// On vector units: 8 x 16 words of the product in registers, one row of b at a time.
-constexpr int64_t kVectorRows = 8, kVectorColumns = 16, kVectorDepth = 256;
-typedef Word Vector __attribute__((vector_size(64), aligned(8)));
+// On vector units: a tile of the product in registers, two vectors wide, one row of b at a time.
+// Vectors of 16 bytes multiply 64-bit words slower than one by one: there, a "vector" is one word.
+constexpr int64_t kVectorWords = kVectorBytes > 16 ? kVectorBytes / 8 : 1;
+typedef Word Vector __attribute__((vector_size(kVectorWords * 8), aligned(8), may_alias));
+// 16 sums in 32 registers, or 8 in 16 (where a product takes some of its own).
+constexpr int64_t kVectorRows = kVectorBytes == 64 ? 8 : 4, kVectorColumns = 2 * kVectorWords;
+constexpr int64_t kVectorDepth = 256;
 
 void VectorProduct(const Product& p, int64_t first_row, int64_t last_row) {
-  const int64_t width = (p.columns + kVectorColumns - 1) / kVectorColumns * kVectorColumns;
-  std::vector<Word> packed(width * kVectorDepth), line(kVectorColumns * kVectorDepth);
+  std::vector<Word> packed(kResident * kVectorDepth), line(kVectorColumns * kVectorDepth);
   std::vector<Word> left(kVectorRows * kVectorDepth);
-  for (int64_t k = 0; k < p.inner; k += kVectorDepth) {
-    const int64_t depth = std::min(kVectorDepth, p.inner - k);
-    for (int64_t column = 0; column < p.columns; column += kVectorColumns) {
-      const int64_t count = std::min(kVectorColumns, p.columns - column);
-      Word* panel = packed.data() + column * depth;
-      if (count == kVectorColumns && Contiguous(p.b_columns + column, count)) {
-        for (int64_t i = 0; i < depth; ++i)
-          std::memcpy(panel + i * kVectorColumns, p.b + p.b_inner[k + i] + p.b_columns[column],
-                      kVectorColumns * sizeof(Word));
-      } else {
-        Gather(p.b, p.b_columns + column, count, p.b_inner + k, depth, kVectorColumns, depth,
-               line.data());
-        for (int64_t i = 0; i < depth; ++i)
-          for (int64_t j = 0; j < kVectorColumns; ++j)
-            panel[i * kVectorColumns + j] = line[j * depth + i];
-      }
-    }
-    for (int64_t row = first_row; row < last_row; row += kVectorRows) {
-      const int64_t rows = std::min(kVectorRows, last_row - row);
-      Gather(p.a, p.a_rows + row, rows, p.a_inner + k, depth, kVectorRows, depth, left.data());
-      for (int64_t column = 0; column < p.columns; column += kVectorColumns) {
-        const Word* panel = packed.data() + column * depth;
-        Vector total[kVectorRows][2] = {};
-        for (int64_t i = 0; i < depth; ++i) {
-          const Vector b0 = *(const Vector*)(panel + i * kVectorColumns);
-          const Vector b1 = *(const Vector*)(panel + i * kVectorColumns + 8);
-#pragma GCC unroll 8
-          for (int64_t r = 0; r < kVectorRows; ++r) {
-            const Word a = left[r * depth + i];
-            total[r][0] += a * b0;
-            total[r][1] += a * b1;
-          }
+  for (int64_t first = 0; first < p.columns; first += kResident) {
+    const int64_t width = std::min(kResident, p.columns - first);
+    for (int64_t k = 0; k < p.inner; k += kVectorDepth) {
+      const int64_t depth = std::min(kVectorDepth, p.inner - k);
+      for (int64_t column = 0; column < width; column += kVectorColumns) {
+        const int64_t count = std::min(kVectorColumns, width - column);
+        const int64_t* columns = p.b_columns + first + column;
+        Word* panel = packed.data() + column * depth;
+        if (count == kVectorColumns && Contiguous(columns, count)) {
+          for (int64_t i = 0; i < depth; ++i)
+            std::memcpy(panel + i * kVectorColumns, p.b + p.b_inner[k + i] + columns[0],
+                        kVectorColumns * sizeof(Word));
+        } else {
+          Gather(p.b, columns, count, p.b_inner + k, depth, kVectorColumns, depth, depth,
+                 line.data());
+          for (int64_t i = 0; i < depth; ++i)
+            for (int64_t j = 0; j < kVectorColumns; ++j)
+              panel[i * kVectorColumns + j] = line[j * depth + i];
         }
-        Add(p, row, rows, column, std::min(kVectorColumns, p.columns - column),
-            (const Word*)total, kVectorColumns, k == 0);
+      }
+      for (int64_t row = first_row; row < last_row; row += kVectorRows) {
+        const int64_t rows = std::min(kVectorRows, last_row - row);
+        Gather(p.a, p.a_rows + row, rows, p.a_inner + k, depth, kVectorRows, depth, depth,
+               left.data());
+        for (int64_t column = 0; column < width; column += kVectorColumns) {
+          const Word* panel = packed.data() + column * depth;
+          Vector total[kVectorRows][2] = {};
+          for (int64_t i = 0; i < depth; ++i) {
+            const Vector b0 = *(const Vector*)(panel + i * kVectorColumns);
+            const Vector b1 = *(const Vector*)(panel + i * kVectorColumns + kVectorWords);
+#pragma GCC unroll 8
+            for (int64_t r = 0; r < kVectorRows; ++r) {
+              const Word a = left[r * depth + i];
+              total[r][0] += a * b0;
+              total[r][1] += a * b1;
+            }
+          }
+          Add(p, row, rows, first + column, std::min(kVectorColumns, width - column),
+              (const Word*)total, kVectorColumns, k == 0);
+        }
       }
     }
   }
@@ -215,15 +299,17 @@ void NarrowProduct(const Product& p, int64_t first_row, int64_t last_row) {
   std::vector<Word> left(kVectorRows * kDepthAtOnce), right(p.columns * kDepthAtOnce);
   for (int64_t k = 0; k < p.inner; k += kDepthAtOnce) {
     const int64_t depth = std::min(kDepthAtOnce, p.inner - k);
-    Gather(p.b, p.b_columns, p.columns, p.b_inner + k, depth, p.columns, depth, right.data());
+    Gather(p.b, p.b_columns, p.columns, p.b_inner + k, depth, p.columns, depth, depth,
+           right.data());
     for (int64_t row = first_row; row < last_row; row += kVectorRows) {
       const int64_t rows = std::min(kVectorRows, last_row - row);
-      Gather(p.a, p.a_rows + row, rows, p.a_inner + k, depth, rows, depth, left.data());
+      Gather(p.a, p.a_rows + row, rows, p.a_inner + k, depth, rows, depth, depth, left.data());
       Word totals[kVectorRows * kFewColumns];
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t column = 0; column < p.columns; ++column) {
           Word total = 0;
-          for (int64_t i = 0; i < depth; ++i) total += left[r * depth + i] * right[column * depth + i];
+          for (int64_t i = 0; i < depth; ++i)
+            total += left[r * depth + i] * right[column * depth + i];
           totals[r * p.columns + column] = total;
         }
       Add(p, row, rows, 0, p.columns, totals, p.columns, k == 0);
@@ -237,42 +323,20 @@ void NarrowProduct(const Product& p, int64_t first_row, int64_t last_row) {
 // sum_s 2^(8s) sum_{i+j=s} a_i b_j for s < 8. A sum of 8 K products below 2^14 in size needs 32
 // bits for K < 2^14 (beyond, passes over K keep it there).
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_per_row[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// Linux hands out the tile registers on request.
+// Linux hands out the tile registers on request, to all threads of the process at once.
 bool AmxAllowed() {
   static const bool allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
   return allowed;
 }
 
-void ConfigureTiles() {
-  TileConfig config;
-  for (int i = 0; i < 8; ++i) config.bytes_per_row[i] = 64, config.rows[i] = 16;
-  _tile_loadconfig(&config);
-}
-
-// 8 vectors of 8 words to their transpose.
-inline void Transpose8(__m512i v[8]) {
-  __m512i t[8];
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm512_unpacklo_epi64(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi64(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      v[i + j] = _mm512_shuffle_i64x2(t[i + j], t[i + j + 2], 0x88);
-      v[i + j + 2] = _mm512_shuffle_i64x2(t[i + j], t[i + j + 2], 0xdd);
-    }
-  for (int j = 0; j < 4; ++j) {
-    t[j] = _mm512_shuffle_i64x2(v[j], v[j + 4], 0x88);
-    t[j + 4] = _mm512_shuffle_i64x2(v[j], v[j + 4], 0xdd);
-  }
-  for (int j = 0; j < 8; ++j) v[j] = t[j];
-}
+// All eight tiles have 16 rows of 64 bytes. (A constant: some compilers' headers do not tell them
+// that the instruction reads more of it than one word.)
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kTileConfig;
 
 // 16 vectors of 16 32-bit words to their transpose.
 inline void Transpose16(__m512i v[16]) {
@@ -301,7 +365,7 @@ inline void Transpose16(__m512i v[16]) {
 
 // 16 dense lines as digits: tiles [digit][depth / 64] of 16 lines x 64 digits of K; for b, each
 // tile as the instruction wants it, four digits of K to a 32-bit word and transposed.
-void Digits(const Word* dense, int64_t depth, bool transposed, int8_t* tiles) {
+void Digits(const Word* dense, int64_t stride, int64_t depth, bool transposed, int8_t* tiles) {
   alignas(64) static const uint8_t kByDigit[64] = {
       0, 8, 16, 24, 32, 40, 48, 56, 1, 9,  17, 25, 33, 41, 49, 57, 2, 10, 18, 26, 34, 42,
       50, 58, 3, 11, 19, 27, 35, 43, 51, 59, 4, 12, 20, 28, 36, 44, 52, 60, 5, 13, 21, 29,
@@ -314,7 +378,7 @@ void Digits(const Word* dense, int64_t depth, bool transposed, int8_t* tiles) {
       __m512i words[8];
       for (int k = 0; k < 8; ++k) {
         // Adding 128 to each digit makes it an unsigned byte; the xor takes the 128 away again.
-        __m512i x = _mm512_loadu_si512(dense + line * depth + chunk * 64 + k * 8);
+        __m512i x = _mm512_loadu_si512(dense + line * stride + chunk * 64 + k * 8);
         x = _mm512_xor_si512(_mm512_add_epi64(x, halves), halves);
         words[k] = _mm512_permutexvar_epi8(by_digit, x);
       }
@@ -336,6 +400,7 @@ void Digits(const Word* dense, int64_t depth, bool transposed, int8_t* tiles) {
 void DigitBlock(const int8_t* a0, const int8_t* a1, const int8_t* b0, const int8_t* b1,
                 int64_t chunks, Word* block) {
   alignas(64) int32_t sums[4][kTile][kTile];
+  asm volatile("" ::: "memory");  // the digits are written by now: tile loads do not say they read
   for (int s = 0; s < 8; ++s) {
     _tile_zero(0);
     _tile_zero(1);
@@ -372,30 +437,41 @@ void DigitBlock(const int8_t* a0, const int8_t* a1, const int8_t* b0, const int8
 }
 
 struct Aligned {
-  explicit Aligned(size_t bytes) : data((int8_t*)std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
+  explicit Aligned(size_t bytes) : data((int8_t*)std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {
+    if (data == nullptr) throw std::bad_alloc();
+  }
   ~Aligned() { std::free(data); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
   int8_t* data;
 };
 
 // Rows first_row to last_row, or with `by_columns` those columns: the other side's digits stay in
 // cache, kResident lines at a time, while these pass by.
 void DigitProduct(const Product& p, bool by_columns, int64_t first, int64_t last) {
-  const int64_t longest = std::min(kDepth, (p.inner + 63) / 64 * 64);
+  const int64_t longest = std::min(kDepth, RoundUp(p.inner, 64));
   const int64_t others = by_columns ? p.rows : p.columns;
-  Aligned dense(kTile * longest * sizeof(Word)), passing(2 * kTile * longest * 8);
+  // Lines a power of two apart would meet in the same places of the first-level cache.
+  const int64_t stride = longest + 8;
+  Aligned dense(kTile * stride * sizeof(Word)), passing(2 * kTile * longest * 8);
   Aligned resident(kResident * longest * 8), block(kBlock * kBlock * sizeof(Word));
-  ConfigureTiles();
+  _tile_loadconfig(&kTileConfig);
   for (int64_t other = 0; other < others; other += kResident) {
     const int64_t width = std::min(kResident, others - other);
     for (int64_t k = 0; k < p.inner; k += kDepth) {
-      const int64_t depth = std::min(kDepth, p.inner - k), padded = (depth + 63) / 64 * 64;
+      const int64_t depth = std::min(kDepth, p.inner - k), padded = RoundUp(depth, 64);
       const int64_t bytes = kTile * padded * 8;  // of the digits of 16 lines
       auto pack = [&](bool of_a, int64_t line, int64_t count, int8_t* tiles) {
         for (int64_t i = 0; i < kBlock; i += kTile, tiles += bytes) {
-          const int64_t lines = std::clamp<int64_t>(count - i, 0, kTile);
+          const int64_t lines = std::min(kTile, count - i);
+          if (lines <= 0) {  // a tile of padding
+            std::memset(tiles, 0, bytes);
+            continue;
+          }
           Gather(of_a ? p.a : p.b, (of_a ? p.a_rows : p.b_columns) + line + i, lines,
-                 (of_a ? p.a_inner : p.b_inner) + k, depth, kTile, padded, (Word*)dense.data);
-          Digits((const Word*)dense.data, padded, !of_a, tiles);
+                 (of_a ? p.a_inner : p.b_inner) + k, depth, kTile, padded, stride,
+                 (Word*)dense.data);
+          Digits((const Word*)dense.data, stride, padded, !of_a, tiles);
         }
       };
       for (int64_t i = 0; i < width; i += kBlock)
@@ -420,12 +496,11 @@ void DigitProduct(const Product& p, bool by_columns, int64_t first, int64_t last
   _tile_release();
 }
 
-int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 // Whether the padded digits take less time than 5 words a cycle on the vector units.
 bool DigitsPay(const Product& p) {
   if (!AmxAllowed()) return false;
-  const double digits = 1.0 / 25 * RoundUp(p.rows, 32) * RoundUp(p.inner, 64) * RoundUp(p.columns, 32);
+  const double digits =
+      1.0 / 25 * RoundUp(p.rows, 32) * RoundUp(p.inner, 64) * RoundUp(p.columns, 32);
   const double packing = 3.0 * p.inner * (p.rows + p.columns);
   return digits + packing < 1.0 / 5 * p.rows * p.inner * p.columns;
 }
@@ -438,7 +513,7 @@ ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffe
                        ffi::Span<const int64_t> inner, ffi::Span<const int64_t> inner_a,
                        ffi::Span<const int64_t> inner_b, ffi::Span<const int64_t> columns,
                        ffi::Span<const int64_t> columns_b, ffi::Span<const int64_t> columns_out,
-                       ffi::Span<const int64_t> starts) {
+                       ffi::Span<const int64_t> starts) try {
   const Offsets a_rows = Walk(rows, rows_a), out_rows = Walk(rows, rows_out);
   const Offsets a_inner = Walk(inner, inner_a), b_inner = Walk(inner, inner_b);
   if (out->element_count() == 0) return ffi::Error::Success();
@@ -452,6 +527,15 @@ ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffe
   Product p{a.typed_data(), b.typed_data(), out->typed_data(), a_rows.data(), a_inner.data(),
             b_inner.data(), b_columns.data(), out_rows.data(), out_columns.data(),
             (int64_t)a_rows.size(), (int64_t)a_inner.size(), (int64_t)b_columns.size()};
+  // Few rows are as good as few columns, of the transposed product.
+  const bool transposed = p.rows <= kFewColumns && p.columns > p.rows;
+  if (transposed) {
+    std::swap(p.a, p.b);
+    std::swap(p.a_rows, p.b_columns);
+    std::swap(p.a_inner, p.b_inner);
+    std::swap(p.out_rows, p.out_columns);
+    std::swap(p.rows, p.columns);
+  }
   bool digits = false, by_columns = false;
 #ifdef HAVE_AMX
   digits = DigitsPay(p);
@@ -461,12 +545,12 @@ ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffe
   const int64_t threads = pool.num_threads();
   // Equal parts, one a thread, in whole blocks.
   const int64_t wanted = std::max<int64_t>(1, (threads + batch - 1) / batch);
-  const int64_t part = std::max<int64_t>(kBlock, ((lines + wanted - 1) / wanted + kBlock - 1) / kBlock * kBlock);
+  const int64_t part = RoundUp(std::max<int64_t>(1, (lines + wanted - 1) / wanted), kBlock);
   const int64_t parts = std::max<int64_t>(1, (lines + part - 1) / part);
   ParallelFor(pool, batch * parts, [&](int64_t item) {
     Product one = p;
     const int64_t* start = starts.begin() + item / parts * 3;
-    one.a += start[0], one.b += start[1], one.out += start[2];
+    one.a += start[transposed], one.b += start[!transposed], one.out += start[2];
     const int64_t first = item % parts * part, last = std::min(lines, first + part);
 #ifdef HAVE_AMX
     if (digits) return DigitProduct(one, by_columns, first, last);
@@ -475,13 +559,15 @@ ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffe
     VectorProduct(one, first, last);
   });
   return ffi::Error::Success();
+} catch (const std::exception& error) {
+  return OutOfMemory(error);
 }
 
 // ChaCha20 (RFC 8439) ----------------------------------------------------------------------------
 
-constexpr int64_t kLanes = 16;        // blocks at a time
-constexpr int64_t kChunkBlocks = 1024;  // as _CHUNK_BLOCKS of prng.py, which lays the words out
-typedef uint32_t Lanes __attribute__((vector_size(4 * kLanes), aligned(4)));
+constexpr int64_t kLanes = kVectorBytes / 4;  // blocks at a time
+constexpr int64_t kChunkBlocks = 1024;        // _CHUNK_BLOCKS of prng.py, which lays words out
+typedef uint32_t Lanes __attribute__((vector_size(kVectorBytes)));
 
 inline Lanes Rotate(Lanes x, int bits) { return (x << bits) | (x >> (32 - bits)); }
 
@@ -492,7 +578,7 @@ inline void QuarterRound(Lanes& a, Lanes& b, Lanes& c, Lanes& d) {
   c += d, b = Rotate(b ^ c, 7);
 }
 
-// Key stream blocks counter, ..., counter + 15: words[i] holds word i of each.
+// Key stream blocks counter, counter + 1, ..., one a lane: words[i] holds word i of each.
 inline void Blocks(const uint32_t* head, uint32_t counter, Lanes words[16]) {
   Lanes start[16];
   for (int i = 0; i < 16; ++i) start[i] = Lanes{} + head[i];
@@ -501,13 +587,14 @@ inline void Blocks(const uint32_t* head, uint32_t counter, Lanes words[16]) {
   for (int round = 0; round < 10; ++round) {
     for (int i = 0; i < 4; ++i) QuarterRound(words[i], words[4 + i], words[8 + i], words[12 + i]);
     for (int i = 0; i < 4; ++i)
-      QuarterRound(words[i], words[4 + (i + 1) % 4], words[8 + (i + 2) % 4], words[12 + (i + 3) % 4]);
+      QuarterRound(words[i], words[4 + (i + 1) % 4], words[8 + (i + 2) % 4],
+                   words[12 + (i + 3) % 4]);
   }
   for (int i = 0; i < 16; ++i) words[i] += start[i];
 }
 
-// Words [first, last) of the chunk of `blocks` blocks from block `counter` on: the first word of all
-// of its blocks, then the second, ...; a word of 64 bits has word i above word i + 8.
+// The first `limit` words of the chunk of `blocks` blocks from block `counter` on: the first word
+// of all of its blocks, then the second, ...; a word of 64 bits has word i above word i + 8.
 template <typename Type>
 void Chunk(const uint32_t* head, int64_t counter, int64_t blocks, int64_t limit, Type* out) {
   constexpr int kPerBlock = 64 / sizeof(Type);
@@ -523,7 +610,7 @@ void Chunk(const uint32_t* head, int64_t counter, int64_t blocks, int64_t limit,
       Line line = __builtin_convertvector(words[i], Line);
       if constexpr (sizeof(Type) == 8)
         line = line << 32 | __builtin_convertvector(words[i + 8], Line);
-      std::memcpy(out + at, &line, std::min(count, kLanes) * sizeof(Type));
+      std::memcpy(out + at, &line, count * sizeof(Type));
     }
   }
 }
@@ -550,16 +637,19 @@ void Stream(ffi::ThreadPool& pool, const uint32_t* keys, int64_t batch, const ui
 }
 
 ffi::Error ChaCha20(ffi::ThreadPool pool, ffi::Buffer<ffi::U32> keys, ffi::Buffer<ffi::U32> nonce,
-                    ffi::Result<ffi::AnyBuffer> out) {
+                    ffi::Result<ffi::AnyBuffer> out) try {
   const int64_t batch = keys.element_count() / 8;
   const int64_t size = batch ? out->element_count() / batch : 0;
   if (size == 0) return ffi::Error::Success();
   AskForHugePages(out->untyped_data(), out->size_bytes());
+  const uint32_t *key = keys.typed_data(), *head = nonce.typed_data();
   if (out->element_type() == ffi::U64)
-    Stream(pool, keys.typed_data(), batch, nonce.typed_data(), size, (uint64_t*)out->untyped_data());
+    Stream(pool, key, batch, head, size, (uint64_t*)out->untyped_data());
   else
-    Stream(pool, keys.typed_data(), batch, nonce.typed_data(), size, (uint32_t*)out->untyped_data());
+    Stream(pool, key, batch, head, size, (uint32_t*)out->untyped_data());
   return ffi::Error::Success();
+} catch (const std::exception& error) {
+  return OutOfMemory(error);
 }
 
 }  // namespace

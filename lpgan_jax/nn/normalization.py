@@ -83,7 +83,7 @@ class SecBN:
         """
         flat = x.unmasked().reshape(self.groups, -1, x.shape[-1])
         count = flat.shape[1]
-        mu = mean_of_sum(party, flat.sum((1,)), count, x.frac_bits)
+        mu = mean_of_sum(party, flat.map(_sum), count, x.frac_bits)
         centred = masked(party, truncate(party, flat - _row(mu), self.frac_bits))
         squares = _inner(party, centred, centred)
         inverse, scale, y = self._normalise(party, params, centred, squares, count)
@@ -132,7 +132,7 @@ class SecBN:
         slope = mean_of_sum(party, d_scale, count, f)
         slope = truncate(party, mul(party, slope, r.inverse, owing=True), f)
         slope = truncate(party, mul(party, slope, r.scale, owing=True), f)
-        mean = mean_of_sum(party, dy.unmasked().sum((1,)), count, f)
+        mean = mean_of_sum(party, dy.unmasked().map(_sum), count, f)
         offset = mul(party, mean, r.scale, owing=True)
         scaled = mul(party, dy, _row(r.scale), owing=True)
         dx = scaled - mul(party, r.centred, _row(slope), owing=True) - _row(offset)
@@ -175,10 +175,10 @@ def _row(x: Secret) -> Secret:
 
 def _inner(party: Party, x: Secret, y: Secret) -> Secret:
     """Sums of products over the values of each group and channel: one dealt word each."""
+    return bilinear(party, lambda u, v: _sum(u * v), x, y, owing=True)
 
-    def product(u: jax.Array, v: jax.Array) -> jax.Array:
-        # A sum over the longer, slower axis: as a matrix product it runs in vector code.
-        ones = jnp.ones((1, u.shape[1]), u.dtype)
-        return jax.vmap(lambda values: matmul(ones, values)[0])(u * v)
 
-    return bilinear(party, product, x, y, owing=True)
+def _sum(values: jax.Array) -> jax.Array:
+    """Sums over the middle axis; as a matrix product, this long and slow axis is read in order."""
+    ones = jnp.ones((1, values.shape[1]), values.dtype)
+    return jax.vmap(lambda group: matmul(ones, group)[0])(values)

@@ -124,7 +124,7 @@ class SecBN:
         d_scale = mul(party, covariance, r.inverse, owing=True)  # sum(dy * x_hat) per group
         grads = None
         if param_grads:
-            d_bias = dy.unmasked().sum((0, 1)).at_scale(d_scale.frac_bits)
+            d_bias = dy.unmasked().map(_sum).sum((0,)).at_scale(d_scale.frac_bits)
             grads = {"scale": d_scale.sum((0,)), "bias": d_bias}
         if not input_grad:
             return None, grads

@@ -75,6 +75,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     cost.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
 
+    bench = commands.add_parser(
+        "bench", help="measure a training step, or the protocols it is made of, on this machine"
+    )
+    bench.add_argument("--config", metavar="FILE", help="as for train; its data are not read")
+    bench.add_argument("--batch-size", type=int, metavar="N", help="images in a batch")
+    bench.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
+    )
+    bench.add_argument(
+        "--steps", type=int, default=5, metavar="N", help="steps to time (default: 5)"
+    )
+    bench.add_argument(
+        "--micro", action="store_true", help="measure protocols, ring products and ChaCha20"
+    )
+    bench.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
+
     audit = commands.add_parser(
         "audit", help="list every message of training and sampling, and check that it tells nothing"
     )
@@ -143,6 +159,32 @@ def _cost(args: argparse.Namespace) -> None:
         print(step.table([LAN, WAN] if network is None else [LAN, WAN, network]))
 
 
+def _bench(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lpgan_jax import bench, config
+
+    if args.config is None and not args.micro:
+        raise ValueError("bench: expected --config FILE, --micro, or both")
+
+    def note(text: str) -> None:
+        if not args.json:
+            print(f"{text} ...", file=sys.stderr, flush=True)
+
+    report: bench.Report = {}
+    if args.config is not None:
+        overrides = list(args.set)
+        overrides += [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
+        settings = config.load(args.config, overrides)
+        report |= {"config": args.config} | bench.measure(settings, args.steps, note)
+    if args.micro:
+        report |= bench.micro(note=note)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        Console().print(bench.table(report))
+
+
 def _audit(args: argparse.Namespace) -> int:
     """0 if there are no problems, else 1."""
     import jax
@@ -197,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{args.num} images, opened by SP, in {args.out}")
         elif args.command == "cost":
             _cost(args)
+        elif args.command == "bench":
+            _bench(args)
         elif args.command == "audit":
             return _audit(args)
         else:

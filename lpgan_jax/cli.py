@@ -192,7 +192,7 @@ def _audit(args: argparse.Namespace) -> int:
     # Programs for two servers are compiled, so two devices are needed: any will do.
     if not getattr(jax.config, "jax_platforms", None):
         jax.config.update("jax_platforms", "cpu")
-    if getattr(jax.config, "jax_num_cpu_devices", None) != 2:
+    if getattr(jax.config, "jax_num_cpu_devices", 0) < 2:
         jax.config.update("jax_num_cpu_devices", 2)
 
     from lpgan_jax import config

@@ -43,7 +43,8 @@ def available() -> bool:
         return False
     try:
         library = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        # No room, no right or (RuntimeError) no home directory for the cache; or a failed build.
         detail = getattr(error, "stderr", None) or error
         _log.warning("native kernels: %s: the portable code runs", detail)
         return False
@@ -67,6 +68,7 @@ def _built(compiler: str) -> Path:
                 check=True,
                 capture_output=True,
                 text=True,
+                errors="replace",  # a compiler may answer in any encoding
                 timeout=120,
             )
             made.replace(library)  # whole, or not at all: others may be building it too

@@ -244,8 +244,10 @@ constexpr int64_t kVectorRows = kVectorBytes == 64 ? 8 : 4, kVectorColumns = 2 *
 constexpr int64_t kVectorDepth = 256;
 
 void VectorProduct(const Product& p, int64_t first_row, int64_t last_row) {
-  std::vector<Word> packed(kResident * kVectorDepth), line(kVectorColumns * kVectorDepth);
-  std::vector<Word> left(kVectorRows * kVectorDepth);
+  const int64_t longest = std::min(kVectorDepth, p.inner);
+  const int64_t widest = RoundUp(std::min(kResident, p.columns), kVectorColumns);
+  std::vector<Word> packed(widest * longest), line(kVectorColumns * longest);
+  std::vector<Word> left(kVectorRows * longest);
   for (int64_t first = 0; first < p.columns; first += kResident) {
     const int64_t width = std::min(kResident, p.columns - first);
     for (int64_t k = 0; k < p.inner; k += kVectorDepth) {

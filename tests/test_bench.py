@@ -236,8 +236,6 @@ def test_figures_have_the_unit_of_their_name(name, value, text):
 
 
 def test_the_page_has_the_figures_of_the_file():
-    if not (DOCS / "performance.csv").exists():
-        pytest.skip("not measured yet")
     text = (DOCS / "performance.csv").read_text()
     figures = performance.from_csv(text)
     assert list(figures) == performance.COMMANDS

@@ -25,11 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Primitive
 from jax.extend.random import define_prng_impl
-from jax.interpreters import batching, mlir
 
 from lpgan_jax import native
+from lpgan_jax.native.primitive import primitive
 
 KEY_WORDS = 8
 _BLOCK_WORDS = 16
@@ -217,11 +216,6 @@ def _draw_native(keys: jax.Array, nonce: jax.Array, *, size: int, bit_width: int
     return jax.ffi.ffi_call(native.CHACHA20, result)(keys, nonce)
 
 
-# The words of a key, or of each of an array of keys, as one primitive: a program holds hundreds of
-# draws, which are traced, batched and (natively) compiled as one operation each.
-chacha20_words_p = Primitive("chacha20_words")
-
-
 def _abstract_words(keys: Any, nonce: Any, *, size: int, bit_width: int) -> Any:
     return keys.update(shape=(*keys.shape[:-1], size), dtype=jnp.dtype(f"uint{bit_width}"))
 
@@ -236,18 +230,10 @@ def _batch_words(
     return chacha20_words_p.bind(batch, nonce, size=size, bit_width=bit_width), 0
 
 
-chacha20_words_p.def_abstract_eval(_abstract_words)
-chacha20_words_p.def_impl(
-    lambda keys, nonce, **params: jax.jit(functools.partial(chacha20_words_p.bind, **params))(
-        keys, nonce
-    )
-)
-batching.primitive_batchers[chacha20_words_p] = _batch_words
-mlir.register_lowering(
-    chacha20_words_p, mlir.lower_fun(_draw_batch_portable, multiple_results=False)
-)
-mlir.register_lowering(
-    chacha20_words_p, mlir.lower_fun(_draw_native, multiple_results=False), platform="cpu"
+# The words of a key, or of each of an array of keys, as one primitive: a program holds hundreds of
+# draws, which are traced, batched and (natively) compiled as one operation each.
+chacha20_words_p = primitive(
+    "chacha20_words", _abstract_words, _batch_words, _draw_batch_portable, _draw_native
 )
 
 

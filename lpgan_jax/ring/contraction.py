@@ -9,7 +9,6 @@ elsewhere it runs the portable function it was given, which does the same by gat
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
 
 from lpgan_jax import native
+from lpgan_jax.native.primitive import primitive
 
 Portable = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -117,9 +115,6 @@ def contract(a: jax.Array, b: jax.Array, contraction: Contraction, portable: Por
     return result
 
 
-ring_product_p = Primitive("ring_product")
-
-
 def _abstract(a: Any, b: Any, *, contraction: Contraction, portable: Portable) -> Any:
     # Under shard_map, the result varies over the mesh axes that an operand varies over.
     like = max(a, b, key=lambda operand: len(operand.mat.varying))
@@ -170,16 +165,8 @@ def _run_on_cpu(
         for i, array in enumerate(arrays):
             strides = [axis.strides[i] for axis in axes]
             attributes[f"{name}_{array}"] = np.array(strides, np.int64)
-    product = jax.ffi.ffi_call(
-        native.RING_PRODUCT, jax.ShapeDtypeStruct(c.shape, a.dtype), vmap_method="sequential"
-    )
+    product = jax.ffi.ffi_call(native.RING_PRODUCT, jax.ShapeDtypeStruct(c.shape, a.dtype))
     return product(a, b, **attributes)
 
 
-ring_product_p.def_abstract_eval(_abstract)
-ring_product_p.def_impl(lambda a, b, **params: jax.jit(functools.partial(contract, **params))(a, b))
-batching.primitive_batchers[ring_product_p] = _batch
-mlir.register_lowering(ring_product_p, mlir.lower_fun(_run_portable, multiple_results=False))
-mlir.register_lowering(
-    ring_product_p, mlir.lower_fun(_run_on_cpu, multiple_results=False), platform="cpu"
-)
+ring_product_p = primitive("ring_product", _abstract, _batch, _run_portable, _run_on_cpu)

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.clear import RANGE_BITS, Clear, headroom_bits
+from lpgan_jax.clear import Clear, scaled
 from lpgan_jax.gan import LPGAN, Batch, State
-from lpgan_jax.secret import Secret
+from lpgan_jax.whole import bits_left
 
 
 def headroom(
@@ -44,14 +44,14 @@ def headroom(
     def step(state: State, batch: Batch, public: dict) -> tuple[State, jax.Array]:
         party = Clear()
         new, _ = gan.train_step(party, (state, batch), public)
-        places[:] = [place for place, _ in party.largest]
-        return new, headroom_bits(jnp.stack([magnitude for _, magnitude in party.largest]))
+        places[:] = [seen.place for seen in party.seen]
+        return new, jnp.stack([bits_left(party, seen) for seen in party.seen])
 
     frac_bits = gan.model.frac_bits
-    current = jax.tree.map(_scaled, state, gan.scales(state))
+    current = jax.tree.map(scaled, state, gan.scales(state))
     fewest = np.asarray(np.inf)
     for number, batch in enumerate(batches, first_step):
-        encoded = jax.tree.map(lambda values: _scaled(values, frac_bits), batch)
+        encoded = jax.tree.map(lambda values: scaled(values, frac_bits), batch)
         current, bits = step(current, encoded, gan.schedule(number))
         fewest = np.minimum(fewest, bits)
     if not places:
@@ -59,8 +59,7 @@ def headroom(
     left: dict[str, float] = {}
     rows = zip(places, fewest.tolist(), strict=True)
     for place, bits in sorted(rows, key=lambda row: row[1] >= 0):
-        # All 62 are left where there is nothing but comparisons that fit.
-        if bits < RANGE_BITS:
+        if bits < np.inf:  # else there is nothing but range reductions that fit
             left[place] = min(left.get(place, bits), bits)
     return left
 
@@ -78,8 +77,3 @@ def table(headroom: dict[str, float]) -> str:
     """One line a place, the fewest bits first."""
     rows = sorted(headroom.items(), key=lambda item: item[1])
     return "\n".join(["  bits  place", *(f"{bits:6.1f}  {place}" for place, bits in rows)])
-
-
-def _scaled(values: jax.Array, frac_bits: int) -> Secret:
-    """A real array as `Clear` expects it: in LSB, not rounded."""
-    return Secret(jnp.asarray(values, jnp.float64) * 2.0**frac_bits, frac_bits)

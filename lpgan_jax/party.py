@@ -100,7 +100,7 @@ class Words:
 
     def _next_key(self) -> jax.Array:
         if self._used == self._keys.shape[-1] - 1:  # the last one is the parent of the next
-            self._keys, self._used = _call_keys(self._keys[..., -1]), 0
+            self._keys, self._used = call_keys(self._keys[..., -1]), 0
         self._used += 1
         return self._keys[..., self._used - 1]
 
@@ -124,7 +124,7 @@ class Words:
         return lax.slice_in_dim(pool, used, used + size, axis=-1).reshape(lead + shape)
 
 
-def _call_keys(parent: jax.Array) -> jax.Array:
+def call_keys(parent: jax.Array) -> jax.Array:
     """Children of a key, or of each of a vector of keys: [..., n]."""
     if not parent.ndim:
         return jax.random.split(parent, _CALL_KEYS)
@@ -137,7 +137,7 @@ class Source:
     def __init__(self, seeds: jax.Array) -> None:
         """`seeds`: both servers' (DS's view, [2]) or a server's own."""
         self._both = seeds.ndim == 1
-        keys = _call_keys(seeds)
+        keys = call_keys(seeds)
         half = _CALL_KEYS // 2
         self._masks = Words(keys[..., :half])
         # Only S1's are used: its shares of dealt values. (S2 expands its own too, to no purpose.)

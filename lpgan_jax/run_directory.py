@@ -85,6 +85,11 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def parameters_file(self) -> Path:
+        """What a run without shares leaves: its parameters, Flax's msgpack."""
+        return self.path / "parameters.msgpack"
+
+    @property
     def checkpoints(self) -> Path:
         """Where `checkpoint.save(run.path, ...)` puts the servers' shares."""
         return self.path / checkpoint.DIRECTORY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -47,12 +48,21 @@ def share_tree(key: jax.Array, values: Any, frac_bits: Any) -> Any:
 
 
 def reveal_tree(secrets: Any) -> Any:
-    """SP's reconstruction: float64 arrays."""
+    """SP's reconstruction of paired arrays: float64 arrays."""
 
-    def leaf(secret: Secret) -> np.ndarray:
+    def added(secret: Secret) -> Secret:
         words = np.asarray(secret.share)
         total = words.sum(0, dtype=np.uint64)  # wraps, without NumPy's warning for scalars
-        return total.view(np.int64) * 2.0**-secret.frac_bits
+        return dataclasses.replace(secret, words=total)
+
+    return whole_tree(jax.tree.map(added, secrets, is_leaf=is_secret))
+
+
+def whole_tree(secrets: Any) -> Any:
+    """Whole words of the ring (of a shadow run, say) as float64 arrays."""
+
+    def leaf(secret: Secret) -> np.ndarray:
+        return np.asarray(secret.share).view(np.int64) * 2.0**-secret.frac_bits
 
     return jax.tree.map(leaf, secrets, is_leaf=is_secret)
 

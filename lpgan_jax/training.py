@@ -8,27 +8,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import jax
 import numpy as np
-from flax import serialization
 
 from lpgan_jax import checkpoint, config, data, optim
 from lpgan_jax.config import OptimizerConfig, TrainConfig
 from lpgan_jax.files import atomic_write
-from lpgan_jax.gan import LPGAN, NETWORKS, Batch, State
+from lpgan_jax.gan import LPGAN, Batch, State
 from lpgan_jax.headroom import headroom, worst
 from lpgan_jax.images import save_png
 from lpgan_jax.models.dcgan import DCGAN
-from lpgan_jax.models.twin import from_flax, to_flax
-from lpgan_jax.plaintext import PlaintextLPGAN, optax_optimizer
+from lpgan_jax.parameters import load_parameters, save_parameters
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.progress import Progress
 from lpgan_jax.run_directory import Metrics, RunDirectory
 from lpgan_jax.simulation import Simulation, restore_state, reveal_tree, share_state
+from lpgan_jax.trainers import (
+    Mode,
+    PlaintextTrainer,
+    SecureTrainer,
+    ShadowTrainer,
+    Trainer,
+    plaintext_twin,
+)
 
-_SHORT = {"generator": "g", "discriminator": "d"}  # names in an exported file
 _INIT, _NOISE, _SAMPLES = range(3)  # streams of public-to-DS randomness under the run's seed
 
 
@@ -111,63 +115,13 @@ class DataSource:
         return rng.normal(size=(self._settings.num_samples, self._settings.model.noise_size))
 
 
-class _Trainer(Protocol):
-    """Secure or plaintext: what the loop needs."""
-
-    def step(self, step: int, batch: Batch) -> tuple[float, float] | None:
-        """Do a step; (discriminator's, generator's) mean loss if it may be opened."""
-
-    def generate(self, noise: np.ndarray) -> np.ndarray:
-        """Images from noise."""
-
-    def save(self, run: RunDirectory, step: int, keep: int) -> None:
-        """Write what is needed to go on, or to export."""
-
-
-class _Secure:
-    def __init__(self, simulation: Simulation) -> None:
-        self._simulation = simulation
-
-    def step(self, step: int, batch: Batch) -> tuple[float, float] | None:
-        losses = self._simulation.train_step(step, batch)
-        if losses is None:
-            return None
-        opened = reveal_tree(losses)  # by SP, which is who the losses are for
-        size = len(batch.images)
-        return float(opened.real + opened.fake) / size, float(opened.generator) / size
-
-    def generate(self, noise: np.ndarray) -> np.ndarray:
-        return self._simulation.generate(noise)
-
-    def save(self, run: RunDirectory, step: int, keep: int) -> None:
-        checkpoint.save(run.path, step, self._simulation.shares(), keep)
-
-
-class _Plaintext:
-    def __init__(self, gan: PlaintextLPGAN, state: Any) -> None:
-        self._gan, self._state = gan, state
-
-    def step(self, step: int, batch: Batch) -> tuple[float, float] | None:
-        self._state, losses = self._gan.train_step(
-            self._state, batch.images, batch.noise_d, batch.noise_g
-        )
-        return float(np.mean(losses.real) + np.mean(losses.fake)), float(np.mean(losses.generator))
-
-    def generate(self, noise: np.ndarray) -> np.ndarray:
-        return np.asarray(self._gan.generate(self._state, noise))
-
-    def save(self, run: RunDirectory, step: int, keep: int) -> None:
-        variables = {_SHORT[name]: self._state.variables[name] for name in NETWORKS}
-        atomic_write(run.path / "parameters.msgpack", serialization.to_bytes(variables))
-
-
 def train(
     settings: TrainConfig | str,
     out: str | os.PathLike[str],
     *,
     seed: int | None = None,
     resume: bool = False,
-    plaintext: bool = False,
+    mode: Mode = "secure",
     init: str | os.PathLike[str] | None = None,
     images: np.ndarray | None = None,
     report: Callable[[str], None] = print,
@@ -184,7 +138,8 @@ def train(
             dealer*, so that two runs are bit-identical. Without it the configuration's seed fixes
             all but the dealer, whose keys come from the operating system.
         resume: go on from the last checkpoint in `out`, with new dealer keys.
-        plaintext: train the twin instead: the same network in Flax and optax, without sharing.
+        mode: "secure"; or without sharing "shadow", the same program on integers that round as
+            the protocols do, and "plaintext", the twin: the same network in Flax and optax.
         init: parameters to start from: a file as `export` writes.
         images: the training images as an array instead of the configured data set: [N, H, W] or
             [N, H, W, C], floats in [-1, 1] or uint8.
@@ -198,8 +153,10 @@ def train(
     """
     if isinstance(settings, str):
         settings = config.load(settings)
-    if resume and (plaintext or init is not None):
-        raise ValueError("resume: goes on with a secure run as it is; drop --plaintext and --init")
+    if resume and (mode != "secure" or init is not None):
+        raise ValueError(
+            "resume: goes on with a secure run as it is; drop --plaintext, --shadow and --init"
+        )
     if seed is not None and seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}")
     loaded = data.load_images(settings.data) if images is None else data.from_arrays(images)
@@ -207,7 +164,7 @@ def train(
     gan = build(settings)
     initial = source.initial_state(gan)
     if init is not None:
-        initial = _with_parameters(initial, load_parameters(init, gan))
+        initial = State(*load_parameters(init, gan.model), initial.optimizer)
 
     if resume:
         run = RunDirectory.open(out)
@@ -219,16 +176,15 @@ def train(
     else:
         run, done = RunDirectory.create(out, settings), 0
         master = make_key(seed)
-        if seed is not None and not plaintext:
+        if seed is not None and mode == "secure":
             report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
-    trainer: _Trainer
-    if plaintext:
-        txs = (
-            optax_optimizer(settings.generator_optimizer),
-            optax_optimizer(settings.discriminator_optimizer),
-        )
-        twin = PlaintextLPGAN(gan.model, *txs)
-        trainer = _Plaintext(twin, twin.init(initial.params, initial.stats))
+    trainer: Trainer
+    if mode == "plaintext":
+        trainer = PlaintextTrainer(plaintext_twin(settings, gan), initial)
+    elif mode == "shadow":
+        report("shadow: the secure program on plaintext integers, which hides nothing")
+        report(_headroom_line(gan, initial, source))
+        trainer = ShadowTrainer(gan, initial, master)
     else:
         report(
             "simulated: this process plays DS, both servers and SP, and the run directory holds "
@@ -238,8 +194,8 @@ def train(
         keys = jax.random.split(master, 2)
         if not resume:
             state = share_state(gan, keys[0], initial)
-        trainer = _Secure(Simulation(gan, state, keys[1]))
-    return _loop(settings, run, trainer, source, done, plaintext, report)
+        trainer = SecureTrainer(Simulation(gan, state, keys[1]))
+    return _loop(settings, run, trainer, source, done, mode, report)
 
 
 def _headroom_line(gan: LPGAN, initial: State, source: DataSource) -> str:
@@ -253,22 +209,22 @@ def _headroom_line(gan: LPGAN, initial: State, source: DataSource) -> str:
 def _loop(
     settings: TrainConfig,
     run: RunDirectory,
-    trainer: _Trainer,
+    trainer: Trainer,
     source: DataSource,
     done: int,
-    plaintext: bool,
+    mode: Mode,
     report: Callable[[str], None],
 ) -> Result:
     noise = source.sample_noise()
     metrics = Metrics(run.metrics_file, done)
-    show_samples = plaintext or settings.open_samples
+    show_samples = mode != "secure" or settings.open_samples
 
     def sample(step: int) -> None:
         if show_samples:
             save_png(run.sample_file(step), trainer.generate(noise))
 
     started, durations, losses = time.time(), [], None
-    with Progress(done, settings.steps, opened_by_sp=not plaintext) as progress:
+    with Progress(done, settings.steps, opened_by_sp=mode == "secure") as progress:
         if done == 0:
             progress.note("compiling, and sampling before the first step")
             sample(0)
@@ -290,7 +246,7 @@ def _loop(
     per_step = float(np.median(durations[1:] or durations or [0.0]))
     result = Result(run.path, max(done, settings.steps), per_step, losses)
     summary = {
-        "mode": "plaintext" if plaintext else "simulated servers",
+        "mode": "simulated servers" if mode == "secure" else mode,
         "steps": result.steps,
         "seconds": round(time.time() - started, 3),
         "first_step_seconds": round(durations[0], 3) if durations else None,
@@ -305,39 +261,7 @@ def _loop(
     return result
 
 
-# Parameters in and out ----------------------------------------------------------------------------
-
-
-def load_parameters(path: str | os.PathLike[str], gan: LPGAN) -> tuple[Any, Any]:
-    """(params, stats) of both networks from a file that `export` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or of another network; names the layer.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file, expected parameters as `lpgan export` writes"
-        )
-    try:
-        variables = serialization.msgpack_restore(path.read_bytes())
-        both = {name: variables[_SHORT[name]] for name in NETWORKS}
-    except Exception as error:
-        raise ValueError(
-            f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}'
-        ) from error
-    params, stats = {}, {}
-    for name in NETWORKS:
-        try:
-            params[name], stats[name] = from_flax(gan.model, name, both[name])
-        except ValueError as error:
-            raise ValueError(f"{path}: {name}: {error}") from error
-    return params, stats
-
-
-def _with_parameters(state: State, loaded: tuple[Any, Any]) -> State:
-    return State(loaded[0], loaded[1], state.optimizer)
+# What SP gets -----------------------------------------------------------------------------------
 
 
 def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, LPGAN, State]:
@@ -381,10 +305,4 @@ def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """
     _, _, state = _open_run(run)
     params, stats = reveal_tree((state.params, state.stats))  # not the optimizers' states
-    variables = {
-        _SHORT[name]: jax.tree.map(
-            lambda v: np.asarray(v, np.float32), to_flax(params[name], stats[name])
-        )
-        for name in NETWORKS
-    }
-    atomic_write(Path(out), serialization.to_bytes(variables))
+    save_parameters(out, params, stats)

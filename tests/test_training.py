@@ -12,9 +12,10 @@ from PIL import Image
 import lpgan_jax as lp
 from lpgan_jax import checkpoint, cli, config
 from lpgan_jax.models.twin import from_flax, to_flax
+from lpgan_jax.parameters import load_parameters
 from lpgan_jax.run_directory import RunDirectory
 from lpgan_jax.simulation import StepKeys, restore_state, reveal_tree
-from lpgan_jax.training import build, load_parameters, train
+from lpgan_jax.training import build, train
 
 YAML = """
 data: {dataset: digits, image_size: 8, channels: 1}
@@ -127,7 +128,7 @@ def test_exported_parameters_are_the_revealed_shares_and_start_another_run(
     gan = build(config.load(str(settings_file)))
     template = gan.init(np.random.default_rng(0))
     revealed = reveal_tree(restore_state(gan, template, shares(run)))
-    loaded, _ = load_parameters(file, gan)
+    loaded, _ = load_parameters(file, gan.model)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), loaded, revealed.params)
     again = from_flax(
         gan.model, "generator", to_flax(loaded["generator"], revealed.stats["generator"])

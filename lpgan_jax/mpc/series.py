@@ -23,6 +23,7 @@ from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
 
 _PUBLIC_BITS, _DEALT_BITS = 28, 30  # of the servers' sines, and of DS's
+WAVE_BITS = _PUBLIC_BITS + _DEALT_BITS  # fraction bits of a sum of waves
 _MOST_TERMS = 96
 _AMPLIFICATION = 32.0  # sum of |coefficients| that may multiply the waves' errors, at the least
 
@@ -157,21 +158,34 @@ def evaluate(party: Party, series: Series, x: Secret, frac_bits: int) -> Secret:
     """
     a, e = _parts(masked(party, x))
     log_turn = x.frac_bits + series.log_period
-    column = (-1,) + (1,) * len(x.shape)
-    multiples = jnp.asarray(series.multiples, jnp.uint64).reshape(column)
-    cosines, sines = (
-        np.reshape(c, column) * 2.0 ** (_DEALT_BITS - 30) for c in (series.cosines, series.sines)
-    )
-
-    def dealt(mask: jax.Array) -> jax.Array:
-        sine, cosine = sine_cosine(mask[None] * multiples, log_turn)
-        # Of cos(w e) and of sin(w e), in cosines cos(w e + w a) + sines sin(w e + w a).
-        both = jnp.stack([cosines * cosine + sines * sine, sines * cosine - cosines * sine])
-        return jnp.round(both).astype(jnp.int64).astype(jnp.uint64)
-
-    dealt_factors = party.correlate(dealt, a)
-    sine, cosine = sine_cosine(e[None] * multiples, log_turn)
-    public = jnp.stack([cosine, sine]) >> (30 - _PUBLIC_BITS)
-    total = (dealt_factors.share * public.astype(jnp.uint64)).sum((0, 1), dtype=jnp.uint64)
-    sum_of_waves = Secret(total, _PUBLIC_BITS + _DEALT_BITS)
+    dealt_factors = party.correlate(lambda mask: dealt_waves(series, mask, log_turn), a)
+    total = (dealt_factors.share * public_waves(series, e, log_turn)).sum((0, 1), dtype=jnp.uint64)
+    sum_of_waves = Secret(total, WAVE_BITS)
     return truncate(party, add_public(party, sum_of_waves, series.constant), frac_bits)
+
+
+def dealt_waves(series: Series, mask: jax.Array, log_turn: int) -> jax.Array:
+    """DS's factors of the terms: [2, multiples, ...] of cos(w e) and of sin(w e), at 30 bits."""
+    cosines, sines = (
+        _column(np.asarray(c), mask) * 2.0 ** (_DEALT_BITS - 30)
+        for c in (series.cosines, series.sines)
+    )
+    sine, cosine = _sine_cosines(series, mask, log_turn)
+    # Of cos(w e) and of sin(w e), in cosines cos(w e + w a) + sines sin(w e + w a).
+    both = jnp.stack([cosines * cosine + sines * sine, sines * cosine - cosines * sine])
+    return jnp.round(both).astype(jnp.int64).astype(jnp.uint64)
+
+
+def public_waves(series: Series, opened: jax.Array, log_turn: int) -> jax.Array:
+    """The servers' factors: cos(w e) and sin(w e), [2, multiples, ...], at 28 bits."""
+    sine, cosine = _sine_cosines(series, opened, log_turn)
+    return (jnp.stack([cosine, sine]) >> (30 - _PUBLIC_BITS)).astype(jnp.uint64)
+
+
+def _sine_cosines(series: Series, words: jax.Array, log_turn: int) -> tuple[jax.Array, jax.Array]:
+    multiples = _column(np.asarray(series.multiples, np.uint64), words)
+    return sine_cosine(words[None] * multiples, log_turn)
+
+
+def _column(values: np.ndarray, like: jax.Array) -> np.ndarray:
+    return values.reshape((-1,) + (1,) * like.ndim)

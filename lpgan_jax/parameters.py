@@ -1,0 +1,64 @@
+"""Parameters of both networks as a file: what SP exports, and what a run may start from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization
+
+from lpgan_jax.files import atomic_write
+from lpgan_jax.gan import NETWORKS
+from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.models.twin import from_flax, to_flax
+from lpgan_jax.nn.layer import Params
+
+_SHORT = {"generator": "g", "discriminator": "d"}  # names in the file
+
+
+def save_parameters(path: str | os.PathLike[str], params: Params, stats: Params) -> None:
+    """Write {"g": variables, "d": variables} in float32 as Flax's msgpack, whole or not at all.
+
+    Args:
+        path: the file.
+        params: {network: {layer: {name: array}}}.
+        stats: running statistics, in the same form.
+    """
+    variables = {
+        _SHORT[name]: jax.tree.map(
+            lambda v: np.asarray(v, np.float32), to_flax(params[name], stats[name])
+        )
+        for name in NETWORKS
+    }
+    atomic_write(path, serialization.to_bytes(variables))
+
+
+def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params, Params]:
+    """(params, stats) of both networks from a file that `save_parameters` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or of another network; names the layer.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file, expected parameters as `lpgan export` writes"
+        )
+    try:
+        variables = serialization.msgpack_restore(path.read_bytes())
+        both: dict[str, Any] = {name: variables[_SHORT[name]] for name in NETWORKS}
+    except Exception as error:
+        raise ValueError(
+            f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}'
+        ) from error
+    params, stats = {}, {}
+    for name in NETWORKS:
+        try:
+            params[name], stats[name] = from_flax(model, name, both[name])
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
+    return params, stats

@@ -40,14 +40,20 @@ class _Fields(BaseModel):
 class DataConfig(_Fields):
     """Which images to train on."""
 
-    dataset: Literal["digits", "idx", "npz"]
-    """`digits`: scikit-learn's 8x8 digits; `idx`: files as MNIST's; `npz`: files as MedMNIST's."""
+    dataset: Literal["digits", "idx", "npz", "cifar10", "folder"]
+    """`digits`: scikit-learn's 8x8 digits; `idx`: files as those of MNIST and Fashion-MNIST; `npz`:
+    as MedMNIST's; `cifar10`: CIFAR-10's Python batches; `folder`: PNG and JPEG files, as CelebA's.
+    """
     path: str | None = Field(default=None, validate_default=True)
-    """The file (or, for `idx`, the directory of files), relative to the working directory."""
+    """The file (or, for `idx`, `cifar10` and `folder`, the directory of files), relative to the
+    working directory."""
     split: str = Field(default="train", min_length=1)
     image_size: int = Field(ge=2)
-    """Height and width to train at: smaller images get a black border, `digits` are enlarged."""
+    """Height and width to train at: smaller images get a black border, `digits` are enlarged, and
+    those of a `folder` are cropped to their central square and resized."""
     channels: int
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many images."""
 
     @field_validator("path")
     @classmethod
@@ -55,7 +61,7 @@ class DataConfig(_Fields):
         dataset = info.data.get("dataset")
         if dataset == "digits" and path is not None:
             raise _expected("no path, because the digits come with scikit-learn")
-        if dataset in ("idx", "npz") and not path:
+        if dataset not in (None, "digits") and not path:
             raise _expected(f"the path of the {dataset} data")
         return path
 
@@ -85,10 +91,12 @@ class ModelConfig(_Fields):
 
 
 class OptimizerConfig(_Fields):
-    """How one network's parameters follow its gradients; SGD ignores all but the learning rate."""
+    """How one network's parameters follow its gradients."""
 
     name: Literal["sgd", "adam"]
     learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """SGD's; Adam ignores it, and SGD ignores what follows."""
     b1: float = Field(default=0.5, ge=0, lt=1)
     b2: float = Field(default=0.999, ge=0, lt=1)
     eps_root: float = Field(default=1e-8, gt=0)

@@ -1,17 +1,19 @@
-"""Training images, read from disk, and the order in which batches take them.
+"""Training images and their labels, read from disk, and the order in which batches take them.
 
 This is the data owner's side: the images are still in the clear here.
 """
 
 import gzip
 import math
+import pickle
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lpgan_jax.config import DataConfig
 
@@ -33,20 +35,59 @@ def load_images(config: DataConfig) -> np.ndarray:
             configuration; the message names the file.
     """
     if config.dataset == "digits":
-        images, source = _read_digits(config), "digits"
+        return _fit(_limited(_read_digits(config), config), config, "digits")
+    path = _path(config)
+    if config.dataset == "idx":
+        path = _find_idx(path, config.split, "images")
+        pixels = _read_idx(path, dimensions=3)
+    elif config.dataset == "npz":
+        pixels = _read_npz(path, f"{config.split}_images")
+    elif config.dataset == "cifar10":
+        pixels = _read_cifar10(path, config.split)[0]
     else:
-        assert config.path is not None  # DataConfig sees to it
-        path = Path(config.path).expanduser()
-        if config.dataset == "idx":
-            path = _find_idx(path, config.split)
-            pixels = _read_idx(path)
-        else:
-            pixels = _read_npz(path, f"{config.split}_images")
-        try:
-            images, source = from_arrays(pixels), str(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    return _fit(images, config, source)
+        pixels = _read_folder(path, config)
+    try:
+        images = from_arrays(_limited(pixels, config))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return _fit(images, config, str(path))
+
+
+def load_labels(config: DataConfig) -> np.ndarray | None:
+    """Read the classes of the images that `load_images` reads, in the same order.
+
+    Training under sharing never uses them; measures of quality do.
+
+    Returns:
+        int64[N], counted from 0; None for a folder, which has none.
+
+    Raises:
+        FileNotFoundError: the file of labels is not there.
+        ValueError: it is damaged, or of another kind.
+    """
+    if config.dataset == "folder":
+        return None
+    if config.dataset == "digits":
+        from sklearn.datasets import load_digits
+
+        return _limited(np.asarray(load_digits().target, np.int64), config)
+    path = _path(config)
+    if config.dataset == "idx":
+        labels = _read_idx(_find_idx(path, config.split, "labels"), dimensions=1)
+    elif config.dataset == "npz":
+        labels = _read_npz(path, f"{config.split}_labels").reshape(-1)
+    else:
+        labels = _read_cifar10(path, config.split)[1]
+    return _limited(labels.astype(np.int64), config)
+
+
+def _path(config: DataConfig) -> Path:
+    assert config.path is not None  # DataConfig sees to it
+    return Path(config.path).expanduser()
+
+
+def _limited(values: np.ndarray, config: DataConfig) -> np.ndarray:
+    return values[: config.limit]
 
 
 def from_arrays(images: np.ndarray) -> np.ndarray:
@@ -168,44 +209,124 @@ def _enlarged(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
-_IDX_FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
-_IDX_MAGIC = 0x803  # unsigned bytes, three dimensions
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+_IDX_SUFFIX = {"images": "images-idx3-ubyte", "labels": "labels-idx1-ubyte"}
 
 
-def _find_idx(path: Path, split: str) -> Path:
-    """Return the file of images: `path` itself, or the split's file in the directory `path`."""
+def _find_idx(path: Path, split: str, content: str) -> Path:
+    """Return the file of images or labels.
+
+    In the directory `path` it is the split's; else it is `path` itself, or lies beside it.
+    """
     if not path.is_dir():
-        return path
-    if split not in _IDX_FILES:
-        raise ValueError(f"data.split: {split!r} given, expected one of {', '.join(_IDX_FILES)}")
-    name = _IDX_FILES[split]
+        return path.with_name(path.name.replace(_IDX_SUFFIX["images"], _IDX_SUFFIX[content]))
+    if split not in _IDX_PREFIX:
+        raise ValueError(f"data.split: {split!r} given, expected one of {', '.join(_IDX_PREFIX)}")
+    name = f"{_IDX_PREFIX[split]}-{_IDX_SUFFIX[content]}"
     for file in (path / name, path / f"{name}.gz"):
         if file.is_file():
             return file
     raise FileNotFoundError(f"{path}: expected {name} or {name}.gz in this directory")
 
 
-def _read_idx(path: Path) -> np.ndarray:
-    """Return the images of an IDX file, plain or compressed: uint8[N, H, W]."""
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Return the bytes of an IDX file, plain or compressed: uint8 of so many dimensions."""
     data = _existing(path).read_bytes()
     if data.startswith(b"\x1f\x8b"):
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: expected a whole gzip file: {error}") from None
-    if len(data) < 16:
-        raise ValueError(f"{path}: {len(data)} bytes, expected an IDX header of 16")
-    magic, *shape = np.frombuffer(data, ">u4", count=4).tolist()
-    if magic != _IDX_MAGIC:
+    header = 4 + 4 * dimensions
+    if len(data) < header:
+        raise ValueError(f"{path}: {len(data)} bytes, expected an IDX header of {header}")
+    magic, *shape = np.frombuffer(data, ">u4", count=1 + dimensions).tolist()
+    expected = 0x800 + dimensions  # unsigned bytes
+    kind, unit = ("images", "pixels") if dimensions == 3 else ("labels", "labels")
+    if magic != expected:
         raise ValueError(
-            f"{path}: magic number {magic:#x}, expected {_IDX_MAGIC:#x}, IDX images in bytes"
+            f"{path}: magic number {magic:#x}, expected {expected:#x}, IDX {kind} in bytes"
         )
-    if len(data) != 16 + math.prod(shape):
+    if len(data) != header + math.prod(shape):
         raise ValueError(
-            f"{path}: {len(data)} bytes, expected {16 + math.prod(shape)} "
-            f"for the {' x '.join(map(str, shape))} pixels that its header announces"
+            f"{path}: {len(data)} bytes, expected {header + math.prod(shape)} "
+            f"for the {' x '.join(map(str, shape))} {unit} that its header announces"
         )
-    return np.frombuffer(data, np.uint8, offset=16).reshape(shape)
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+_CIFAR10_FILES = {
+    "train": [f"data_batch_{i}" for i in range(1, 6)],
+    "test": ["test_batch"],
+}
+_CIFAR10_PIXELS = 3 * 32 * 32
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickles of arrays, lists and texts; refuses anything that would run code."""
+
+    _ALLOWED: ClassVar = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),  # the bytes of an array, as Python 3 writes them in old protocols
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read_cifar10(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a split of CIFAR-10's Python version: uint8[N, 32, 32, 3], and classes [N]."""
+    if split not in _CIFAR10_FILES:
+        raise ValueError(
+            f"data.split: {split!r} given, expected one of {', '.join(_CIFAR10_FILES)}"
+        )
+    images, labels = [], []
+    for name in _CIFAR10_FILES[split]:
+        file = path / name
+        with _existing(file).open("rb") as stream:
+            try:
+                batch = _ArraysOnly(stream, encoding="bytes").load()
+                pixels, classes = batch[b"data"], np.asarray(batch[b"labels"])
+                if pixels.dtype != np.uint8 or pixels.shape != (len(classes), _CIFAR10_PIXELS):
+                    raise ValueError(f"data of {pixels.dtype}{list(pixels.shape)}")
+            except Exception as error:  # damage shows in many ways
+                raise ValueError(
+                    f"{file}: expected a batch of CIFAR-10's Python version: {error}"
+                ) from None
+        images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(classes)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+_PICTURES = {".png", ".jpg", ".jpeg"}
+
+
+def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
+    """Return the pictures below a folder, in the order of their names: uint8[N, size, size, C].
+
+    Each is cropped to its central square and resized.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder, expected one of pictures (data.path)")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURES)
+    if not files:
+        raise FileNotFoundError(f"{path}: no pictures, expected {', '.join(sorted(_PICTURES))}")
+    mode, size = "L" if config.channels == 1 else "RGB", (config.image_size, config.image_size)
+    files = files[: config.limit]
+    pixels = np.empty((len(files), *size, config.channels), np.uint8)
+    for index, file in enumerate(files):
+        try:
+            with Image.open(file) as picture:
+                square = ImageOps.fit(picture.convert(mode), size, Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{file}: expected a whole picture: {error}") from None
+        pixels[index] = np.asarray(square).reshape(*size, config.channels)
+    return pixels
 
 
 def _read_npz(path: Path, key: str) -> np.ndarray:

@@ -180,5 +180,5 @@ def _update(
 def optax_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The optax optimizer that a configuration names: what the secure ones compute on shares."""
     if config.name == "sgd":
-        return optax.sgd(config.learning_rate)
+        return optax.sgd(config.learning_rate, config.momentum or None)
     return optax.adam(config.learning_rate, config.b1, config.b2, eps=0.0, eps_root=config.eps_root)

@@ -72,7 +72,7 @@ def build(settings: TrainConfig) -> LPGAN:
     def optimizer(of: OptimizerConfig) -> optim.SecureOptimizer:
         common = (of.learning_rate, settings.batch_size, settings.frac_bits)
         return (
-            optim.sgd(*common)
+            optim.sgd(*common, of.momentum)
             if of.name == "sgd"
             else optim.adam(*common, of.b1, of.b2, of.eps_root)
         )

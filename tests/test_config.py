@@ -19,8 +19,10 @@ def refused(*overrides, name="digits"):
 
 
 def test_shipped_configs_load():
-    assert shipped() == ["digits", "mnist", "mnist-small", "pneumonia"]
+    assert shipped() == ["celeba", "cifar10", "digits", "mnist", "mnist-small", "pneumonia"]
     assert {name: load(name).depth for name in shipped()} == {
+        "celeba": 4,
+        "cifar10": 3,
         "digits": 2,
         "mnist": 3,
         "mnist-small": 3,
@@ -97,7 +99,10 @@ def test_numbers_as_people_write_them(text, value):
         ("data.split=7", "data.split: 7 given, expected a text"),
         ("data.path=x", "data.path: 'x' given, expected no path"),
         ("data.dataset=idx", "data.path: None given, expected the path of the idx data"),
-        ("data.dataset=mnist", "data.dataset: 'mnist' given, expected 'digits', 'idx' or 'npz'"),
+        (
+            "data.dataset=mnist",
+            "data.dataset: 'mnist' given, expected 'digits', 'idx', 'npz', 'cifar10' or 'folder'",
+        ),
         ("data.image_size=20", "data.image_size: 20 given, expected 4 * 2**k"),
         ("data.image_size=4", "data.image_size: 4 given, expected 4 * 2**k"),
         ("data.image_size=2", "data.image_size: 2 given, expected 4 * 2**k"),
@@ -144,7 +149,7 @@ def test_bad_files_are_named(tmp_path, text, message):
 
 
 def test_an_unknown_name_lists_the_shipped_ones():
-    with pytest.raises(FileNotFoundError, match=r"mnits: .* digits, mnist, mnist-small, pneumonia"):
+    with pytest.raises(FileNotFoundError, match=r"mnits: .* celeba, cifar10, digits, mnist, "):
         load("mnits")
 
 

@@ -1,20 +1,28 @@
 import gzip
+import pickle
 import struct
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lpgan_jax.config import DataConfig
-from lpgan_jax.data import Batches, from_arrays, load_images
+from lpgan_jax.data import Batches, from_arrays, load_images, load_labels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
 
 
-def config(dataset, path=None, size=32, channels=1, split="train"):
-    path = None if path is None else str(path)
-    return DataConfig(dataset=dataset, path=path, split=split, image_size=size, channels=channels)
+def config(dataset, path=None, size=32, channels=1, split="train", limit=None):
+    return DataConfig(
+        dataset=dataset,
+        path=None if path is None else str(path),
+        split=split,
+        image_size=size,
+        channels=channels,
+        limit=limit,
+    )
 
 
 def idx_bytes(pixels, magic=0x803):
@@ -264,3 +272,125 @@ def test_bad_batches(arguments, message):
 def test_negative_step():
     with pytest.raises(ValueError, match="step: -1 given"):
         Batches(10, 5, 0).indices(-1)
+
+
+# CIFAR-10
+
+
+def write_cifar10(folder, count=3):
+    """Batches as the Python version has them; returns its images [N, 32, 32, 3] and classes."""
+    rng = np.random.default_rng(1)
+    images, classes = [], []
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        image = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        label = rng.integers(0, 10, count).tolist()
+        planes = [image[:, :, :, c].reshape(count, 1024) for c in range(3)]  # red, green, blue
+        batch = {b"data": np.concatenate(planes, axis=1), b"labels": label, b"batch_label": b"x"}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+        images.append(image)
+        classes += label
+    return np.concatenate(images), np.array(classes)
+
+
+def test_cifar10(tmp_path):
+    images, classes = write_cifar10(tmp_path)
+    for split, part in (("train", slice(15)), ("test", slice(15, 18))):
+        of = config("cifar10", tmp_path, channels=3, split=split)
+        assert_images(load_images(of), images[part] / 255 * 2 - 1)
+        np.testing.assert_array_equal(load_labels(of), classes[part])
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of a pickle was run')",))
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Evil(), r"refused to load __builtin__\.exec"),
+        ({b"data": np.zeros((2, 3071), np.uint8), b"labels": [0, 1]}, r"data of uint8\[2, 3071\]"),
+        ({b"data": np.zeros((2, 3072), np.int64), b"labels": [0, 1]}, "data of int64"),
+        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "data of uint8"),
+        ({b"labels": [0]}, "b'data'"),
+        ([1, 2], "expected a batch of CIFAR-10's Python version"),
+    ],
+)
+def test_bad_cifar10(tmp_path, batch, message):
+    write_cifar10(tmp_path)
+    (tmp_path / "data_batch_3").write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(ValueError, match=f"data_batch_3: expected a batch .*{message}|{message}"):
+        load_images(config("cifar10", tmp_path, channels=3))
+
+
+def test_missing_and_cut_cifar10(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data_batch_1: no such file"):
+        load_images(config("cifar10", tmp_path, channels=3))
+    write_cifar10(tmp_path)
+    file = tmp_path / "data_batch_2"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="data_batch_2: expected a batch of CIFAR-10's"):
+        load_images(config("cifar10", tmp_path, channels=3))
+    with pytest.raises(ValueError, match=r"split: 'val' given, expected one of train, test"):
+        load_images(config("cifar10", tmp_path, channels=3, split="val"))
+
+
+# Folders of pictures
+
+
+def test_folder_crops_to_the_central_square_and_resizes(tmp_path):
+    # Left and right thirds are red; the central square is green above and blue below.
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:, :10] = picture[:, 50:] = [255, 0, 0]
+    picture[:20, 10:50], picture[20:, 10:50] = [0, 255, 0], [0, 0, 255]
+    (tmp_path / "b").mkdir()
+    Image.fromarray(picture).save(tmp_path / "b" / "2.png")
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "a.jpg")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    images = load_images(config("folder", tmp_path, size=8, channels=3))
+    assert images.shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(images[0], np.ones((8, 8, 3)))  # a.jpg comes first
+    # The filter mixes what lies beside the square into its outermost columns.
+    np.testing.assert_array_equal(images[1, :3, 1:-1], np.full((3, 6, 3), [-1, 1, -1]))
+    np.testing.assert_array_equal(images[1, 5:, 1:-1], np.full((3, 6, 3), [-1, -1, 1]))
+    assert np.all(images[1, :, :, 0] < -0.5)
+    grey = load_images(config("folder", tmp_path, size=8, limit=1))
+    np.testing.assert_array_equal(grey, np.ones((1, 8, 8, 1)))
+    assert load_labels(config("folder", tmp_path)) is None
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        load_images(config("folder", tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"no pictures, expected \.jpeg, \.jpg, \.png"):
+        load_images(config("folder", tmp_path))
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    with pytest.raises(ValueError, match=r"x\.png: expected a whole picture"):
+        load_images(config("folder", tmp_path))
+
+
+# Labels
+
+
+def test_labels(tmp_path):
+    from sklearn.datasets import load_digits
+
+    np.testing.assert_array_equal(load_labels(config("digits")), load_digits().target)
+    labels = np.array([3, 1, 4, 1, 5], np.uint8)
+    packed = struct.pack(">2I", 0x801, 5) + labels.tobytes()
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(packed)
+    images = tmp_path / "train-images-idx3-ubyte"
+    images.write_bytes(idx_bytes(PIXELS))
+    for path in (tmp_path, images):  # the directory, or the file of images
+        np.testing.assert_array_equal(load_labels(config("idx", path)), labels)
+    np.savez(tmp_path / "a.npz", train_images=PIXELS, train_labels=labels[:, None])
+    npz = config("npz", tmp_path / "a.npz", limit=3)
+    np.testing.assert_array_equal(load_labels(npz), labels[:3])
+    assert load_labels(npz).dtype == np.int64
+    assert len(load_images(npz)) == 3
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(packed[:-1])
+    with pytest.raises(ValueError, match="12 bytes, expected 13 for the 5 labels"):
+        load_labels(config("idx", tmp_path))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(PIXELS))
+    with pytest.raises(ValueError, match="magic number 0x803, expected 0x801, IDX labels"):
+        load_labels(config("idx", tmp_path))

@@ -91,6 +91,29 @@ def test_sgd_follows_optax(f, rate):
         assert np.all(flat(update)[flat(exact) == 0] == 0)
 
 
+@pytest.mark.parametrize(("f", "momentum"), [(18, 0.9), (12, 0.5), (26, 0.99)])
+def test_sgd_with_momentum_follows_optax(f, momentum):
+    """The trace errs by 2 LSB a step (gradient and old trace truncated) and its factor's 2^-16.
+
+    The update adds 1 LSB of its own, and the rate's 2^-16.
+    """
+    rate = 0.03
+    grads = [gradients(i, f, 2**6) for i in range(STEPS)]
+    updates, state = steps_of(sgd(rate, BATCH, f, momentum), f, grads)
+    assert set(state) == {"trace"}
+    trace, bound = 0.0, 0.0
+    exact_updates = expected(optax.sgd(rate, momentum), grads)
+    for gradient, update, exact in zip(grads, updates, exact_updates, strict=True):
+        bound = momentum * bound + 2 * 2.0**-f + 2.0**-16 * momentum * np.abs(trace)
+        trace = momentum * trace + flat(gradient)
+        error = np.abs(flat(update) - flat(exact))
+        assert np.all(error < 2.0**-f + rate / BATCH * bound + 2.0**-16 * np.abs(flat(exact)))
+    assert np.all(np.abs(state["trace"] - trace) < bound + 1e-12)
+    # The bound means something: without momentum the last update would be another.
+    plain = rate / BATCH * np.abs(trace - flat(grads[-1])).max()
+    assert plain > 10 * (2.0**-f + rate / BATCH * bound.max())
+
+
 def test_sgd_keeps_updates_below_one_lsb_on_average():
     """10^5 updates of -1/4 LSB, as 0 or -1 LSB; 4 standard errors: one false alarm in 16,000."""
     optimizer, count = sgd(2.0**-4, 1, 18), 10**5

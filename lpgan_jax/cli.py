@@ -104,6 +104,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
 
+    ranges = commands.add_parser(
+        "ranges",
+        help="train in shadow mode, and say where values leave the range or lose precision",
+    )
+    ranges.add_argument("--config", required=True, metavar="FILE", help="as for train")
+    ranges.add_argument(
+        "--steps", type=int, default=5, metavar="N", help="steps to look at (default: 5)"
+    )
+    ranges.add_argument(
+        "--rounding",
+        choices=["stochastic", "nearest", "local"],
+        default="stochastic",
+        help="as the protocols round (default), or as they do not",
+    )
+    ranges.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
+    )
+
+    sweep = commands.add_parser(
+        "sweep", help="run a study: many runs from the same seeds, with tables and plots"
+    )
+    sweep.add_argument(
+        "--config", required=True, metavar="FILE", help="a YAML file, or precision or fidelity"
+    )
+    sweep.add_argument(
+        "--out", required=True, metavar="DIR", help="its directory; an interrupted sweep goes on"
+    )
+    sweep.add_argument(
+        "--workers", type=int, metavar="N", help="processes at once (default: one a core)"
+    )
+
     audit = commands.add_parser(
         "audit", help="list every message of training and sampling, and check that it tells nothing"
     )
@@ -113,16 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("--no-compile", action="store_true", help="only the traced programs")
     return parser
-
-
-def _use_compilation_cache() -> None:
-    """Keep compiled programs between runs; they hold no keys and no shares, which are arguments."""
-    import jax
-
-    from lpgan_jax.files import cache_directory
-
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -198,6 +219,39 @@ def _bench(args: argparse.Namespace) -> None:
         Console().print(bench.table(report))
 
 
+def _ranges(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lpgan_jax import config, data
+    from lpgan_jax.prng import key
+    from lpgan_jax.ranges import ranges, table, verdict
+    from lpgan_jax.training import DataSource, build
+
+    if args.steps < 1:
+        raise ValueError(f"--steps: expected at least 1, got {args.steps}")
+    settings = config.load(args.config, args.set)
+    gan = build(settings)
+    source = DataSource(settings, settings.seed, data.load_images(settings.data))
+    batches = (source.batch(step) for step in range(args.steps))
+    rows = ranges(gan, source.initial_state(gan), batches, key(settings.seed), args.rounding)
+    # As wide as the table needs, where nobody's terminal sets a limit.
+    Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
+    print(f"{args.steps} steps, {settings.frac_bits} fraction bits: {verdict(rows)}")
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    """0, or 1 if a cell failed."""
+    from lpgan_jax import config
+    from lpgan_jax.sweep import run_sweep, write_report
+
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers: expected at least 1, got {args.workers}")
+    failures = run_sweep(config.load_sweep(args.config), args.out, args.workers)
+    write_report(args.out, f"lpgan sweep --config {args.config} --out {args.out}")
+    print(f"tables, plots and summary.md are in {args.out}")
+    return 1 if failures else 0
+
+
 def _audit(args: argparse.Namespace) -> int:
     """0 if there are no problems, else 1."""
     import jax
@@ -241,8 +295,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0; 1 for bad input and for an audit that found problems; 130 for Ctrl-C.
     """
     args = _parser().parse_args(argv)
+    from lpgan_jax.files import use_compilation_cache
+
     try:
-        _use_compilation_cache()
+        use_compilation_cache()
         if args.command == "train":
             _train(args)
         elif args.command == "sample":
@@ -254,6 +310,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _cost(args)
         elif args.command == "bench":
             _bench(args)
+        elif args.command == "sweep":
+            return _sweep(args)
+        elif args.command == "ranges":
+            _ranges(args)
         elif args.command == "audit":
             return _audit(args)
         else:
@@ -265,8 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lpgan: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = ": go on with --resume" if args.command == "train" else ""
-        print(f"lpgan: interrupted{hint}", file=sys.stderr)
+        hint = {"train": ": go on with --resume", "sweep": ": go on with the same command"}
+        print(f"lpgan: interrupted{hint.get(args.command, '')}", file=sys.stderr)
         return 130
     return 0
 

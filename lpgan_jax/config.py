@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -146,6 +146,53 @@ class TrainConfig(_Fields):
         return self
 
 
+class RunsConfig(_Fields):
+    """Runs of a sweep: one for each combination of the lists."""
+
+    mode: Literal["secure", "shadow", "plaintext"]
+    """`secure`: on shares; `shadow`: on integers, rounded alike; `plaintext`: the float32 twin."""
+    frac_bits: list[int] = Field(default=[], validate_default=True)
+    """None of them: as the base says."""
+    rounding: list[Literal["stochastic", "nearest", "local"]] = ["stochastic"]
+    """How shadow runs truncate: as the protocols do, or as they do not."""
+    perturbation: float = Field(default=0.0, ge=0)
+    """Plaintext runs: after each step all parameters move at random, by up to so many LSB."""
+
+    @model_validator(mode="after")
+    def _fields_fit_mode(self) -> "RunsConfig":
+        if self.mode != "shadow" and self.rounding != ["stochastic"]:
+            raise _expected("a rounding for shadow runs only: the protocols round stochastically")
+        if self.mode != "plaintext" and self.perturbation:
+            raise _expected("a perturbation for plaintext runs only")
+        return self
+
+
+class SweepConfig(_Fields):
+    """A study: training runs of several kinds from the same seeds, measured alike."""
+
+    base: str = Field(min_length=1)
+    """The configuration of every run: a shipped one's name, or a YAML file."""
+    set: list[str] = []
+    """What to change in it, as `steps=400`."""
+    runs: list[RunsConfig] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    """Each seed decides initial parameters, batches, noise and rounding of one run of each kind."""
+    measure_every: int = Field(ge=1)
+    """Steps between measurements of quality."""
+    num_images: int = Field(ge=10)
+    """How many images are generated for each, and how many real ones they are compared with."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise _expected("different numbers of at least 0")
+        return seeds
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
 def _expected(wanted: str) -> PydanticCustomError:
     return PydanticCustomError("expected", "expected {wanted}", {"wanted": wanted})
 
@@ -154,7 +201,7 @@ def _expected(wanted: str) -> PydanticCustomError:
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a configuration.
+    """Read the configuration of a training run.
 
     Args:
         name_or_path: the name of a shipped configuration (`digits`) or the path of a YAML file.
@@ -168,18 +215,29 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: the file is not YAML, or a field is unknown, missing, of the wrong type or
             out of range.
     """
-    file = _find(name_or_path)
+    return _load(TrainConfig, name_or_path, overrides, _shipped_files())
+
+
+def load_sweep(name_or_path: str) -> SweepConfig:
+    """Read a sweep; as `load`, without overrides: the names are those of `configs/sweeps`."""
+    return _load(SweepConfig, name_or_path, (), _shipped_files("sweeps"))
+
+
+def _load(
+    model: type[_Model], name_or_path: str, overrides: Sequence[str], known: dict[str, Traversable]
+) -> _Model:
+    file = _find(name_or_path, known)
     fields = _parse(file.read_bytes(), file.name)
     for override in overrides:
         _apply(override, fields, file.name)
     try:
-        return TrainConfig.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        lines = [f"{file.name}: {_explain(detail)}" for detail in error.errors()]
+        lines = [f"{file.name}: {_explain(model, detail)}" for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
-def dump(config: TrainConfig) -> str:
+def dump(config: TrainConfig | SweepConfig) -> str:
     """Return `config` as YAML that `load` reads back as an equal configuration."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False)
 
@@ -189,24 +247,25 @@ def shipped() -> list[str]:
     return sorted(_shipped_files())
 
 
-def _shipped_files() -> dict[str, Traversable]:
+def _shipped_files(folder: str = "") -> dict[str, Traversable]:
     # An installed package has the repository's `configs/` in it; in a checkout it lies beside it.
     directory = resources.files("lpgan_jax") / "configs"
     if not directory.is_dir():
         directory = Path(__file__).parent.parent / "configs"
+    directory = directory / folder if folder else directory
     files = directory.iterdir() if directory.is_dir() else ()
     return {Path(file.name).stem: file for file in files if file.name.endswith(".yaml")}
 
 
-def _find(name_or_path: str) -> Traversable:
-    files, path = _shipped_files(), Path(name_or_path)
-    if name_or_path in files:
-        return files[name_or_path]
+def _find(name_or_path: str, known: dict[str, Traversable]) -> Traversable:
+    path = Path(name_or_path)
+    if name_or_path in known:
+        return known[name_or_path]
     if path.is_file():
         return path
     raise FileNotFoundError(
         f"{name_or_path}: no such configuration, expected a YAML file or one of "
-        f"{', '.join(sorted(files))}"
+        f"{', '.join(sorted(known))}"
     )
 
 
@@ -239,14 +298,14 @@ def _apply(override: str, fields: dict[str, Any], source: str) -> None:
     fields[name] = value
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     """Return pydantic's error as `field: what was given, what was expected`."""
     location, kind, context = error["loc"], error["type"], error.get("ctx", {})
     field = ".".join(str(part) for part in location)
     if kind == "sizes":
         return error["msg"]
     if kind == "extra_forbidden":
-        return f"{field}: unknown field, expected one of {', '.join(_siblings(location))}"
+        return f"{field}: unknown field, expected one of {', '.join(_siblings(model, location))}"
     if kind == "missing":
         return f"{field}: missing, expected a value"
     wanted = {
@@ -262,17 +321,20 @@ def _explain(error: ErrorDetails) -> str:
         "bool_type": "true or false",
         "string_type": "a text",
         "string_too_short": "a text that is not empty",
+        "list_type": "a list",
+        "too_short": "a list that is not empty",
         "model_type": "fields with values",
         "invalid_key": "the name of a field",
     }.get(kind, f"otherwise ({error['msg']})")
     return f"{field}: {reprlib.repr(error['input'])} given, expected {wanted}"
 
 
-def _siblings(location: Sequence[int | str]) -> list[str]:
+def _siblings(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Return the fields of the model that has the last part of `location` in it."""
-    model: type[BaseModel] = TrainConfig
     for part in location[:-1]:
-        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+        if isinstance(part, str):  # and not a place in a list
+            inner = model.model_fields[part].annotation
+            (model,) = get_args(inner) or (inner,)
     return list(model.model_fields)
 
 

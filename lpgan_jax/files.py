@@ -49,3 +49,11 @@ def cache_directory() -> Path:
     """Where what can be made again is kept: `$XDG_CACHE_HOME/lpgan_jax`, by default in ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "lpgan_jax"
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs; they hold no keys and no shares, which are arguments."""
+    import jax
+
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))

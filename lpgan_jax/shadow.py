@@ -4,16 +4,13 @@ The same code as on shares, modulo 2^64, and the same random variables decide ho
 rounded; but there is one word for each value and nothing is dealt, so that it runs several times as
 fast. Its results follow the protocols' law: a truncation draws the mask that DS would have drawn,
 and wraps where the servers' would. Anything that the random words cannot change (products,
-comparisons, selections) is computed directly, and so are series, with noise of the size of the
-protocol's.
+comparisons, selections) is computed directly, and so are series where the result is coarse.
 
 It is for experiments on data that need no protection, and hides nothing.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -22,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
+from lpgan_jax.fixed_point import encode
 from lpgan_jax.mpc import arithmetic, compare, series
 from lpgan_jax.party import Dealt, Owed, Party, Words, call_keys
 from lpgan_jax.secret import Secret
@@ -104,6 +102,18 @@ def run(
     return function(Shadow(key, rounding), values, public)
 
 
+def whole_words(values: Any, frac_bits: Any) -> Any:
+    """Float arrays as `Secret`s of whole words, what `run` takes.
+
+    Args:
+        values: a pytree of float arrays.
+        frac_bits: the same pytree of scales, or one scale for all.
+    """
+    if isinstance(frac_bits, int):
+        frac_bits = jax.tree.map(lambda _, f=frac_bits: f, values)
+    return jax.tree.map(lambda v, f: Secret(encode(v, f), f), values, frac_bits)
+
+
 # Truncation ---------------------------------------------------------------------------------------
 
 _stochastic = arithmetic.truncate.dispatch(Party)
@@ -123,10 +133,14 @@ def _local(party: Shadow, x: Secret, frac_bits: int) -> Secret:
     """Each server truncates its own share (SecureML, Mohassel and Zhang 2017; CrypTen).
 
     x' >> f and -(-x'' >> f): off by up to 1 LSB, and wrong by 2^(64-f) with probability |x|/2^64.
+    Range reductions fill the range by design; no local truncation would do there, and they stay as
+    they are.
     """
     shift = x.frac_bits - frac_bits
     if shift == 0:
         return x
+    if party.fills_the_range(x):
+        return _stochastic(party, x, frac_bits)
     ring = party.ring
     first = party.mask(x.shape).share
     second = x.share - first
@@ -160,14 +174,18 @@ def _below(
     return compare.Bit(top != 0, Dealt(jnp.zeros(top.shape, ring.dtype), None))
 
 
+# The protocol's sines add errors of up to 2^-26 to a series. Where a result's LSB is 16 times as
+# large, they are lost in its rounding.
+_COARSE_BITS = 22
+
+
 @series.evaluate.register
 def _evaluate(party: Shadow, function: series.Series, x: Secret, frac_bits: int) -> Secret:
-    """The series itself, and noise like that of the protocol's sines, which are rounded."""
-    log_turn = x.frac_bits + function.log_period
-    total = _series_at(function, _turns(x.share, log_turn)) + function.constant
-    total += series_noise(function) * _normal(party.mask(x.shape).share)
     with party.filling_the_range():
-        words = jnp.round(total * 2.0**series.WAVE_BITS).astype(jnp.int64)
+        if frac_bits > _COARSE_BITS:
+            return series.evaluate.dispatch(Party)(party, function, x, frac_bits)
+        total = _series_at(function, _turns(x.share, x.frac_bits + function.log_period))
+        words = jnp.round((total + function.constant) * 2.0**series.WAVE_BITS).astype(jnp.int64)
         waves = Secret(words.astype(party.ring.dtype), series.WAVE_BITS)
         return arithmetic.truncate(party, waves, frac_bits)
 
@@ -194,29 +212,3 @@ def _series_at(function: series.Series, turns: jax.Array) -> jax.Array:
             real * step_sin + imaginary * step_cos - b,
         )
     return real * cosine - imaginary * sine
-
-
-@functools.cache
-def series_noise(function: series.Series) -> float:
-    """The standard deviation that the protocol's rounded sines add to a series; no mean.
-
-    Measured on the protocol's own integers. (`mpc.series`: at most 2^-26; at 18 fraction bits, a
-    hundredth of an LSB.)
-    """
-
-    def error(words: jax.Array, masks: jax.Array) -> jax.Array:
-        dealt = series.dealt_waves(function, masks, 64)
-        total = (dealt * series.public_waves(function, words - masks, 64)).sum((0, 1))
-        waves = total.astype(jnp.int64).astype(jnp.float64) * 2.0**-series.WAVE_BITS
-        return waves - _series_at(function, _turns(words, 64))
-
-    words, masks = np.random.default_rng(0).integers(0, 2**64, (2, 2**14), np.uint64)
-    with jax.ensure_compile_time_eval():
-        return float(np.asarray(jax.jit(error)(words, masks)).std())
-
-
-def _normal(words: jax.Array) -> jax.Array:
-    """Nearly normal numbers: four 16-bit parts of a word, added up (Irwin and Hall)."""
-    parts = [(words >> np.uint64(16 * i)) & np.uint64(0xFFFF) for i in range(4)]
-    total = parts[0] + parts[1] + parts[2] + parts[3]
-    return (total.astype(jnp.float64) - 2 * 0xFFFF) * (math.sqrt(3) / 0x10000)

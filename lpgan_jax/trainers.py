@@ -14,7 +14,6 @@ import numpy as np
 
 from lpgan_jax import checkpoint, shadow
 from lpgan_jax.config import TrainConfig
-from lpgan_jax.fixed_point import encode
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch, Losses, State
 from lpgan_jax.models.twin import from_flax
 from lpgan_jax.nn.layer import Params
@@ -94,16 +93,18 @@ class ShadowTrainer:
         f = gan.model.frac_bits
         self._gan = gan
         self._keys = StepKeys(key)
-        self._state = _words(initial, gan.scales(initial))
+        self._state = shadow.whole_words(initial, gan.scales(initial))
 
         def step(
             key: jax.Array, state: State, batch: Batch, public: Any
         ) -> tuple[State, Losses | None]:
-            encoded = _words(batch, jax.tree.map(lambda _: f, batch))
+            encoded = shadow.whole_words(batch, f)
             return shadow.run(gan.train_step, key, (state, encoded), public, rounding)
 
         def generate(key: jax.Array, state: State, noise: jax.Array) -> Secret:
-            return shadow.run(gan.generate, key, (state, _words(noise, f)), None, rounding)
+            return shadow.run(
+                gan.generate, key, (state, shadow.whole_words(noise, f)), None, rounding
+            )
 
         options = compiler_options(gan.model.features)
         self._step = jax.jit(step, donate_argnums=1, compiler_options=options)
@@ -126,11 +127,6 @@ class ShadowTrainer:
     def save(self, run: RunDirectory, step: int, keep: int) -> None:
         """The parameters, as `export` writes them."""
         save_parameters(run.parameters_file, *self.networks())
-
-
-def _words(values: Any, scales: Any) -> Any:
-    """Float arrays as whole words of the ring."""
-    return jax.tree.map(lambda v, f: Secret(encode(v, f), f), values, scales)
 
 
 class PlaintextTrainer:

@@ -79,9 +79,13 @@ class Whole(Party):
         finally:
             self._filling = False
 
+    def fills_the_range(self, value: Secret) -> bool:
+        """Whether the value is at the scale of a range reduction, or in `filling_the_range`."""
+        return self._filling or value.frac_bits == normalise.TOP
+
     def saw_truncation(self, value: Secret, result: Secret) -> None:
         """Record a truncation."""
-        by_design = self._filling or value.frac_bits == normalise.TOP
+        by_design = self.fills_the_range(value)
         self.seen.append(Seen("/".join(self.place), value, result, RANGE_BITS, by_design))
 
     def saw_comparison(self, value: Secret, bits: int | None) -> None:

@@ -1,0 +1,226 @@
+"""A cell of a sweep: one training run of one kind, and what is measured of it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax import config, data
+from lpgan_jax.classifier import classifier
+from lpgan_jax.config import DataConfig, SweepConfig, TrainConfig
+from lpgan_jax.files import atomic_write
+from lpgan_jax.gan import LPGAN
+from lpgan_jax.images import save_png
+from lpgan_jax.nn.layer import Params
+from lpgan_jax.prng import key as make_key
+from lpgan_jax.quality import Judge
+from lpgan_jax.shadow import Rounding
+from lpgan_jax.simulation import Simulation, share_state
+from lpgan_jax.sweep.errors import gradient_errors, layer_errors, protocol_errors
+from lpgan_jax.sweep.tables import Row
+from lpgan_jax.trainers import (
+    Mode,
+    PlaintextTrainer,
+    SecureTrainer,
+    ShadowTrainer,
+    Trainer,
+    plaintext_twin,
+)
+from lpgan_jax.training import DataSource, build
+
+SAMPLES = 16  # images in a cell's picture
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of training run.
+
+    Attributes:
+        mode: see `trainers`.
+        rounding: of shadow runs.
+        frac_bits: fraction bits; of plaintext runs, only the unit of their perturbation.
+        perturbation: of plaintext runs, in LSB a step.
+    """
+
+    mode: Mode
+    rounding: Rounding
+    frac_bits: int
+    perturbation: float
+
+    @property
+    def name(self) -> str:
+        """For files, and people."""
+        if self.mode == "plaintext":
+            moved = f"-perturbed-{self.perturbation:g}-lsb" if self.perturbation else ""
+            return f"float32{moved}"
+        kind = "secure" if self.mode == "secure" else f"shadow-{self.rounding}"
+        return f"{kind}-f{self.frac_bits:02d}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a variant and a seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.variant.name}-seed{self.seed}"
+
+
+def variants(sweep: SweepConfig) -> list[Variant]:
+    """All kinds of runs, in the order of the configuration, each once."""
+    own = config.load(sweep.base, sweep.set).frac_bits
+    found: dict[Variant, None] = {}
+    for runs in sweep.runs:
+        for rounding, frac_bits in itertools.product(runs.rounding, runs.frac_bits or [own]):
+            found[Variant(runs.mode, rounding, frac_bits, runs.perturbation)] = None
+    return list(found)
+
+
+def settings_of(sweep: SweepConfig, variant: Variant) -> TrainConfig:
+    """The training configuration of a variant's runs."""
+    return config.load(sweep.base, [*sweep.set, f"frac_bits={variant.frac_bits}"])
+
+
+def run_cell(sweep: SweepConfig, cell: Cell, folder: Path, errors: bool) -> None:
+    """Run a cell, and write a JSON file of its tables and a picture of its images.
+
+    Args:
+        sweep: the study.
+        cell: one run of it.
+        folder: where the files go.
+        errors: measure the errors of protocols, layers and gradients too.
+    """
+    started = time.time()
+    settings = settings_of(sweep, cell.variant)
+    images = _images(settings.data)
+    measure = _judge(settings.data, sweep.num_images)
+    tables = _run(sweep, settings, cell, images, measure, folder, errors)
+    tables["times"][0]["cell_seconds"] = time.time() - started
+    atomic_write(folder / f"{cell.name}.json", json.dumps(tables).encode())
+
+
+@functools.cache
+def _images(of: DataConfig) -> np.ndarray:
+    return data.load_images(of)
+
+
+@functools.cache
+def _judge(of: DataConfig, num_images: int) -> Judge:
+    return judge(of, _images(of), num_images)
+
+
+def judge(of: DataConfig, images: np.ndarray, num_images: int) -> Judge:
+    """Measures of quality, with a classifier of the real images.
+
+    Args:
+        of: the data.
+        images: all of them.
+        num_images: how many generated ones are compared with; always the same.
+
+    Raises:
+        ValueError: the data have no labels to train a classifier with.
+    """
+    labels = data.load_labels(of)
+    if labels is None:
+        raise ValueError(
+            "data.dataset: a folder has no classes to train a classifier with, "
+            "expected another data set"
+        )
+    network = classifier(images, labels)
+    # The first ones may all be of one class.
+    chosen = np.random.default_rng(0).permutation(len(images))[:num_images]
+    return Judge(images[chosen], network.features, labels[chosen], network.classes)
+
+
+def _run(
+    sweep: SweepConfig,
+    settings: TrainConfig,
+    cell: Cell,
+    images: np.ndarray,
+    measure: Judge,
+    folder: Path,
+    errors: bool,
+) -> dict[str, list[Row]]:
+    variant = cell.variant
+    identity: Row = asdict(variant) | {"seed": cell.seed}
+    gan = build(settings)
+    source = DataSource(settings, cell.seed, images)
+    initial = source.initial_state(gan)
+    trainer = _trainer(settings, gan, source, cell)
+    reference = PlaintextTrainer(plaintext_twin(settings, gan, np.float64), initial)
+    rng = np.random.default_rng([cell.seed, 1])
+    noise = rng.normal(size=(sweep.num_images, settings.model.noise_size))
+
+    training: list[Row] = []
+    losses: list[tuple[float, float]] = []
+    seconds: list[float] = []
+    for step in range(settings.steps):
+        batch = source.batch(step)
+        reference.step(step, batch)
+        before = time.time()
+        loss = trainer.step(step, batch)
+        seconds.append(time.time() - before)
+        losses += [loss] if loss is not None else []
+        if (step + 1) % sweep.measure_every and step + 1 != settings.steps:
+            continue
+        # What left the ring's range is no image, but it is what this run generates.
+        made = np.clip(trainer.generate(noise), -1, 1)
+        quality = asdict(measure(made))
+        mean = np.mean(losses, axis=0).tolist() if losses else [None, None]
+        distance, moved = _distance(trainer, reference, initial.params)
+        training.append(
+            identity
+            | {"step": step + 1, "loss_d": mean[0], "loss_g": mean[1]}
+            | quality
+            | {"distance": distance / moved, "distance_lsb": distance * 2.0**variant.frac_bits}
+        )
+        losses = []
+    save_png(folder / f"{cell.name}.png", made[:SAMPLES], columns=4)
+
+    tables: dict[str, list[Row]] = {"training": training}
+    tables["times"] = [identity | {"seconds_per_step": float(np.median(seconds[1:] or seconds))}]
+    if errors:
+        params, stats = reference.networks()
+        state = replace(initial, params=params, stats=stats)
+        arguments = (gan, state, source.batch(settings.steps), variant, cell.seed)
+        tables |= {
+            "gradients": [identity | row for row in gradient_errors(*arguments)],
+            "layers": [identity | row for row in layer_errors(*arguments)],
+            "protocols": [identity | row for row in protocol_errors(variant, cell.seed)],
+        }
+    return tables
+
+
+def _trainer(settings: TrainConfig, gan: LPGAN, source: DataSource, cell: Cell) -> Trainer:
+    variant, initial = cell.variant, source.initial_state(gan)
+    keys = jax.random.split(make_key(cell.seed), 2)
+    if variant.mode == "secure":
+        return SecureTrainer(Simulation(gan, share_state(gan, keys[0], initial), keys[1]))
+    if variant.mode == "shadow":
+        return ShadowTrainer(gan, initial, keys[1], variant.rounding)
+    perturbation = variant.perturbation * 2.0**-variant.frac_bits
+    return PlaintextTrainer(plaintext_twin(settings, gan), initial, perturbation, cell.seed)
+
+
+def _distance(trainer: Trainer, reference: Trainer, initial: Params) -> tuple[float, float]:
+    """Root mean square over all parameters: from the reference, and of its own way so far."""
+    exact = reference.networks()[0]
+
+    def rms(difference: Callable[[Any, Any], Any], other: Params) -> float:
+        parts = jax.tree.leaves(jax.tree.map(lambda a, b: np.ravel(difference(a, b)), exact, other))
+        return float(np.sqrt(np.mean(np.concatenate(parts) ** 2)))
+
+    return rms(np.subtract, trainer.networks()[0]), rms(np.subtract, initial)

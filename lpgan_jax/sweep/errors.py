@@ -1,0 +1,223 @@
+"""Errors of single protocols, of the layers and of the gradients, against float64.
+
+Each function takes a `Variant`: it runs on shares, or in shadow mode with the variant's rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax import shadow
+from lpgan_jax.clear import Clear, scaled
+from lpgan_jax.gan import LPGAN, NETWORKS, Batch, State
+from lpgan_jax.mpc import elementary
+from lpgan_jax.mpc.arithmetic import bilinear, masked, mul, square, truncate
+from lpgan_jax.mpc.compare import positive
+from lpgan_jax.mpc.roots import inverse_sqrt
+from lpgan_jax.nn.activation import leaky
+from lpgan_jax.nn.layer import Params
+from lpgan_jax.optim import SecureOptimizer
+from lpgan_jax.party import Party, simulate
+from lpgan_jax.prng import key as make_key
+from lpgan_jax.ranges import observe, summary
+from lpgan_jax.secret import Secret, is_secret
+from lpgan_jax.simulation import compiler_options, reveal_tree, share_tree, whole_tree
+
+if TYPE_CHECKING:
+    from lpgan_jax.sweep.cells import Variant
+
+Row = dict[str, Any]
+
+VALUES = 4096  # of each protocol
+_TERMS = 256  # of an inner product
+
+
+def _run(
+    variant: Variant, function: Any, seed: int, values: Any, scales: Any, public: Any = None
+) -> Any:
+    """The outputs of (party, values, public), as float64; floats go in."""
+    keys = jax.random.split(make_key(seed), 2)
+    if variant.mode == "secure":
+        shared = share_tree(keys[0], values, scales)
+        program = jax.jit(lambda key, v, p: simulate(function, key, v, p))
+        return reveal_tree(program(keys[1], shared, public))
+    program = jax.jit(lambda key, v, p: shadow.run(function, key, v, p, variant.rounding))
+    return whole_tree(program(keys[1], shadow.whole_words(values, scales), public))
+
+
+# Protocols ----------------------------------------------------------------------------------------
+
+Protocol = tuple[Callable[[Party, list[Secret], int], Secret], Callable[..., Any], int]
+
+
+def _multiplication(party: Party, v: list[Secret], f: int) -> Secret:
+    return truncate(party, mul(party, v[0], v[1], owing=True), f)
+
+
+def _inner_product(party: Party, v: list[Secret], f: int) -> Secret:
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        return (x * y).reshape(-1, _TERMS).sum(1, dtype=x.dtype)
+
+    return truncate(party, bilinear(party, product, v[0], v[1], owing=True), f)
+
+
+def _leaky_relu(party: Party, v: list[Secret], f: int) -> Secret:
+    x = masked(party, v[0])
+    return leaky(party, positive(party, x), x, 0.2, f)
+
+
+def _inverse_root(party: Party, v: list[Secret], f: int) -> Secret:
+    squared = square(party, v[0]).unmasked()  # at double fraction, as a variance
+    return inverse_sqrt(party, squared + _lsb(party, squared), f)
+
+
+def _lsb(party: Party, like: Secret) -> Secret:
+    words = party.only_s1(jnp.ones(like.shape, like.words.dtype))
+    return Secret(words, like.frac_bits)
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    # (protocol, the same in float64, number of arguments)
+    "multiplication": (_multiplication, np.multiply, 2),
+    "inner product": (
+        _inner_product,
+        lambda x, y: (x * y).reshape(-1, _TERMS).sum(1),
+        2,
+    ),
+    "leaky ReLU": (_leaky_relu, lambda x: np.where(x > 0, x, 0.2 * x), 1),
+    "sigmoid": (
+        lambda party, v, f: elementary.sigmoid(party, v[0], f),
+        lambda x: 1 / (1 + np.exp(-x)),
+        1,
+    ),
+    "tanh": (lambda party, v, f: elementary.tanh(party, v[0], f), np.tanh, 1),
+    "softplus": (
+        lambda party, v, f: elementary.softplus(party, v[0], f),
+        lambda x: np.logaddexp(x, 0),
+        1,
+    ),
+    "inverse root": (_inverse_root, lambda x: 1 / np.sqrt(x**2), 1),
+}
+
+
+def protocol_errors(variant: Variant, seed: int) -> list[Row]:
+    """Errors on normal values (of at least 1/4 for the root), in LSB of the result."""
+    f = variant.frac_bits
+    rng = np.random.default_rng([seed, f])
+    rows = []
+    for name, (protocol, exact, count) in PROTOCOLS.items():
+        values = rng.normal(size=(count, VALUES))
+        if name == "inverse root":
+            values = np.sign(values) * np.maximum(np.abs(values), 0.25)
+        values = np.round(values * 2.0**f) * 2.0**-f  # what fixed point holds exactly
+        arguments = list(values)
+
+        def function(party: Party, v: Any, public: None, protocol: Any = protocol) -> Secret:
+            return protocol(party, v, f).unmasked().settled(party)
+
+        result = _run(variant, function, seed, arguments, [f] * count)
+        lsb = (result - exact(*arguments)) * 2.0**f
+        rms, most = float(np.sqrt(np.mean(lsb**2))), float(np.abs(lsb).max())
+        rows.append({"protocol": name, "error_rms": rms, "error_max": most})
+    return rows
+
+
+# A step's layers and gradients --------------------------------------------------------------------
+
+
+def _recording(gan: LPGAN) -> LPGAN:
+    """The same GAN, whose optimizers keep the gradients as their state and change nothing."""
+    f = gan.model.frac_bits
+
+    def update(party: Party, grads: Params, state: Params, public: Any) -> tuple[Params, Params]:
+        def kept(g: Secret) -> Secret:
+            return truncate(party, g, f).unmasked()
+
+        def zero(g: Secret) -> Secret:
+            return Secret(jnp.zeros_like(g.words), f)
+
+        kept_tree = jax.tree.map(kept, grads, is_leaf=is_secret)
+        return jax.tree.map(zero, kept_tree, is_leaf=is_secret), kept_tree
+
+    recorder = SecureOptimizer(
+        lambda params: jax.tree.map(np.zeros_like, params),
+        lambda params: jax.tree.map(lambda _: f, params),
+        lambda step: {},
+        update,
+    )
+    return replace(gan, optimizers=dict.fromkeys(NETWORKS, recorder), losses=False)
+
+
+def _probe(gan: LPGAN, state: State) -> tuple[LPGAN, State, Any]:
+    """(recording GAN, its state, its scales)."""
+    recording = _recording(gan)
+    empty = {name: recording.optimizers[name].init(state.params[name]) for name in NETWORKS}
+    state = replace(state, optimizer=empty)
+    return recording, state, recording.scales(state)
+
+
+def gradient_errors(
+    gan: LPGAN, state: State, batch: Batch, variant: Variant, seed: int
+) -> list[Row]:
+    """Relative errors |g - exact| / |exact| of each parameter's gradient, and of all together.
+
+    A gradient is a sum over the batch. Plaintext variants have none of these errors.
+    """
+    if variant.mode == "plaintext":
+        return []
+    recording, state, scales = _probe(gan, state)
+    f = gan.model.frac_bits
+    values = (state, batch)
+    scaled_by = (scales, jax.tree.map(lambda _: f, batch))
+    public = recording.schedule(0)
+    (found, _) = _run(variant, recording.train_step, seed, values, scaled_by, public)
+    clear = jax.jit(lambda v, p: recording.train_step(Clear(), v, p))
+    exact, _ = clear(jax.tree.map(scaled, values, scaled_by), public)
+    exact = jax.tree.map(lambda v: np.asarray(v.share) * 2.0**-f, exact, is_leaf=is_secret)
+    rows = []
+    for network in NETWORKS:
+        pairs = jax.tree_util.tree_leaves_with_path(exact.optimizer[network])
+        others = jax.tree.leaves(found.optimizer[network])
+        squares = [
+            (float(((a - b) ** 2).sum()), float((a**2).sum()))
+            for (_, a), b in zip(pairs, others, strict=True)
+        ]
+        names = [".".join(str(part.key) for part in path) for path, _ in pairs]
+        names, squares = ["all", *names], [tuple(np.sum(squares, axis=0)), *squares]
+        for name, (error, size) in zip(names, squares, strict=True):
+            relative = float(np.sqrt(error / size)) if size else None
+            rows.append({"network": network, "parameter": name, "relative_error": relative})
+    return rows
+
+
+def layer_errors(gan: LPGAN, state: State, batch: Batch, variant: Variant, seed: int) -> list[Row]:
+    """What each truncated tensor of a step lost, in LSB; shadow variants only."""
+    if variant.mode != "shadow":
+        return []
+    recording, state, scales = _probe(gan, state)
+    values = (
+        shadow.whole_words(state, scales),
+        shadow.whole_words(batch, gan.model.frac_bits),
+    )
+    seen: list[Any] = []
+
+    def step(key: jax.Array, values: Any) -> jax.Array:
+        _, _, operations, statistics = observe(
+            recording.train_step, key, values, recording.schedule(0), variant.rounding
+        )
+        seen[:] = operations
+        return statistics
+
+    options = compiler_options(gan.model.features)
+    statistics = jax.jit(step, compiler_options=options)(make_key(seed), values)
+    return [
+        row._asdict()
+        for row in summary(seen, np.asarray(statistics)[None])
+        if row.operation == "truncate"
+    ]

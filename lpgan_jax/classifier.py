@@ -20,8 +20,10 @@ import numpy as np
 import optax
 from flax import serialization
 
-from lpgan_jax.data import Batches
+from lpgan_jax.config import DataConfig
+from lpgan_jax.data import Batches, load_labels
 from lpgan_jax.files import atomic_write, cache_directory
+from lpgan_jax.quality import Judge, chosen
 
 FEATURES = 64
 _BATCH, _LEAST_STEPS, _EPOCHS = 128, 600, 3
@@ -156,3 +158,31 @@ def _train(variables: Any, images: np.ndarray, labels: np.ndarray) -> Any:
         chosen = order.indices(number)
         variables, state = step(variables, state, images[chosen], labels[chosen])
     return variables
+
+
+def classifier_judge(
+    of: DataConfig,
+    images: np.ndarray,
+    num_images: int,
+    report: Callable[[str], None] = lambda text: None,
+) -> Judge:
+    """Measures of quality by the classifier of a data set.
+
+    Args:
+        of: the data.
+        images: all of them.
+        num_images: how many real ones generated ones are compared with (`quality.chosen`).
+        report: receives lines of text.
+
+    Raises:
+        ValueError: the data have no labels to train a classifier with.
+    """
+    labels = load_labels(of)
+    if labels is None:
+        raise ValueError(
+            "data.dataset: a folder has no classes to train a classifier with; "
+            "measure with Inception's features instead (--inception)"
+        )
+    network = classifier(images, labels, report)
+    some = chosen(len(images), num_images)
+    return Judge(images[some], network.features, labels[some], network.classes)

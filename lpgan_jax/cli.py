@@ -75,6 +75,21 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, metavar="FILE", help='Flax msgpack of {"g": ..., "d": ...}, float32'
     )
 
+    quality = commands.add_parser(
+        "quality", help="measure a run's images against the real ones, as SP could with the data"
+    )
+    quality.add_argument("--run", required=True, metavar="DIR", help="a run directory")
+    quality.add_argument(
+        "--num", type=int, default=2000, metavar="N", help="how many images (default: 2000)"
+    )
+    quality.add_argument("--seed", type=int, metavar="N", help="fix the noise and the dealer")
+    quality.add_argument(
+        "--inception",
+        metavar="FILE",
+        help="weights of Inception-v3 as FID takes them (.pth or .npz), for its features instead "
+        "of those of a small classifier trained on the real images",
+    )
+
     cost = commands.add_parser(
         "cost", help="what a training step sends, without running it: bytes, rounds, per layer"
     )
@@ -166,6 +181,20 @@ def _train(args: argparse.Namespace) -> None:
         resume=args.resume,
         mode=args.mode,
         init=args.init,
+    )
+
+
+def _quality(args: argparse.Namespace) -> None:
+    from lpgan_jax.training import quality
+
+    report = quality(args.run, args.num, seed=args.seed, inception=args.inception, report=print)
+    coverage = "not measured" if report.coverage is None else f"{100 * report.coverage:.0f} %"
+    print(
+        f"{args.num} images, opened by SP\n"
+        f"Fréchet distance   {report.frechet:.4g}\n"
+        f"precision          {report.precision:.3f}   of generated images look like real ones\n"
+        f"recall             {report.recall:.3f}   of real images look like generated ones\n"
+        f"classes covered    {coverage}"
     )
 
 
@@ -306,6 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             sample(args.run, args.num, args.out, seed=args.seed)
             print(f"{args.num} images, opened by SP, in {args.out}")
+        elif args.command == "quality":
+            _quality(args)
         elif args.command == "cost":
             _cost(args)
         elif args.command == "bench":

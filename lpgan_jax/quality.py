@@ -152,6 +152,14 @@ def _same_width(real: np.ndarray, generated: np.ndarray) -> None:
         )
 
 
+def chosen(total: int, num_images: int) -> np.ndarray:
+    """Which of `total` real images are compared with: always the same, of all classes alike.
+
+    The first ones of a data set may all be of one class.
+    """
+    return np.random.default_rng(0).permutation(total)[:num_images]
+
+
 class Judge:
     """Measures generated images against real ones."""
 

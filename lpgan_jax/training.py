@@ -7,21 +7,25 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from lpgan_jax import checkpoint, config, data, optim
+from lpgan_jax.classifier import classifier_judge
 from lpgan_jax.config import OptimizerConfig, TrainConfig
 from lpgan_jax.files import atomic_write
 from lpgan_jax.gan import LPGAN, Batch, State
 from lpgan_jax.headroom import headroom, worst
 from lpgan_jax.images import save_png
+from lpgan_jax.inception import inception_features, load_inception
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.parameters import load_parameters, save_parameters
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.progress import Progress
+from lpgan_jax.quality import Judge, Quality, chosen
 from lpgan_jax.run_directory import Metrics, RunDirectory
 from lpgan_jax.simulation import Simulation, restore_state, reveal_tree, share_state
 from lpgan_jax.trainers import (
@@ -33,6 +37,7 @@ from lpgan_jax.trainers import (
     plaintext_twin,
 )
 
+_AT_ONCE = 500  # images generated in one call
 _INIT, _NOISE, _SAMPLES = range(3)  # streams of public-to-DS randomness under the run's seed
 
 
@@ -273,26 +278,75 @@ def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, LPGAN, State]:
     return settings, gan, restore_state(gan, gan.init(np.random.default_rng(0)), tree)
 
 
-def sample(
-    run: str | os.PathLike[str], num: int, out: str | os.PathLike[str], *, seed: int | None = None
-) -> None:
-    """Generate images with a run's shares: SG-FP on shared noise, opened by SP as a PNG grid.
+def generate(run: str | os.PathLike[str], num: int, *, seed: int | None = None) -> np.ndarray:
+    """Generate images with a run's shares: SG-FP on shared noise, opened by SP.
 
     Args:
         run: a run directory.
         num: how many images.
-        out: the PNG file.
         seed: fixes the noise and the dealer; both come from the operating system without it.
 
+    Returns:
+        float64 [num, H, W, C], about -1 to 1.
+
     Raises:
-        ValueError, FileNotFoundError: bad input; nothing is written.
+        ValueError, FileNotFoundError: bad input.
     """
     if num < 1:
         raise ValueError(f"num: expected at least 1, got {num}")
     settings, gan, state = _open_run(run)
     noise = np.random.default_rng(seed).normal(size=(num, settings.model.noise_size))
     simulation = Simulation(gan, state, make_key(seed))
-    save_png(Path(out), simulation.generate(noise))
+    parts = [noise[start : start + _AT_ONCE] for start in range(0, num, _AT_ONCE)]
+    return np.concatenate([simulation.generate(part) for part in parts])
+
+
+def sample(
+    run: str | os.PathLike[str], num: int, out: str | os.PathLike[str], *, seed: int | None = None
+) -> None:
+    """`generate` images, and write them as a PNG grid.
+
+    Args:
+        run: a run directory.
+        num: how many images.
+        out: the PNG file.
+        seed: as for `generate`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input; nothing is written.
+    """
+    save_png(Path(out), generate(run, num, seed=seed))
+
+
+def quality(
+    run: str | os.PathLike[str],
+    num: int,
+    *,
+    seed: int | None = None,
+    inception: str | os.PathLike[str] | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> Quality:
+    """How good are a run's images? They are generated from its shares and opened by SP.
+
+    Args:
+        run: a run directory; its configuration says where the real images are.
+        num: how many images are generated, and how many real ones they are compared with.
+        seed: as for `generate`.
+        inception: a file of Inception's weights (`inception.load_inception`), whose features then
+            take the place of those of a small classifier trained on the real images.
+        report: receives lines of text.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input.
+    """
+    of = RunDirectory.open(run).config().data
+    images = data.load_images(of)
+    if inception is None:
+        judge = classifier_judge(of, images, num, report)
+    else:
+        weights = load_inception(inception)
+        judge = Judge(images[chosen(len(images), num)], partial(inception_features, weights))
+    return judge(np.clip(generate(run, num, seed=seed), -1, 1))
 
 
 def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:

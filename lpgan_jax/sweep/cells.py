@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from lpgan_jax import config, data
-from lpgan_jax.classifier import classifier
+from lpgan_jax.classifier import classifier_judge
 from lpgan_jax.config import DataConfig, SweepConfig, TrainConfig
 from lpgan_jax.files import atomic_write
 from lpgan_jax.gan import LPGAN
@@ -119,30 +119,7 @@ def _images(of: DataConfig) -> np.ndarray:
 
 @functools.cache
 def _judge(of: DataConfig, num_images: int) -> Judge:
-    return judge(of, _images(of), num_images)
-
-
-def judge(of: DataConfig, images: np.ndarray, num_images: int) -> Judge:
-    """Measures of quality, with a classifier of the real images.
-
-    Args:
-        of: the data.
-        images: all of them.
-        num_images: how many generated ones are compared with; always the same.
-
-    Raises:
-        ValueError: the data have no labels to train a classifier with.
-    """
-    labels = data.load_labels(of)
-    if labels is None:
-        raise ValueError(
-            "data.dataset: a folder has no classes to train a classifier with, "
-            "expected another data set"
-        )
-    network = classifier(images, labels)
-    # The first ones may all be of one class.
-    chosen = np.random.default_rng(0).permutation(len(images))[:num_images]
-    return Judge(images[chosen], network.features, labels[chosen], network.classes)
+    return classifier_judge(of, _images(of), num_images)
 
 
 def _run(

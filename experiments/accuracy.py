@@ -22,14 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tables
-from tables import Row
 
 import lpgan_jax as lp
-from lpgan_jax import FixedPoint
+from lpgan_jax import FixedPoint, tables
 from lpgan_jax import protocols as P
 from lpgan_jax.files import atomic_write
 from lpgan_jax.shares import share_words
+from lpgan_jax.tables import Row
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMAND = "python experiments/accuracy.py"

@@ -25,12 +25,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tables
-from tables import Row
-
 import lpgan_jax
-from lpgan_jax import bench
+from lpgan_jax import bench, tables
 from lpgan_jax.files import atomic_write
+from lpgan_jax.tables import Row
 
 HERE = Path(__file__).parent
 NAMES = {"lpgan_jax": "lpgan_jax", "crypten": "CrypTen", "spu": "SPU"}

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tables
 from compare_peers import NAMES
-from tables import Row
 
-from lpgan_jax import bench
+from lpgan_jax import bench, tables
 from lpgan_jax.files import atomic_write
+from lpgan_jax.tables import Row
 
 ROOT = Path(__file__).parent.parent
 COMMAND = "python experiments/performance.py"

@@ -75,7 +75,7 @@ def load_labels(config: DataConfig) -> np.ndarray | None:
     if config.dataset == "idx":
         labels = _read_idx(_find_idx(path, config.split, "labels"), dimensions=1)
     elif config.dataset == "npz":
-        labels = _read_npz(path, f"{config.split}_labels").reshape(-1)
+        labels = _read_npz(path, f"{config.split}_labels", np.integer).reshape(-1)
     else:
         labels = _read_cifar10(path, config.split)[1]
     return _limited(labels.astype(np.int64), config)
@@ -329,8 +329,8 @@ def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
     return pixels
 
 
-def _read_npz(path: Path, key: str) -> np.ndarray:
-    """Return the array `key` of an npz file: uint8[N, H, W] or uint8[N, H, W, C]."""
+def _read_npz(path: Path, key: str, kind: Any = np.uint8) -> np.ndarray:
+    """Return the array `key` of an npz file; its dtype must be of the kind."""
     with _existing(path).open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as arrays:  # a pickle would run code
@@ -341,8 +341,9 @@ def _read_npz(path: Path, key: str) -> np.ndarray:
             raise ValueError(f"{path}: {reason}") from None
     if pixels is None:
         raise ValueError(f"{path}: expected an array {key!r} (data.split), found {found}")
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"{path}: {key} is {pixels.dtype}, expected uint8")
+    if not np.issubdtype(pixels.dtype, kind):
+        wanted = "uint8" if kind is np.uint8 else "integers"
+        raise ValueError(f"{path}: {key} is {pixels.dtype}, expected {wanted}")
     return pixels
 
 

@@ -124,6 +124,11 @@ class ShadowTrainer:
         """See `Trainer`."""
         return whole_tree((self._state.params, self._state.stats))
 
+    def state(self) -> State:
+        """Everything that training changes, as float64 arrays."""
+        state: State = whole_tree(self._state)
+        return state
+
     def save(self, run: RunDirectory, step: int, keep: int) -> None:
         """The parameters, as `export` writes them."""
         save_parameters(run.parameters_file, *self.networks())

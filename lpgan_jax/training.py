@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from lpgan_jax import checkpoint, config, data, optim
-from lpgan_jax.classifier import classifier_judge
 from lpgan_jax.config import OptimizerConfig, TrainConfig
+from lpgan_jax.features import classifier_judge
 from lpgan_jax.files import atomic_write
 from lpgan_jax.gan import LPGAN, Batch, State
 from lpgan_jax.headroom import headroom, worst

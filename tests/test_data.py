@@ -387,6 +387,11 @@ def test_labels(tmp_path):
     npz = config("npz", tmp_path / "a.npz", limit=3)
     np.testing.assert_array_equal(load_labels(npz), labels[:3])
     assert load_labels(npz).dtype == np.int64
+    np.savez(tmp_path / "wide.npz", train_labels=labels.astype(np.int64))
+    np.testing.assert_array_equal(load_labels(config("npz", tmp_path / "wide.npz")), labels)
+    np.savez(tmp_path / "real.npz", train_labels=labels / 2)
+    with pytest.raises(ValueError, match=r"train_labels is float64, expected integers"):
+        load_labels(config("npz", tmp_path / "real.npz"))
     assert len(load_images(npz)) == 3
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(packed[:-1])
     with pytest.raises(ValueError, match="12 bytes, expected 13 for the 5 labels"):

@@ -6,14 +6,14 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpgan_jax import classifier as classifiers
+from lpgan_jax import features as classifiers
 from lpgan_jax import quality
-from lpgan_jax.classifier import classifier, classifier_judge
 from lpgan_jax.config import DataConfig
+from lpgan_jax.features import classifier, classifier_judge
 from lpgan_jax.quality import Judge, class_coverage, frechet_distance, precision_recall
 
 
-def features(seed, count, width, scale=1.0, shift=0.0):
+def rows(seed, count, width, scale=1.0, shift=0.0):
     rng = np.random.default_rng(seed)
     mixing = rng.normal(size=(width, width))
     return scale * rng.normal(size=(count, width)) @ mixing + shift
@@ -25,7 +25,7 @@ def features(seed, count, width, scale=1.0, shift=0.0):
 @pytest.mark.parametrize(("count", "width"), [(500, 1), (500, 8), (40, 64)])
 def test_frechet_distance_is_the_formula(count, width):
     """With SciPy's root of the product itself; at 40 rows the covariances are singular."""
-    a, b = features(0, count, width), features(1, count + 7, width, 1.5, 0.3)
+    a, b = rows(0, count, width), rows(1, count + 7, width, 1.5, 0.3)
     first, second = (np.atleast_2d(np.cov(x.T)) for x in (a, b))
     root = np.real(scipy.linalg.sqrtm(first @ second))
     mean = a.mean(0) - b.mean(0)
@@ -37,7 +37,7 @@ def test_frechet_distance_is_the_formula(count, width):
 
 
 def test_frechet_distance_of_known_distributions():
-    x = features(2, 300, 5)
+    x = rows(2, 300, 5)
     assert abs(frechet_distance(x, x)) < 1e-9 * np.trace(np.cov(x.T))
     assert frechet_distance(x, x + 2.0) == pytest.approx(5 * 4.0)  # a shift alone
     doubled = x.mean(0) + 2 * (x - x.mean(0))  # C2 = 4 C1: tr(C1 + 4 C1 - 2 * 2 C1)
@@ -65,7 +65,7 @@ def naive_precision(real, generated, k):
     k=st.integers(1, 4),
 )
 def test_precision_and_recall_are_the_loops(seed, sizes, width, k):
-    real, generated = features(seed, sizes[0], width), features(seed + 1, sizes[1], width, 1.3)
+    real, generated = rows(seed, sizes[0], width), rows(seed + 1, sizes[1], width, 1.3)
     expected = naive_precision(real, generated, k), naive_precision(generated, real, k)
     assert precision_recall(real, generated, k) == pytest.approx(expected)
 
@@ -79,9 +79,9 @@ def test_precision_and_recall_tell_apart_what_they_should(monkeypatch):
     assert recall < 0.9
     assert precision_recall(real, real + 100.0) == (0.0, 0.0)
     assert precision_recall(real, real) == (1.0, 1.0)
-    whole = precision_recall(real, features(3, 200, 3))
+    whole = precision_recall(real, rows(3, 200, 3))
     monkeypatch.setattr(quality, "_MOST_DISTANCES", 1000)  # in parts
-    assert precision_recall(real, features(3, 200, 3)) == whole
+    assert precision_recall(real, rows(3, 200, 3)) == whole
 
 
 # Coverage
@@ -111,14 +111,14 @@ def test_class_coverage():
 )
 def test_bad_features(call, message):
     with pytest.raises(ValueError, match=message):
-        call(features(0, 9, 3))
+        call(rows(0, 9, 3))
 
 
 def test_a_judge_needs_classes_for_coverage():
     def flat(images):
         return images.reshape(len(images), -1)
 
-    real, labels = features(0, 30, 4).reshape(30, 2, 2, 1), np.arange(30) % 3
+    real, labels = rows(0, 30, 4).reshape(30, 2, 2, 1), np.arange(30) % 3
     plain = Judge(real, flat)(real)
     assert (plain.frechet, plain.coverage) == (pytest.approx(0, abs=1e-9), None)
     judged = Judge(real, flat, labels, lambda images: np.zeros(len(images), int))(real)

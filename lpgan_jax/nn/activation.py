@@ -114,3 +114,24 @@ class SecTanh(_Activation):
         derivative = add_public(party, -square(party, residuals, owing=True), 1.0)
         derivative = truncate(party, derivative, self.frac_bits)
         return mul(party, truncate(party, dy, self.frac_bits), derivative, owing=True), {}
+
+
+@dataclass(frozen=True)
+class SecSquare(_Activation):
+    """x^2, for |x| < 2^(31 - frac_bits) in real terms. x is opened (masked) once."""
+
+    def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
+        """(x^2 at double fraction, x at `frac_bits`). 1 round."""
+        x = truncate(party, x, self.frac_bits)
+        # A truncated value is made of public and dealt parts, so that products of it open nothing.
+        x = masked(party, x) if x.mask is None else x
+        return square(party, x, owing=True), x
+
+    def backward(
+        self, party: Party, residuals: Any, dy: Secret, *, input_grad: bool, param_grads: bool
+    ) -> tuple[Secret | None, Params | None]:
+        """2 x dy at double fraction. 1 round: only dy is opened."""
+        if not input_grad:
+            return None, {}
+        dy = truncate(party, dy, self.frac_bits)
+        return mul(party, residuals.times_int(2), dy, owing=True), {}

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from lpgan_jax import config, data
-from lpgan_jax.classifier import classifier_judge
 from lpgan_jax.config import DataConfig, SweepConfig, TrainConfig
+from lpgan_jax.features import classifier_judge
 from lpgan_jax.files import atomic_write
 from lpgan_jax.gan import LPGAN
 from lpgan_jax.images import save_png
@@ -26,7 +26,7 @@ from lpgan_jax.quality import Judge
 from lpgan_jax.shadow import Rounding
 from lpgan_jax.simulation import Simulation, share_state
 from lpgan_jax.sweep.errors import gradient_errors, layer_errors, protocol_errors
-from lpgan_jax.sweep.tables import Row
+from lpgan_jax.tables import Row
 from lpgan_jax.trainers import (
     Mode,
     PlaintextTrainer,

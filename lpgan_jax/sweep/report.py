@@ -15,7 +15,7 @@ from lpgan_jax import config
 from lpgan_jax.config import SweepConfig
 from lpgan_jax.files import atomic_write
 from lpgan_jax.sweep.cells import Cell, Variant, variants
-from lpgan_jax.sweep.tables import Row, read_csv, write_csv
+from lpgan_jax.tables import Row, read_csv, write_csv
 
 MEASURES = ("frechet", "precision", "recall", "coverage", "distance", "loss_d", "loss_g")
 _FINAL = ("variant", "mode", "rounding", "frac_bits", "perturbation", "seeds", "step")

@@ -21,7 +21,7 @@ from lpgan_jax import config
 from lpgan_jax.config import SweepConfig
 from lpgan_jax.files import atomic_write, use_compilation_cache
 from lpgan_jax.sweep.cells import Cell, Variant, run_cell, settings_of, variants
-from lpgan_jax.sweep.tables import Row, write_csv
+from lpgan_jax.tables import Row, write_csv
 
 _VARIANT = ("mode", "rounding", "frac_bits", "perturbation", "seed")
 TABLES = {

@@ -1,0 +1,390 @@
+"""Secure training and inference of three small networks on MNIST, next to their plaintext twins.
+
+    python experiments/small_nets.py --mnist DIR --out DIR
+
+trains every network of `lpgan_jax.models.small_nets` on shares (both servers and DS simulated) and
+its Flax and optax twin in float32, from the same parameters and on the same batches. Then the
+securely trained one classifies the test images on shares. OUT gets small_nets.csv,
+small_nets_curve.csv and small_nets.png, which the seed determines, small_nets_times.csv, and
+small_nets.md with the tables. A network that is in the tables already is not trained again.
+"""
+
+import argparse
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import track
+
+import lpgan_jax as lp
+from lpgan_jax import optim, tables
+from lpgan_jax.classification import Batch, Classifier, PlaintextClassifier, one_hot
+from lpgan_jax.config import DataConfig
+from lpgan_jax.cost_model import program_cost
+from lpgan_jax.data import Batches, load_images, load_labels
+from lpgan_jax.files import atomic_write
+from lpgan_jax.headroom import headroom, worst
+from lpgan_jax.models.small_nets import NAMES, SmallNet
+from lpgan_jax.party import simulate
+from lpgan_jax.programs import shared
+from lpgan_jax.simulation import StepKeys, compiler_options, reveal_tree, share_tree
+from lpgan_jax.tables import Row
+
+RATES = {"fc": 0.005, "conv-square": 0.01, "conv-relu": 0.05}
+BATCH, MOMENTUM = 64, 0.9
+INFERENCE = 100  # images that are classified at once
+POINTS, SUBSET = 20, 1000  # of the curve, and test images for each
+
+SETTINGS = ("train", "test", "epochs", "seed")
+FILES = ("small_nets_times.csv", "small_nets_curve.csv", "small_nets.csv")
+INTEGERS = (
+    *(*SETTINGS, "batch_size", "frac_bits", "steps", "step", "parameters"),
+    *("inference_batch", "rounds", "server_bytes_one_image"),
+)
+TYPES: dict[str, Callable[[str], Any]] = {"network": str, **dict.fromkeys(INTEGERS, int)}
+
+Results = dict[str, list[Row]]
+"""{file: rows}, for each of FILES."""
+
+
+class Data(NamedTuple):
+    """Images [N, 28, 28, 1] in [0, 1], 0 is black, and labels [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load(path: str, split: str, number: int) -> Data:
+    """The first so many images of a split."""
+    fields = {"split": split, "image_size": 28, "channels": 1, "limit": number}
+    config = DataConfig(dataset="idx", path=path, **fields)
+    images, labels = load_images(config), load_labels(config)
+    assert labels is not None  # IDX files have some
+    if len(images) < number:
+        raise ValueError(f"--{split}: {number} given, but there are {len(images)} images")
+    return Data((images + 1) / 2, labels)
+
+
+def watched(items: Iterable[Any], number: int, text: str) -> Iterable[Any]:
+    """The items, with a bar and the remaining time."""
+    return track(items, text, number, console=Console(stderr=True))
+
+
+def timed(seconds: list[float], function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns; the seconds that it takes are added to the list."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    seconds.append(time.perf_counter() - start)
+    return result
+
+
+def median(seconds: list[float]) -> float:
+    """Without the first, which compiles, if there are more."""
+    return statistics.median(seconds[1:] or seconds)
+
+
+def rounded(row: Row) -> Row:
+    """Floats with six digits."""
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+# On shares ----------------------------------------------------------------------------------------
+
+
+class Simulation:
+    """DS, both servers and SP of a classifier, in one process.
+
+    Attributes:
+        state: everything secret, as `Secret`s of paired arrays.
+    """
+
+    def __init__(self, classifier: Classifier, initial: Any, master: jax.Array) -> None:
+        """`initial`: float arrays; `master`: DS's key."""
+        f = classifier.model.frac_bits
+        self._keys = StepKeys(master)
+        self._schedule = classifier.schedule
+        self.state = share_tree(self._keys.take(), initial, classifier.scales(initial))
+
+        def step(keys: jax.Array, state: Any, batch: Batch, public: Any) -> Any:
+            secrets = state, share_tree(keys[0], batch, Batch(f, f))
+            return simulate(classifier.train_step, keys[1], secrets, public)
+
+        def infer(keys: jax.Array, params: Any, images: jax.Array) -> Any:
+            return simulate(classifier.infer, keys[1], (params, share_tree(keys[0], images, f)))
+
+        options = compiler_options(128)  # ring products are wide
+        self._step = jax.jit(step, donate_argnums=1, compiler_options=options)
+        self._infer = jax.jit(infer, compiler_options=options)
+
+    def _two_keys(self) -> jax.Array:
+        return jnp.stack([self._keys.take(), self._keys.take()])
+
+    def train_step(self, step: int, batch: Batch) -> Any:
+        """A step on a batch of real values; returns the new state."""
+        self.state = self._step(self._two_keys(), self.state, batch, self._schedule(step))
+        return self.state
+
+    def params(self) -> Any:
+        """SP's reconstruction."""
+        return reveal_tree(self.state.params)
+
+    def infer(self, images: np.ndarray) -> np.ndarray:
+        """Logits [n, 10], opened by SP, of images that DS shares."""
+        return reveal_tree(self._infer(self._two_keys(), self.state.params, images))
+
+
+def bits_left(classifier: Classifier, initial: Any, batches: Iterable[Batch]) -> float:
+    """The fewest bits that any value leaves free of its range, training in the clear."""
+    program = SimpleNamespace(  # as `headroom` takes it
+        model=classifier.model,
+        scales=classifier.scales,
+        schedule=classifier.schedule,
+        train_step=lambda *arguments: (classifier.train_step(*arguments), None),
+    )
+    return worst(headroom(program, initial, batches))[1]
+
+
+def inference_cost(classifier: Classifier, params: Any, images: np.ndarray) -> Row:
+    """Of the images together, and of one alone; each server sends as much as the other."""
+
+    def cost(images: np.ndarray) -> Any:
+        shapes = jax.tree.map(lambda v: shared(v, classifier.model.frac_bits), (params, images))
+        return program_cost(classifier.infer, shapes)
+
+    size, together = len(images), cost(images)
+    return {
+        "inference_batch": size,
+        "rounds": together.rounds,
+        "server_bytes_per_image": together.online_bytes / size,
+        "server_bytes_one_image": cost(images[:1]).online_bytes,
+        "dealer_bytes_per_image": together.dealer_bytes_s2 / size,
+    }
+
+
+def measure(name: str, args: argparse.Namespace, train: Data, test: Data) -> Results:
+    """Train one network on shares and in the clear, and classify the test images with both."""
+    model, rate = SmallNet(name), RATES[name]
+    classifier = Classifier(model, optim.sgd(rate, BATCH, model.frac_bits, MOMENTUM))
+    plain = PlaintextClassifier(model, optax.sgd(rate, MOMENTUM))
+    images, labels = model.inputs(train.images), one_hot(train.labels)
+    order = Batches(len(images), BATCH, args.seed)
+    steps = args.epochs * order.per_epoch
+
+    def batches() -> Iterable[Batch]:
+        for chosen in map(order.indices, range(steps)):
+            yield Batch(images[chosen], labels[chosen])
+
+    # A network's results do not depend on which others were trained before it.
+    master = jax.random.split(lp.key(args.seed), len(NAMES))[NAMES.index(name)]
+    initial = classifier.init(np.random.default_rng(args.seed))
+    secure, twin = Simulation(classifier, initial, master), plain.init(initial.params)
+    inputs = model.inputs(test.images)
+
+    def point(step: int) -> Row:
+        row: Row = {"network": name, "step": step}
+        for kind, params in (("secure", secure.params()), ("plaintext", twin.params)):
+            predicted = np.asarray(plain.infer(params, inputs[:SUBSET])).argmax(1)
+            row[f"{kind}_accuracy"] = np.mean(predicted == test.labels[:SUBSET])
+        return rounded(row)
+
+    free = bits_left(classifier, initial, watched(batches(), steps, f"{name}: ranges"))
+    curve: list[Row] = []
+    secure_s: list[float] = []
+    plain_s: list[float] = []
+    for step, batch in enumerate(watched(batches(), steps, f"{name}: training")):
+        if step % -(-steps // POINTS) == 0:
+            curve.append(point(step))
+        timed(secure_s, secure.train_step, step, batch)
+        twin = timed(plain_s, plain.train_step, twin, batch)
+    curve.append(point(steps))
+
+    parts = np.array_split(inputs, range(INFERENCE, len(inputs), INFERENCE))
+    infer_s: list[float] = []
+    opened = watched(parts, len(parts), f"{name}: inference")
+    logits = np.concatenate([timed(infer_s, secure.infer, part) for part in opened])
+    exact = PlaintextClassifier(model, plain.tx, np.float64).infer(secure.params(), inputs)
+    difference = np.abs(logits - np.asarray(exact)).max()
+    ours, theirs = logits.argmax(1), np.asarray(plain.infer(twin.params, inputs)).argmax(1)
+    row: Row = {
+        "network": name,
+        **{setting: vars(args)[setting] for setting in SETTINGS},
+        "batch_size": BATCH,
+        "learning_rate": rate,
+        "momentum": MOMENTUM,
+        "frac_bits": model.frac_bits,
+        "steps": steps,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(initial.params)),
+        "headroom_bits": free,
+        "secure_accuracy": np.mean(ours == test.labels),
+        "plaintext_accuracy": np.mean(theirs == test.labels),
+        "agreement": np.mean(ours == theirs),
+        "largest_logit": np.abs(logits).max(),
+        "logit_difference": difference,
+        "logit_difference_lsb": difference * 2**model.frac_bits,
+        **inference_cost(classifier, initial.params, parts[0]),
+    }
+    whole = [s for s, part in zip(infer_s, parts, strict=True) if len(part) == len(parts[0])]
+    times: Row = {
+        "network": name,
+        "secure_step_s": median(secure_s),
+        "plaintext_step_s": median(plain_s),
+        "secure_image_ms": 1e3 * median(whole) / len(parts[0]),
+    }
+    return dict(zip(FILES, ([rounded(times)], curve, [rounded(row)]), strict=True))
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def read(out: Path) -> Results:
+    """The rows of the networks that are done, which small_nets.csv names: it is written last."""
+    results: Results = {}
+    for file in FILES:
+        text = (out / file).read_text() if (out / file).exists() else ""
+        results[file] = tables.from_csv(text, TYPES)
+    done = {row["network"] for row in results["small_nets.csv"]}
+    return {file: [row for row in rows if row["network"] in done] for file, rows in results.items()}
+
+
+def to_markdown(results: Results) -> str:
+    """The tables for a page, and the command that makes them."""
+    rows = results["small_nets.csv"]
+    times = {row["network"]: row for row in results["small_nets_times.csv"]}
+    settings = " ".join(f"--{name} {rows[0][name]}" for name in SETTINGS)
+    first = rows[0]
+    text = [
+        f"`python experiments/small_nets.py --mnist DIR --out DIR {settings}`: batches of "
+        f"{first['batch_size']}, SGD with momentum {first['momentum']:g}, {first['frac_bits']} "
+        "fraction bits; the twin is Flax in float32, from the same parameters and on the same "
+        "batches. Both servers and DS are simulated in one process.",
+        "",
+        "| network | accuracy, secure | accuracy, plaintext | same class | largest difference of a "
+        "logit | a training step, secure | plaintext | bits of range left |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        own = times[row["network"]]
+        text.append(
+            f"| {row['network']} | {row['secure_accuracy']:.2%} | {row['plaintext_accuracy']:.2%} "
+            f"| {row['agreement']:.2%} "
+            f"| {row['logit_difference']:.1e} ({row['logit_difference_lsb']:.1f} LSB) "
+            f"| {1e3 * own['secure_step_s']:.3g} ms | {1e3 * own['plaintext_step_s']:.3g} ms "
+            f"| {row['headroom_bits']:.1f} |"
+        )
+    text += [
+        "",
+        "Logits: inference on shares against float64, with the same parameters. What inference of "
+        f"{first['inference_batch']} images at once takes:",
+        "",
+        "| network | rounds | a server sends, per image | of one image alone | DS to S2, per image "
+        "| time per image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        volumes = ("server_bytes_per_image", "server_bytes_one_image", "dealer_bytes_per_image")
+        text.append(
+            f"| {row['network']} | {row['rounds']} "
+            + "".join(f"| {row[volume] / 1e3:.3g} kB " for volume in volumes)
+            + f"| {times[row['network']]['secure_image_ms']:.2g} ms |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def draw(results: Results) -> bytes:
+    """Accuracy against steps, secure and plaintext, a panel for each network, as a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows = results["small_nets.csv"]
+    figure, axes = plt.subplots(
+        2,
+        len(rows),
+        figsize=(3.6 * len(rows), 5),
+        sharex="col",
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, column in zip(rows, axes.T, strict=True):
+        points = [p for p in results["small_nets_curve.csv"] if p["network"] == row["network"]]
+        steps = [point["step"] for point in points]
+        for panel, lowest in zip(column, (0, 90), strict=True):
+            for kind, style in (("secure", "-"), ("plaintext", "--")):
+                accuracies = [100 * point[f"{kind}_accuracy"] for point in points]
+                panel.plot(steps, accuracies, style, label=kind)
+            panel.set_ylim(lowest, 100)
+            panel.grid(color="0.9")
+        column[0].set_title(row["network"])
+        column[1].set_xlabel("training steps")
+    axes[0][0].legend(loc="lower right", frameon=False)
+    for panel in axes.flat:
+        panel.label_outer()
+    first = rows[0]
+    figure.supylabel(f"accuracy on {min(SUBSET, first['test'])} test images [%]")
+    figure.suptitle(
+        f"Training on shares and in the clear: {first['train']:,} images of MNIST, "
+        f"{first['epochs']} epochs, batch {first['batch_size']}, seed {first['seed']}"
+    )
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return image.getvalue()
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} given, expected at least 1")
+    return number
+
+
+def main() -> None:
+    """Measure what is missing, and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mnist", required=True, metavar="DIR", help="MNIST's four IDX files")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument(
+        "--train", type=positive, default=12800, metavar="N", help="training images"
+    )
+    parser.add_argument("--test", type=positive, default=2000, metavar="N", help="test images")
+    parser.add_argument("--epochs", type=positive, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of parameters, order and the dealer")
+    args = parser.parse_args()
+    results = read(args.out)
+    for row in results["small_nets.csv"]:
+        for name in SETTINGS:
+            if row[name] != getattr(args, name):
+                parser.error(f"--{name}: {args.out} has results for {row[name]}: use another --out")
+    done = [row["network"] for row in results["small_nets.csv"]]
+    try:
+        for network in [name for name in NAMES if name not in done]:
+            train, test = (
+                load(args.mnist, split, vars(args)[split]) for split in ("train", "test")
+            )
+            for file, rows in measure(network, args, train, test).items():
+                results[file] += rows
+            for file, rows in results.items():
+                atomic_write(args.out / file, tables.to_csv(rows, list(rows[0])).encode())
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    results = read(args.out)  # the page has what the files have
+    atomic_write(args.out / "small_nets.md", to_markdown(results).encode())
+    atomic_write(args.out / "small_nets.png", draw(results))
+    print(f"{args.out}: {', '.join([*FILES, 'small_nets.md', 'small_nets.png'])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -43,11 +43,15 @@ def _run(
 ) -> Any:
     """The outputs of (party, values, public), as float64; floats go in."""
     keys = jax.random.split(make_key(seed), 2)
+    options = compiler_options(features=0)  # what compiles quickly: it runs once
     if variant.mode == "secure":
         shared = share_tree(keys[0], values, scales)
-        program = jax.jit(lambda key, v, p: simulate(function, key, v, p))
+        program = jax.jit(lambda key, v, p: simulate(function, key, v, p), compiler_options=options)
         return reveal_tree(program(keys[1], shared, public))
-    program = jax.jit(lambda key, v, p: shadow.run(function, key, v, p, variant.rounding))
+    program = jax.jit(
+        lambda key, v, p: shadow.run(function, key, v, p, variant.rounding),
+        compiler_options=options,
+    )
     return whole_tree(program(keys[1], shadow.whole_words(values, scales), public))
 
 
@@ -177,7 +181,9 @@ def gradient_errors(
     scaled_by = (scales, jax.tree.map(lambda _: f, batch))
     public = recording.schedule(0)
     (found, _) = _run(variant, recording.train_step, seed, values, scaled_by, public)
-    clear = jax.jit(lambda v, p: recording.train_step(Clear(), v, p))
+    clear = jax.jit(
+        lambda v, p: recording.train_step(Clear(), v, p), compiler_options=compiler_options(0)
+    )
     exact, _ = clear(jax.tree.map(scaled, values, scaled_by), public)
     exact = jax.tree.map(lambda v: np.asarray(v.share) * 2.0**-f, exact, is_leaf=is_secret)
     rows = []

@@ -175,6 +175,7 @@ def _run_all(
     with _Bar(len(missing), total) as bar:
         try:
             while waiting or running:
+                _spread(waiting, len(free))
                 while waiting and free:
                     cells, cores = waiting.pop(0), free.pop()
                     with_errors = [cell.seed == sweep.seeds[0] for cell in cells]
@@ -210,6 +211,14 @@ def _by_variant(cells: list[Cell]) -> list[list[Cell]]:
     for cell in cells:
         groups.setdefault(cell.variant, []).append(cell)
     return list(groups.values())
+
+
+def _spread(groups: list[list[Cell]], workers: int) -> None:
+    """Split the largest groups, in place, until there is one for each idle worker."""
+    while len(groups) < workers and (largest := max(groups, key=len, default=[]))[1:]:
+        half = len(largest) // 2
+        groups += [largest[:half], largest[half:]]
+        groups.remove(largest)
 
 
 def _shares_of_cores(workers: int) -> list[set[int]]:

@@ -1,0 +1,188 @@
+"""Publish what a secure training run made: its generator, a model card, and the figures behind it.
+
+    python experiments/release.py --run runs/digits --out docs/results/digits \
+        --command "lpgan train --config digits --out runs/digits --seed 0"
+
+Writes generator.msgpack (Flax variables), README.md (the card), samples.png, losses.csv, losses.png
+and quality.csv. The discriminator is not published: it knows more about the images.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from flax import serialization
+
+from lpgan_jax import data
+from lpgan_jax.config import TrainConfig
+from lpgan_jax.files import atomic_write
+from lpgan_jax.images import save_png
+from lpgan_jax.models.twin import Generator
+from lpgan_jax.parameters import load_parameters
+from lpgan_jax.run_directory import RunDirectory
+from lpgan_jax.tables import Row, read_csv, write_csv
+from lpgan_jax.training import build, export, generate, quality
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+SHOWN = 64
+QUALITY = ("images", "seed", "frechet", "precision", "recall", "coverage", "classifier_accuracy")
+
+
+def measured(run: Path, settings: TrainConfig, num: int, seed: int) -> Row:
+    """The quality of the run's images, and of as many real ones that it is not compared with."""
+    lines: list[str] = []
+    figures = asdict(quality(run, num, seed=seed, report=lines.append))
+    from lpgan_jax.features import classifier
+
+    labels = data.load_labels(settings.data)
+    assert labels is not None  # or `quality` would have refused
+    accuracy = classifier(data.load_images(settings.data), labels).accuracy
+    return {"images": num, "seed": seed, **figures, "classifier_accuracy": accuracy}
+
+
+def draw_losses(rows: list[Row], title: str, path: Path) -> None:
+    """Losses over steps, as SP opened them."""
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name, label in (("loss_d", "discriminator"), ("loss_g", "generator")):
+        axes.plot([r["step"] for r in rows], [r[name] for r in rows], label=label, linewidth=0.8)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss [nats], opened by SP")
+    axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def publish_generator(run: Path, settings: TrainConfig, out: Path) -> None:
+    """SP's reconstruction of the generator alone, as `{"params", "batch_stats"}` in float32."""
+    both = out / ".both.msgpack"
+    export(run, both)
+    try:
+        model = build(settings).model
+        load_parameters(both, model)  # checks names and shapes
+        variables = serialization.msgpack_restore(both.read_bytes())["g"]
+    finally:
+        both.unlink(missing_ok=True)
+    atomic_write(out / "generator.msgpack", serialization.to_bytes(variables))
+    noise = np.random.default_rng(0).normal(size=(2, settings.model.noise_size))
+    images = Generator(model).apply(variables, noise.astype(np.float32), use_running_average=True)
+    assert np.isfinite(np.asarray(images)).all()
+
+
+CARD = """\
+# {title}
+
+![generated images](samples.png)
+
+*{shown} images from noise of seed {seed}, generated from the shares and opened by SP.*
+
+**What it is.** The generator of a DCGAN ({parameters:,} parameters, {size}x{size}, {channels}
+channel{s}), trained under two-server secret sharing from its initial parameters to its last update:
+{steps} steps on batches of {batch}, {frac_bits} fraction bits, seed {seed}. No value was opened
+on the way but masked ones; SP opened the losses, sample grids, and these parameters.
+
+```sh
+{command}
+```
+
+Both servers were simulated in one process, and the seed fixed the dealer too, so that the run can
+be repeated: the images are public.
+
+**How good it is** (quality.csv): measured on {images:,} generated and as many real images, in the
+features of a small classifier of the real ones ({accuracy:.1f} % of held-out images right).
+
+| Fréchet distance | precision | recall | classes covered |
+|---:|---:|---:|---:|
+| {frechet:.3g} | {precision:.3f} | {recall:.3f} | {coverage:.0f} % |
+
+![losses](losses.png)
+
+**How to use it.**
+
+```python
+import jax
+from flax import serialization
+from lpgan_jax import config
+from lpgan_jax.models.twin import generator_twin
+from lpgan_jax.training import build
+
+model = build(config.load("{config}"{changes})).model
+variables = serialization.msgpack_restore(open("generator.msgpack", "rb").read())
+noise = jax.random.normal(jax.random.key(0), ({shown}, model.noise_size), "float32")
+images = generator_twin(model).apply(variables, noise, use_running_average=True)  # -1 to 1
+```
+
+**Intended use.** To see what secure training gives, and to compare with. {data}
+
+**Limits.** Secret sharing protects images and parameters while training. It says nothing about what
+the published parameters remember: no privacy mechanism was added, and a generator may reproduce
+features of single images. Quality is that of a small network and short training.
+
+Licence: Apache-2.0.
+"""
+
+
+def card(settings: TrainConfig, figures: Row, steps: int, args: argparse.Namespace) -> str:
+    """The model card."""
+    leaves = jax.tree.leaves(build(settings).model.generator().init(np.random.default_rng(0))[0])
+    channels = settings.data.channels
+    changes = f', ["frac_bits={settings.frac_bits}"]' if settings.frac_bits != 18 else ""
+    values: dict[str, Any] = {
+        "title": args.title,
+        "shown": SHOWN,
+        "parameters": sum(leaf.size for leaf in leaves),
+        "size": settings.data.image_size,
+        "channels": channels,
+        "s": "" if channels == 1 else "s",
+        "steps": f"{steps:,}",
+        "batch": settings.batch_size,
+        "frac_bits": settings.frac_bits,
+        "command": args.command,
+        "accuracy": 100 * figures["classifier_accuracy"],
+        "config": args.config,
+        "changes": changes,
+        "data": args.data,
+    }
+    return CARD.format(**{**figures, "coverage": 100 * figures["coverage"]} | values)
+
+
+def main() -> None:
+    """Measure, export, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", required=True, help="the shipped configuration of the run")
+    parser.add_argument("--command", required=True, help="what made the run, for the card")
+    parser.add_argument("--title", required=True)
+    parser.add_argument("--data", default="", help="a sentence about the data, for the card")
+    parser.add_argument("--num", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    run = RunDirectory.open(args.run)
+    settings = run.config()
+    steps = json.loads(run.summary_file.read_text())["steps"]
+    losses = read_csv(run.metrics_file)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_csv(args.out / "losses.csv", losses, ("step", "loss_d", "loss_g"))
+    title = f"{args.config} under sharing, {settings.frac_bits} fraction bits; seed {args.seed}"
+    draw_losses(losses, title, args.out / "losses.png")
+    save_png(args.out / "samples.png", generate(args.run, SHOWN, seed=args.seed))
+    publish_generator(args.run, settings, args.out)
+    num = min(args.num, len(data.load_images(settings.data)))
+    write_csv(args.out / "quality.csv", [measured(args.run, settings, num, args.seed)], QUALITY)
+    (figures,) = read_csv(args.out / "quality.csv")  # the card says what the file says
+    atomic_write(args.out / "README.md", card(settings, figures, steps, args).encode())
+    print(f"{args.out}: {figures}")
+
+
+if __name__ == "__main__":
+    main()

@@ -194,7 +194,10 @@ def test_what_the_tables_say(swept):
     protocols = read_csv(out / "protocols.csv")
     assert {row["frac_bits"] for row in protocols} == {12, 18}
     assert all(0.2 < row["error_rms"] < 0.7 for row in protocols)  # LSB, at any precision
-    assert all(row["lost_rms"] >= 0 for row in read_csv(out / "layers.csv"))
+    layers = read_csv(out / "layers.csv")
+    assert {row["frac_bits"] for row in layers} == {12, 18}
+    assert {row["scale"] for row in layers} > {12, 18, 28}
+    assert all(row["lost_rms"] >= 0 for row in layers)
     assert all(row["cell_seconds"] > 0 for row in read_csv(out / "times.csv"))
 
 

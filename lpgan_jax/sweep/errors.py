@@ -222,8 +222,6 @@ def layer_errors(gan: LPGAN, state: State, batch: Batch, variant: Variant, seed:
 
     options = compiler_options(gan.model.features)
     statistics = jax.jit(step, compiler_options=options)(make_key(seed), values)
-    return [
-        row._asdict()
-        for row in summary(seen, np.asarray(statistics)[None])
-        if row.operation == "truncate"
-    ]
+    rows = [row._asdict() for row in summary(seen, np.asarray(statistics)[None])]
+    # The variant has fraction bits of its own; these are of the tensor.
+    return [row | {"scale": row.pop("frac_bits")} for row in rows if row["operation"] == "truncate"]

@@ -58,6 +58,8 @@ def write_report(out: str | os.PathLike[str], command: str) -> None:
             out / "precision.png", plots, _precision(plots, sweep, training, gradients, protocols)
         )
         pictures.append(("precision.png", "Precision: quality, gradients and protocols"))
+        _save(out / "layers.png", plots, _layers(plots, sweep, read_csv(out / "layers.csv")))
+        pictures.append(("layers.png", "What each layer's result lost, with stochastic rounding"))
     _save(out / "curves.png", plots, _curves(plots, sweep, training))
     pictures.append(("curves.png", "Training: mean over seeds, band from the least to the most"))
     if _samples(out, sweep):
@@ -250,6 +252,26 @@ def _precision(
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(_title(sweep))
+    return figure
+
+
+def _layers(plots: Any, sweep: SweepConfig, layers: list[Row]) -> Any:
+    """A map: layers by precision, the loss of each layer's last truncation in LSB."""
+    lost: dict[str, dict[int, float]] = {}
+    for row in layers:
+        if row["rounding"] == "stochastic":
+            place = row["place"].split(" ")[0].split("/")[0]  # later rows replace earlier ones
+            lost.setdefault(place, {})[row["frac_bits"]] = row["lost_rms"]
+    places, bits = list(lost), sorted({b for of in lost.values() for b in of})
+    table = np.array([[lost[place].get(b, np.nan) for b in bits] for place in places])
+    figure, axes = plots.subplots(figsize=(9, 2 + 0.22 * len(places)), layout="constrained")
+    image = axes.imshow(np.log2(np.maximum(table, 0.1)), aspect="auto", cmap="magma_r")
+    axes.set_xticks(range(len(bits)), bits)
+    axes.set_yticks(range(len(places)), places, fontsize="x-small")
+    axes.set_xlabel("fraction bits")
+    axes.set_ylabel("layer, in the order of the program")
+    axes.set_title(f"{_title(sweep)}; first seed", fontsize="small")
+    figure.colorbar(image, label="log2 of the root mean square loss [LSB]")
     return figure
 
 

@@ -41,6 +41,7 @@ TABLES = {
     "layers": (
         *_VARIANT,
         "place",
+        "scale",
         "low",
         "high",
         "bits_left",

@@ -224,4 +224,6 @@ def layer_errors(gan: LPGAN, state: State, batch: Batch, variant: Variant, seed:
     statistics = jax.jit(step, compiler_options=options)(make_key(seed), values)
     rows = [row._asdict() for row in summary(seen, np.asarray(statistics)[None])]
     # The variant has fraction bits of its own; these are of the tensor.
-    return [row | {"scale": row.pop("frac_bits")} for row in rows if row["operation"] == "truncate"]
+    return [
+        {"scale": row.pop("frac_bits"), **row} for row in rows if row["operation"] == "truncate"
+    ]

@@ -8,7 +8,6 @@ Nothing is measured here: every number on the page comes from a CSV in docs/resu
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
 from lpgan_jax.files import atomic_write
 from lpgan_jax.sweep.report import recommended_bits
@@ -144,14 +143,9 @@ of stride 2 before 100-10.
 {fragment(results, "small_nets.md")}"""
 
 
-def main() -> None:
-    """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=DOCS / "results")
-    parser.add_argument("--out", type=Path, default=DOCS / "results.md")
-    args = parser.parse_args()
-    of: Path = args.results
-    sections: list[Any] = [
+def document(of: Path) -> str:
+    """The page."""
+    sections = [
         HEAD,
         precision(of),
         fidelity(of),
@@ -161,8 +155,17 @@ def main() -> None:
         release(of, "pneumonia", "The medical case: chest X-rays"),
         small_nets(of),
     ]
-    atomic_write(args.out, "\n".join(sections).encode())
-    print(f"{args.out}: {len(sections) - 1} sections")
+    return "\n".join(sections)
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=DOCS / "results")
+    parser.add_argument("--out", type=Path, default=DOCS / "results.md")
+    args = parser.parse_args()
+    atomic_write(args.out, document(args.results).encode())
+    print(args.out)
 
 
 if __name__ == "__main__":

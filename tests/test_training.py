@@ -10,12 +10,12 @@ from flax import serialization
 from PIL import Image
 
 import lpgan_jax as lp
-from lpgan_jax import checkpoint, cli, config
+from lpgan_jax import checkpoint, cli, config, features, training
 from lpgan_jax.models.twin import from_flax, to_flax
 from lpgan_jax.parameters import load_parameters
 from lpgan_jax.run_directory import RunDirectory
 from lpgan_jax.simulation import StepKeys, restore_state, reveal_tree
-from lpgan_jax.training import build, train
+from lpgan_jax.training import build, generate, quality, train
 
 YAML = """
 data: {dataset: digits, image_size: 8, channels: 1}
@@ -164,6 +164,56 @@ def test_the_plaintext_twin_trains_by_the_same_command(run, settings_file, tmp_p
     assert cli.main(["train", *arguments]) == 0
     for secure, plain in zip(rows(run), rows(out), strict=True):
         assert float(secure["loss_d"]) == pytest.approx(float(plain["loss_d"]), abs=1e-3)
+
+
+def test_a_shadow_run_stays_close_to_the_secure_one(run, settings_file, tmp_path, capsys):
+    out = tmp_path / "shadow"
+    arguments = ["--config", str(settings_file), "--out", str(out), "--seed", "7", "--shadow"]
+    assert cli.main(["train", *arguments]) == 0
+    assert "hides nothing" in capsys.readouterr().out
+    assert json.loads((out / "summary.json").read_text())["mode"] == "shadow"
+    assert not (out / "checkpoints").exists()  # it has no shares
+    gan = build(config.load(str(settings_file)))
+    params, _ = load_parameters(out / "parameters.msgpack", gan.model)
+    secure = reveal_tree(
+        restore_state(gan, gan.init(np.random.default_rng(0)), checkpoint.load(run)[1]).params
+    )
+    # Like another run with other dealer keys: four steps of random rounding, some LSB.
+    far = [
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, secure)), strict=True)
+    ]
+    assert 0 < max(far) * 2**18 < 32
+    with pytest.raises(SystemExit):
+        cli.main(["train", *arguments, "--plaintext"])
+    assert cli.main(["train", *arguments, "--resume"]) == 1
+    assert "drop --plaintext, --shadow" in capsys.readouterr().err
+
+
+def test_quality_of_a_run_is_measured_and_repeats(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(features, "_LEAST_STEPS", 20)
+    monkeypatch.setattr(features, "_EPOCHS", 1)
+    command = ["quality", "--run", str(run), "--num", "50", "--seed", "1"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "training a classifier on 1797 real images" in printed
+    assert "50 images, opened by SP" in printed
+    measured = quality(run, 50, seed=1)
+    assert f"Fréchet distance   {measured.frechet:.4g}" in printed
+    # Four steps: nothing that a digit would be taken for.
+    assert measured.precision < 0.2
+    assert cli.main([*command[:3], "--num", "0"]) == 1
+    assert cli.main([*command, "--inception", str(tmp_path / "none.npz")]) == 1
+    assert "none.npz" in capsys.readouterr().err
+
+
+def test_images_are_generated_in_parts_of_any_number(run, monkeypatch):
+    monkeypatch.setattr(training, "_AT_ONCE", 3)
+    images = generate(run, 7, seed=1)
+    assert images.shape == (7, 8, 8, 1)
+    assert len({image.tobytes() for image in images}) == 7
+    with pytest.raises(ValueError, match="num: expected at least 1, got 0"):
+        generate(run, 0)
 
 
 def test_images_come_from_python_too(settings_file, tmp_path):

@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             export(args.run, args.out)
             print(f"parameters, reconstructed by SP, in {args.out}")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lpgan: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -151,7 +151,7 @@ class RunsConfig(_Fields):
 
     mode: Literal["secure", "shadow", "plaintext"]
     """`secure`: on shares; `shadow`: on integers, rounded alike; `plaintext`: the float32 twin."""
-    frac_bits: list[int] = Field(default=[], validate_default=True)
+    frac_bits: list[int] = []
     """None of them: as the base says."""
     rounding: list[Literal["stochastic", "nearest", "local"]] = ["stochastic"]
     """How shadow runs truncate: as the protocols do, or as they do not."""

@@ -8,6 +8,7 @@ import math
 import pickle
 import zlib
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,22 @@ from PIL import Image, ImageOps
 from lpgan_jax.config import DataConfig
 
 _BLACK = -1.0
+
+
+class Stream(IntEnum):
+    """What random numbers under a seed are for; each has a stream of its own."""
+
+    INIT = 0
+    NOISE = 1
+    SAMPLES = 2
+    GENERATION = 3
+    EVALUATION = 4
+    PERTURBATION = 5
+
+
+def random_stream(seed: int, purpose: Stream, step: int = 0) -> np.random.Generator:
+    """Random numbers that are not secret from DS: repeatable, for one purpose and step."""
+    return np.random.default_rng([seed, purpose, step])
 
 
 def load_images(config: DataConfig) -> np.ndarray:
@@ -263,7 +280,7 @@ _CIFAR10_PIXELS = 3 * 32 * 32
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickles of arrays, lists and texts; refuses anything that would run code."""
+    """Reads pickles of arrays, lists and texts; refuses to load anything else by name."""
 
     _ALLOWED: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"),
@@ -322,6 +339,8 @@ def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
     for index, file in enumerate(files):
         try:
             with Image.open(file) as picture:
+                if picture.mode.startswith(("I", "F")):  # `convert` would clip them to white
+                    raise ValueError(f"pixels of more than 8 bits (mode {picture.mode})")
                 square = ImageOps.fit(picture.convert(mode), size, Image.Resampling.BILINEAR)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{file}: expected a whole picture: {error}") from None
@@ -349,5 +368,5 @@ def _read_npz(path: Path, key: str, kind: Any = np.uint8) -> np.ndarray:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected the images (data.path)")
+        raise FileNotFoundError(f"{path}: no such file, expected the data (data.path)")
     return path

@@ -112,7 +112,7 @@ def classifier(
             return Classifier(saved[1], num_classes, saved[0])
     report(f"training a classifier on {len(images)} real images, to measure generated ones")
     held_out = np.arange(len(images)) % _HELD_OUT == 0
-    variables = _train(template, images[~held_out], labels[~held_out])
+    variables = _train(num_classes, template, images[~held_out], labels[~held_out])
     trained = Classifier(0.0, num_classes, variables)
     accuracy = float(np.mean(trained.classes(images[held_out]) == labels[held_out]))
     header = json.dumps({"accuracy": accuracy, "images": len(images)}).encode()
@@ -138,8 +138,8 @@ def _read(file: Path, template: Any) -> tuple[Any, float] | None:
         return None
 
 
-def _train(variables: Any, images: np.ndarray, labels: np.ndarray) -> Any:
-    network = _Network(int(labels.max()) + 1)
+def _train(num_classes: int, variables: Any, images: np.ndarray, labels: np.ndarray) -> Any:
+    network = _Network(num_classes)
     order = Batches(len(images), min(_BATCH, len(images)), seed=0)
     steps = max(_LEAST_STEPS, _EPOCHS * order.per_epoch)
     tx = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-2)
@@ -185,4 +185,4 @@ def classifier_judge(
         )
     network = classifier(images, labels, report)
     some = chosen(len(images), num_images)
-    return Judge(images[some], network.features, labels[some], network.classes)
+    return Judge(images[some], network.features, labels[some], network.classes, network.num_classes)

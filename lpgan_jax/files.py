@@ -1,6 +1,7 @@
 """Writing files so that a crash at any moment leaves the old file or the new one, never half."""
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -8,7 +9,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666
     """Write `data` to `path`, replacing what was there in one step.
 
     The bytes go to a hidden file in the same directory, reach the disk, and then take the name.
-    Missing parent directories are made. One writer at a time.
+    Missing parent directories are made. Of several writers at a time, the last one wins.
 
     Args:
         path: the file to write.
@@ -20,9 +21,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    # A killed writer may have left its file here. A new one gets our mode, and follows no link.
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(descriptor, "wb") as file:

@@ -83,8 +83,9 @@ def sgd(
         learning_rate: positive.
         batch_size: how many examples a gradient sums over.
         frac_bits: f, fraction bits of the parameters. Gradients, and traces, need |g| < 2^10.
-        momentum: 0 to 1, with a relative error below 2^-16. 0 keeps no state. Costs a round, and a
-            word per parameter.
+        momentum: 0 to 1, with a relative error below 2^-16; a steady gradient's trace is 1/(1 -
+            momentum) times as large. 0 keeps no state. Costs up to a round and two words a
+            parameter.
     """
     rate = learning_rate / batch_size
 

@@ -6,7 +6,7 @@ All measures are deterministic, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,16 +85,14 @@ def _inside(reference: np.ndarray, points: np.ndarray, neighbours: int) -> float
     )
 
 
-def _distances(points: np.ndarray, reference: np.ndarray) -> list[np.ndarray]:
+def _distances(points: np.ndarray, reference: np.ndarray) -> Iterator[np.ndarray]:
     """Squared distances [some points, all of the reference], in parts that fit into memory."""
     rows = max(1, _MOST_DISTANCES // len(reference))
     squares = (reference**2).sum(1)
-    parts = []
     for start in range(0, len(points), rows):
         part = points[start : start + rows]
         d = (part**2).sum(1)[:, None] + squares - 2 * part @ reference.T
-        parts.append(np.maximum(d, 0))
-    return parts
+        yield np.maximum(d, 0)
 
 
 def class_coverage(
@@ -169,6 +167,7 @@ class Judge:
         features: Callable[[np.ndarray], np.ndarray],
         labels: np.ndarray | None = None,
         classes: Callable[[np.ndarray], np.ndarray] | None = None,
+        num_classes: int = 0,
     ) -> None:
         """Compute the real images' features once.
 
@@ -176,9 +175,11 @@ class Judge:
             real: [N, H, W, C].
             features: images to [N, d].
             labels: int[N], classes of the real images.
-            classes: images to int[N]: what a classifier sees; coverage needs both.
+            classes: images to int[N], below num_classes: what a classifier sees.
+            num_classes: coverage needs these three.
         """
         self._features, self._classes, self._labels = features, classes, labels
+        self._num_classes = num_classes
         self._real = features(real)
 
     def __call__(self, generated: np.ndarray) -> Quality:
@@ -187,6 +188,6 @@ class Judge:
         coverage = None
         if self._classes is not None and self._labels is not None:
             seen = self._classes(generated)
-            coverage = class_coverage(self._labels, seen, int(self._labels.max()) + 1)
+            coverage = class_coverage(self._labels, seen, self._num_classes)
         precision, recall = precision_recall(self._real, features)
         return Quality(frechet_distance(self._real, features), precision, recall, coverage)

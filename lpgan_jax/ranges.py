@@ -34,8 +34,9 @@ class Range(NamedTuple):
         frac_bits: of the result of a truncation; of what is compared.
         low: the smallest value, in real terms.
         high: the largest value.
-        bits_left: the fewest bits between a magnitude and what the operation takes; negative where
-            values wrapped, infinite for what fills the range by design.
+        bits_left: the fewest bits between a magnitude and what the operation takes, of integers or
+            of float64; negative where values wrap, infinite for what fills the range by design.
+        wrapped_at: the first step (from 0) at which they do; None if they never do.
         lost_rms: root mean square of (result - the float64 program's), in LSB of the result; NaN
             for comparisons.
         lost_max: the largest magnitude of that.
@@ -47,6 +48,7 @@ class Range(NamedTuple):
     low: float
     high: float
     bits_left: float
+    wrapped_at: int | None
     lost_rms: float
     lost_max: float
 
@@ -150,6 +152,7 @@ def summary(seen: list[Seen], statistics: np.ndarray) -> list[Range]:
                 float(low.min()),
                 float(high.max()),
                 float(left.min()),
+                int(np.argmax(left < 0)) if (left < 0).any() else None,
                 float(np.sqrt(mean.mean())),
                 float(largest.max()),
             )
@@ -181,12 +184,13 @@ def table(rows: list[Range]) -> Table:
 
 
 def verdict(rows: list[Range]) -> str:
-    """One sentence: the first tensor out of range, or the one with the fewest bits left."""
-    out = [row for row in rows if row.bits_left < 0]
+    """One sentence: the tensor that left the range first, or the one with the fewest bits left."""
+    out = [(row.wrapped_at, index) for index, row in enumerate(rows) if row.wrapped_at is not None]
     if out:
+        step, index = min(out)
         return (
-            f"out of range: {out[0].place} reaches {max(-out[0].low, out[0].high):.4g}, "
-            f"{-out[0].bits_left:.1f} bits too many; what follows from it is wrong"
+            f"out of range: {rows[index].place}, first in step {step + 1}, by up to "
+            f"{-rows[index].bits_left:.1f} bits; what follows from it is wrong"
         )
     least = min(rows, key=lambda row: row.bits_left)
     return f"everything is in range; the fewest bits left, {least.bits_left:.1f}: {least.place}"

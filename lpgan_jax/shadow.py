@@ -139,7 +139,7 @@ def _local(party: Shadow, x: Secret, frac_bits: int) -> Secret:
     shift = x.frac_bits - frac_bits
     if shift == 0:
         return x
-    if party.fills_the_range(x):
+    if party.filling:
         return _stochastic(party, x, frac_bits)
     ring = party.ring
     first = party.mask(x.shape).share

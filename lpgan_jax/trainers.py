@@ -14,6 +14,7 @@ import numpy as np
 
 from lpgan_jax import checkpoint, shadow
 from lpgan_jax.config import TrainConfig
+from lpgan_jax.data import Stream, random_stream
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch, Losses, State
 from lpgan_jax.models.twin import from_flax
 from lpgan_jax.nn.layer import Params
@@ -161,7 +162,7 @@ class PlaintextTrainer:
         return float(np.mean(losses.real) + np.mean(losses.fake)), float(np.mean(losses.generator))
 
     def _perturbed(self, state: PlaintextState, step: int) -> PlaintextState:
-        rng = np.random.default_rng([self._seed, step])
+        rng = random_stream(self._seed, Stream.PERTURBATION, step)
 
         def moved(leaf: jax.Array) -> jax.Array:
             by = rng.uniform(-self._perturbation, self._perturbation, leaf.shape)

@@ -15,6 +15,7 @@ import numpy as np
 
 from lpgan_jax import checkpoint, config, data, optim
 from lpgan_jax.config import OptimizerConfig, TrainConfig
+from lpgan_jax.data import Stream, random_stream
 from lpgan_jax.features import classifier_judge
 from lpgan_jax.files import atomic_write
 from lpgan_jax.gan import LPGAN, Batch, State
@@ -38,7 +39,6 @@ from lpgan_jax.trainers import (
 )
 
 _AT_ONCE = 500  # images generated in one call
-_INIT, _NOISE, _SAMPLES = range(3)  # streams of public-to-DS randomness under the run's seed
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class DataSource:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0; the same after a resumption."""
-        rng = np.random.default_rng([self._seed, _NOISE, step])
+        rng = random_stream(self._seed, Stream.NOISE, step)
         shape = (self._settings.batch_size, self._settings.model.noise_size)
         return Batch(
             self._images[self._order.indices(step)], rng.normal(size=shape), rng.normal(size=shape)
@@ -112,11 +112,11 @@ class DataSource:
 
     def initial_state(self, gan: LPGAN) -> State:
         """The initial parameters and statistics."""
-        return gan.init(np.random.default_rng([self._seed, _INIT]))
+        return gan.init(random_stream(self._seed, Stream.INIT))
 
     def sample_noise(self) -> np.ndarray:
         """The noise of every sample grid."""
-        rng = np.random.default_rng([self._seed, _SAMPLES])
+        rng = random_stream(self._seed, Stream.SAMPLES)
         return rng.normal(size=(self._settings.num_samples, self._settings.model.noise_size))
 
 
@@ -164,8 +164,10 @@ def train(
         )
     if seed is not None and seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}")
+    if seed is not None:  # a resumed run finds it in the directory
+        settings = settings.model_copy(update={"seed": seed})
     loaded = data.load_images(settings.data) if images is None else data.from_arrays(images)
-    source = DataSource(settings, settings.seed if seed is None else seed, loaded)
+    source = DataSource(settings, settings.seed, loaded)
     gan = build(settings)
     initial = source.initial_state(gan)
     if init is not None:
@@ -295,7 +297,8 @@ def generate(run: str | os.PathLike[str], num: int, *, seed: int | None = None) 
     if num < 1:
         raise ValueError(f"num: expected at least 1, got {num}")
     settings, gan, state = _open_run(run)
-    noise = np.random.default_rng(seed).normal(size=(num, settings.model.noise_size))
+    rng = np.random.default_rng() if seed is None else random_stream(seed, Stream.GENERATION)
+    noise = rng.normal(size=(num, settings.model.noise_size))
     simulation = Simulation(gan, state, make_key(seed))
     parts = [noise[start : start + _AT_ONCE] for start in range(0, num, _AT_ONCE)]
     return np.concatenate([simulation.generate(part) for part in parts])

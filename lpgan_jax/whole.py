@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc import arithmetic, compare, normalise
+from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.party import Party
 from lpgan_jax.ring.words import RING64
 from lpgan_jax.secret import Secret
@@ -54,13 +54,14 @@ class Whole(Party):
 
     Attributes:
         seen: every truncation and comparison so far, in the order of the program.
+        filling: whether what is truncated now fills the range by design.
     """
 
     def __init__(self) -> None:
         self.ring = RING64
         self.place = ()
         self.seen: list[Seen] = []
-        self._filling = False
+        self.filling = False
 
     def only_s1(self, public: jax.Array) -> jax.Array:
         """A public value itself: there is one server."""
@@ -73,20 +74,15 @@ class Whole(Party):
     @contextmanager
     def filling_the_range(self) -> Iterator[None]:
         """What is truncated here fills the range by design."""
-        self._filling = True
+        self.filling = True
         try:
             yield
         finally:
-            self._filling = False
-
-    def fills_the_range(self, value: Secret) -> bool:
-        """Whether the value is at the scale of a range reduction, or in `filling_the_range`."""
-        return self._filling or value.frac_bits == normalise.TOP
+            self.filling = False
 
     def saw_truncation(self, value: Secret, result: Secret) -> None:
         """Record a truncation."""
-        by_design = self.fills_the_range(value)
-        self.seen.append(Seen("/".join(self.place), value, result, RANGE_BITS, by_design))
+        self.seen.append(Seen("/".join(self.place), value, result, RANGE_BITS, self.filling))
 
     def saw_comparison(self, value: Secret, bits: int | None) -> None:
         """Record a comparison of values below 2^(bits-1) (as integers), or of any."""
@@ -126,9 +122,14 @@ def _square(party: Whole, x: Secret, *, owing: bool = False) -> Secret:
 
 @compare.arithmetic.register
 def _arithmetic(party: Whole, bit: compare.Bit) -> Secret:
-    return Secret(bit.flipped.astype(bit.random.share.dtype), 0)
+    return Secret(_whole_bit(bit).astype(bit.random.share.dtype), 0)
 
 
 @compare.select.register
 def _select(party: Whole, bit: compare.Bit, x: Secret) -> Secret:
-    return Secret(jnp.where(bit.flipped, x.share, jnp.zeros_like(x.share)), x.frac_bits)
+    return Secret(jnp.where(_whole_bit(bit), x.share, jnp.zeros_like(x.share)), x.frac_bits)
+
+
+def _whole_bit(bit: compare.Bit) -> jax.Array:
+    """The bit itself: what was opened, and the random bit that hides it."""
+    return bit.flipped ^ (bit.random.share != 0)

@@ -1,5 +1,6 @@
 """Ranges: what a training run loses, tensor by tensor, and where it leaves the ring's range."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,8 @@ from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.optim import sgd
 from lpgan_jax.ranges import Range, observe, ranges, summary, table, verdict
+from lpgan_jax.secret import Secret
+from lpgan_jax.whole import Seen
 
 
 def looked_at(function, values, frac_bits, rounding="stochastic"):
@@ -61,9 +64,22 @@ def test_a_value_out_of_range_is_found_and_named():
     # 2^40 at 36 bits wraps to 2^12 * 2^64 = 0: only the float64 program knows.
     assert rows[1].bits_left == pytest.approx(-14)
     assert rows[1].lost_max == pytest.approx(2.0**58)
-    assert verdict(rows).startswith("out of range: second 1 reaches")
-    assert "14.0 bits too many" in verdict(rows)
+    assert verdict(rows).startswith("out of range: second 1, first in step 1, by up to 14.0 bits")
     assert "in range; the fewest bits left, 6.0: first 1" in verdict(rows[:1])
+
+
+def test_the_verdict_is_on_the_first_step_not_the_first_place():
+    """What leaves the range last in one step spoils what comes first in the next."""
+    early = Range("early 1", "truncate", 18, 0.0, 1.0, -9.0, 4, 1.0, 2.0)
+    late = Range("late 1", "truncate", 18, 0.0, 1.0, -2.0, 3, 1.0, 2.0)
+    assert verdict([early, late]).startswith("out of range: late 1, first in step 4")
+    seen = [
+        Seen(place, Secret(jnp.zeros(1), 36), Secret(jnp.zeros(1), 18), 62, False)
+        for place in ("a", "b")
+    ]
+    statistics = np.zeros((3, 2, 5))
+    statistics[:, :, 2] = [[5, 5], [5, -1], [-3, -2]]
+    assert [(r.bits_left, r.wrapped_at) for r in summary(seen, statistics)] == [(-3, 2), (-2, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +110,7 @@ def test_a_training_step_is_looked_at_everywhere(rows):
 
 
 def test_the_table_shows_every_row_and_marks_what_is_out_of_range(rows):
-    bad = Range("x 1", "truncate", 18, -1.0, 2.0, -0.5, 1.0, 2.0)
+    bad = Range("x 1", "truncate", 18, -1.0, 2.0, -0.5, 3, 1.0, 2.0)
     shown = table([*rows, bad])
     assert shown.row_count == len(rows) + 1
     assert [str(row.style) for row in shown.rows[-2:]] == ["None", "bold red"]

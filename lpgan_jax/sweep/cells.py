@@ -47,7 +47,7 @@ class Variant:
     Attributes:
         mode: see `trainers`.
         rounding: of shadow runs.
-        frac_bits: fraction bits; of plaintext runs, only the unit of their perturbation.
+        frac_bits: fraction bits; of perturbed plaintext runs, their unit. Else those of the base.
         perturbation: of plaintext runs, in LSB a step.
     """
 
@@ -60,8 +60,9 @@ class Variant:
     def name(self) -> str:
         """For files, and people."""
         if self.mode == "plaintext":
-            moved = f"-perturbed-{self.perturbation:g}-lsb" if self.perturbation else ""
-            return f"float32{moved}"
+            if not self.perturbation:
+                return "float32"
+            return f"float32-moved-{self.perturbation:g}-lsb-f{self.frac_bits:02d}"
         kind = "secure" if self.mode == "secure" else f"shadow-{self.rounding}"
         return f"{kind}-f{self.frac_bits:02d}"
 
@@ -84,7 +85,9 @@ def variants(sweep: SweepConfig) -> list[Variant]:
     own = config.load(sweep.base, sweep.set).frac_bits
     found: dict[Variant, None] = {}
     for runs in sweep.runs:
-        for rounding, frac_bits in itertools.product(runs.rounding, runs.frac_bits or [own]):
+        floats = runs.mode == "plaintext" and not runs.perturbation  # which have no fraction bits
+        bits = [own] if floats else runs.frac_bits or [own]
+        for rounding, frac_bits in itertools.product(runs.rounding, bits):
             found[Variant(runs.mode, rounding, frac_bits, runs.perturbation)] = None
     return list(found)
 
@@ -106,7 +109,7 @@ def run_cell(sweep: SweepConfig, cell: Cell, folder: Path, errors: bool) -> None
     started = time.time()
     settings = settings_of(sweep, cell.variant)
     images = _images(settings.data)
-    measure = _judge(settings.data, sweep.num_images)
+    measure = cached_judge(settings.data, sweep.num_images)
     tables = _run(sweep, settings, cell, images, measure, folder, errors)
     tables["times"][0]["cell_seconds"] = time.time() - started
     atomic_write(folder / f"{cell.name}.json", json.dumps(tables).encode())
@@ -118,7 +121,8 @@ def _images(of: DataConfig) -> np.ndarray:
 
 
 @functools.cache
-def _judge(of: DataConfig, num_images: int) -> Judge:
+def cached_judge(of: DataConfig, num_images: int) -> Judge:
+    """What measures a sweep's images; the first call may train a classifier."""
     return classifier_judge(of, _images(of), num_images)
 
 
@@ -138,7 +142,7 @@ def _run(
     initial = source.initial_state(gan)
     trainer = _trainer(settings, gan, source, cell)
     reference = PlaintextTrainer(plaintext_twin(settings, gan, np.float64), initial)
-    rng = np.random.default_rng([cell.seed, 1])
+    rng = data.random_stream(cell.seed, data.Stream.EVALUATION)
     noise = rng.normal(size=(sweep.num_images, settings.model.noise_size))
 
     training: list[Row] = []
@@ -153,15 +157,15 @@ def _run(
         losses += [loss] if loss is not None else []
         if (step + 1) % sweep.measure_every and step + 1 != settings.steps:
             continue
-        # What left the ring's range is no image, but it is what this run generates.
+        # What diverged or left the ring's range is no image, but it is what this run generates.
         made = np.clip(trainer.generate(noise), -1, 1)
-        quality = asdict(measure(made))
+        quality = measure(np.nan_to_num(made, nan=-1.0))
         mean = np.mean(losses, axis=0).tolist() if losses else [None, None]
         distance, moved = _distance(trainer, reference, initial.params)
         training.append(
             identity
             | {"step": step + 1, "loss_d": mean[0], "loss_g": mean[1]}
-            | quality
+            | asdict(quality)
             | {"distance": distance / moved, "distance_lsb": distance * 2.0**variant.frac_bits}
         )
         losses = []
@@ -183,7 +187,7 @@ def _run(
 
 def _trainer(settings: TrainConfig, gan: LPGAN, source: DataSource, cell: Cell) -> Trainer:
     variant, initial = cell.variant, source.initial_state(gan)
-    keys = jax.random.split(make_key(cell.seed), 2)
+    keys = jax.random.split(make_key(cell.seed), 2)  # `errors` draws from others
     if variant.mode == "secure":
         return SecureTrainer(Simulation(gan, share_state(gan, keys[0], initial), keys[1]))
     if variant.mode == "shadow":

@@ -28,21 +28,20 @@ from lpgan_jax.prng import key as make_key
 from lpgan_jax.ranges import observe, summary
 from lpgan_jax.secret import Secret, is_secret
 from lpgan_jax.simulation import compiler_options, reveal_tree, share_tree, whole_tree
+from lpgan_jax.tables import Row
 
 if TYPE_CHECKING:
     from lpgan_jax.sweep.cells import Variant
-
-Row = dict[str, Any]
 
 VALUES = 4096  # of each protocol
 _TERMS = 256  # of an inner product
 
 
 def _run(
-    variant: Variant, function: Any, seed: int, values: Any, scales: Any, public: Any = None
+    variant: Variant, function: Any, key: jax.Array, values: Any, scales: Any, public: Any = None
 ) -> Any:
     """The outputs of (party, values, public), as float64; floats go in."""
-    keys = jax.random.split(make_key(seed), 2)
+    keys = jax.random.split(key, 2)
     options = compiler_options(features=0)  # what compiles quickly: it runs once
     if variant.mode == "secure":
         shared = share_tree(keys[0], values, scales)
@@ -53,6 +52,11 @@ def _run(
         compiler_options=options,
     )
     return whole_tree(program(keys[1], shadow.whole_words(values, scales), public))
+
+
+def _key(seed: int, number: int) -> jax.Array:
+    """A key for each measurement; training runs of the seed split theirs, and fold nothing in."""
+    return jax.random.fold_in(make_key(seed), number)
 
 
 # Protocols ----------------------------------------------------------------------------------------
@@ -77,13 +81,7 @@ def _leaky_relu(party: Party, v: list[Secret], f: int) -> Secret:
 
 
 def _inverse_root(party: Party, v: list[Secret], f: int) -> Secret:
-    squared = square(party, v[0]).unmasked()  # at double fraction, as a variance
-    return inverse_sqrt(party, squared + _lsb(party, squared), f)
-
-
-def _lsb(party: Party, like: Secret) -> Secret:
-    words = party.only_s1(jnp.ones(like.shape, like.words.dtype))
-    return Secret(words, like.frac_bits)
+    return inverse_sqrt(party, square(party, v[0]).unmasked(), f)  # at double fraction
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -115,7 +113,7 @@ def protocol_errors(variant: Variant, seed: int) -> list[Row]:
     f = variant.frac_bits
     rng = np.random.default_rng([seed, f])
     rows = []
-    for name, (protocol, exact, count) in PROTOCOLS.items():
+    for index, (name, (protocol, exact, count)) in enumerate(PROTOCOLS.items()):
         values = rng.normal(size=(count, VALUES))
         if name == "inverse root":
             values = np.sign(values) * np.maximum(np.abs(values), 0.25)
@@ -125,7 +123,8 @@ def protocol_errors(variant: Variant, seed: int) -> list[Row]:
         def function(party: Party, v: Any, public: None, protocol: Any = protocol) -> Secret:
             return protocol(party, v, f).unmasked().settled(party)
 
-        result = _run(variant, function, seed, arguments, [f] * count)
+        key = _key(seed, index)
+        result = _run(variant, function, key, arguments, [f] * count)
         lsb = (result - exact(*arguments)) * 2.0**f
         rms, most = float(np.sqrt(np.mean(lsb**2))), float(np.abs(lsb).max())
         rows.append({"protocol": name, "error_rms": rms, "error_max": most})
@@ -180,7 +179,8 @@ def gradient_errors(
     values = (state, batch)
     scaled_by = (scales, jax.tree.map(lambda _: f, batch))
     public = recording.schedule(0)
-    (found, _) = _run(variant, recording.train_step, seed, values, scaled_by, public)
+    key = _key(seed, len(PROTOCOLS))
+    (found, _) = _run(variant, recording.train_step, key, values, scaled_by, public)
     clear = jax.jit(
         lambda v, p: recording.train_step(Clear(), v, p), compiler_options=compiler_options(0)
     )
@@ -221,7 +221,7 @@ def layer_errors(gan: LPGAN, state: State, batch: Batch, variant: Variant, seed:
         return statistics
 
     options = compiler_options(gan.model.features)
-    statistics = jax.jit(step, compiler_options=options)(make_key(seed), values)
+    statistics = jax.jit(step, compiler_options=options)(_key(seed, len(PROTOCOLS) + 1), values)
     rows = [row._asdict() for row in summary(seen, np.asarray(statistics)[None])]
     # The variant has fraction bits of its own; these are of the tensor.
     return [

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lpgan_jax import config
-from lpgan_jax.config import SweepConfig
+from lpgan_jax.config import SweepConfig, TrainConfig
 from lpgan_jax.files import atomic_write, use_compilation_cache
-from lpgan_jax.sweep.cells import Cell, Variant, run_cell, settings_of, variants
+from lpgan_jax.sweep.cells import Cell, Variant, cached_judge, run_cell, settings_of, variants
 from lpgan_jax.tables import Row, write_csv
 
 _VARIANT = ("mode", "rounding", "frac_bits", "perturbation", "seed")
@@ -81,9 +81,10 @@ def run_sweep(
     """
     out = Path(out)
     kinds = variants(sweep)
-    for variant in kinds:
-        settings_of(sweep, variant)  # a mistake should show at once, not in each process
-    _claim(out, sweep)
+    # A mistake should show at once, not in each process; and the classifier is trained once.
+    resolved = {variant.name: settings_of(sweep, variant) for variant in kinds}
+    cached_judge(next(iter(resolved.values())).data, sweep.num_images)
+    _claim(out, sweep, resolved)
     cells = [Cell(variant, seed) for variant in kinds for seed in sweep.seeds]
     missing = [cell for cell in cells if not _file(out, cell).is_file()]
     if len(missing) < len(cells):
@@ -101,16 +102,20 @@ def _file(out: Path, cell: Cell) -> Path:
     return out / "cells" / f"{cell.name}.json"
 
 
-def _claim(out: Path, sweep: SweepConfig) -> None:
-    """Write the sweep's configuration into its directory, or find it there."""
-    file, text = out / "sweep.yaml", config.dump(sweep)
-    if file.is_file() and config.load_sweep(str(file)) == sweep:
+def _claim(out: Path, sweep: SweepConfig, resolved: dict[str, TrainConfig]) -> None:
+    """Write the sweep's and its runs' configurations into its directory, or find them there."""
+    runs = {name: settings.model_dump() for name, settings in resolved.items()}
+    wanted = {"sweep.yaml": config.dump(sweep), "runs.json": json.dumps(runs, indent=1) + "\n"}
+    found = {name: (out / name).read_text() for name in wanted if (out / name).is_file()}
+    if found == wanted:
         return
-    if file.is_file() or (out.is_dir() and any(out.iterdir())):
+    if found or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(
-            f"{out}: holds another sweep or something else, expected a new directory or this sweep"
+            f"{out}: holds another sweep, one whose base configuration was another, or something "
+            "else; expected a new directory or this sweep"
         )
-    atomic_write(file, text.encode())
+    for name in sorted(wanted):
+        atomic_write(out / name, wanted[name].encode())
 
 
 def _write_tables(out: Path, cells: list[Cell]) -> None:
@@ -167,7 +172,7 @@ def _run_all(
     sweep: SweepConfig, out: Path, missing: list[Cell], total: int, workers: int
 ) -> dict[str, str]:
     """Run the missing cells; {cell: why it failed}."""
-    waiting = _by_variant(missing)
+    waiting = _turns(missing, workers)
     failures: dict[str, str] = {}
     free = _shares_of_cores(workers)
     running: list[tuple[BaseProcess, list[Cell], set[int]]] = []
@@ -176,7 +181,6 @@ def _run_all(
     with _Bar(len(missing), total) as bar:
         try:
             while waiting or running:
-                _spread(waiting, len(free))
                 while waiting and free:
                     cells, cores = waiting.pop(0), free.pop()
                     with_errors = [cell.seed == sweep.seeds[0] for cell in cells]
@@ -192,7 +196,7 @@ def _run_all(
                     rest = [cell for cell in cells if not _file(out, cell).is_file()]
                     if rest:  # it ended in the first of them; the others get a process of their own
                         failures[rest[0].name] = _reason(out, rest[0], process.exitcode)
-                        waiting += _by_variant(rest[1:])
+                        waiting += _turns(rest[1:], workers)
                 done = [cell for cell in missing if _file(out, cell).is_file()]
                 if len(done) + len(failures) > ended:
                     ended = len(done) + len(failures)
@@ -206,20 +210,20 @@ def _run_all(
     return failures
 
 
-def _by_variant(cells: list[Cell]) -> list[list[Cell]]:
-    """Groups that one process can run one after the other, with the same compiled programs."""
-    groups: dict[Variant, list[Cell]] = {}
+_TURNS = 4  # of each worker, at least: few starts of processes, and nobody waits long at the end
+
+
+def _turns(cells: list[Cell], workers: int) -> list[list[Cell]]:
+    """Groups of cells for one process each: of one variant, whose programs are in the cache."""
+    most = -(-len(cells) // (_TURNS * workers)) or 1
+    by_variant: dict[Variant, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(cell.variant, []).append(cell)
-    return list(groups.values())
-
-
-def _spread(groups: list[list[Cell]], workers: int) -> None:
-    """Split the largest groups, in place, until there is one for each idle worker."""
-    while len(groups) < workers and (largest := max(groups, key=len, default=[]))[1:]:
-        half = len(largest) // 2
-        groups += [largest[:half], largest[half:]]
-        groups.remove(largest)
+        by_variant.setdefault(cell.variant, []).append(cell)
+    return [
+        group[start : start + most]
+        for group in by_variant.values()
+        for start in range(0, len(group), most)
+    ]
 
 
 def _shares_of_cores(workers: int) -> list[set[int]]:

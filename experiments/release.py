@@ -9,6 +9,7 @@ and quality.csv. The discriminator is not published: it knows more about the ima
 
 import argparse
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import matplotlib
 import numpy as np
 from flax import serialization
 
-from lpgan_jax import data
+from lpgan_jax import config, data
 from lpgan_jax.config import TrainConfig
+from lpgan_jax.features import classifier
 from lpgan_jax.files import atomic_write
 from lpgan_jax.images import save_png
 from lpgan_jax.models.twin import Generator
@@ -36,11 +38,8 @@ QUALITY = ("images", "seed", "frechet", "precision", "recall", "coverage", "clas
 
 
 def measured(run: Path, settings: TrainConfig, num: int, seed: int) -> Row:
-    """The quality of the run's images, and of as many real ones that it is not compared with."""
-    lines: list[str] = []
-    figures = asdict(quality(run, num, seed=seed, report=lines.append))
-    from lpgan_jax.features import classifier
-
+    """The quality of the run's images, and how good the classifier is that measured it."""
+    figures = asdict(quality(run, num, seed=seed))
     labels = data.load_labels(settings.data)
     assert labels is not None  # or `quality` would have refused
     accuracy = classifier(data.load_images(settings.data), labels).accuracy
@@ -63,14 +62,12 @@ def draw_losses(rows: list[Row], title: str, path: Path) -> None:
 
 def publish_generator(run: Path, settings: TrainConfig, out: Path) -> None:
     """SP's reconstruction of the generator alone, as `{"params", "batch_stats"}` in float32."""
-    both = out / ".both.msgpack"
-    export(run, both)
-    try:
-        model = build(settings).model
+    model = build(settings).model
+    with tempfile.TemporaryDirectory() as folder:
+        both = Path(folder) / "both.msgpack"
+        export(run, both)
         load_parameters(both, model)  # checks names and shapes
         variables = serialization.msgpack_restore(both.read_bytes())["g"]
-    finally:
-        both.unlink(missing_ok=True)
     atomic_write(out / "generator.msgpack", serialization.to_bytes(variables))
     noise = np.random.default_rng(0).normal(size=(2, settings.model.noise_size))
     images = Generator(model).apply(variables, noise.astype(np.float32), use_running_average=True)
@@ -82,7 +79,7 @@ CARD = """\
 
 ![generated images](samples.png)
 
-*{shown} images from noise of seed {seed}, generated from the shares and opened by SP.*
+*{shown} images from noise of seed {noise_seed}, generated from the shares and opened by SP.*
 
 **What it is.** The generator of a DCGAN ({parameters:,} parameters, {size}x{size}, {channels}
 channel{s}), trained under two-server secret sharing from its initial parameters to its last update:
@@ -114,7 +111,7 @@ from lpgan_jax import config
 from lpgan_jax.models.twin import generator_twin
 from lpgan_jax.training import build
 
-model = build(config.load("{config}"{changes})).model
+model = build(config.load("{config}")).model
 variables = serialization.msgpack_restore(open("generator.msgpack", "rb").read())
 noise = jax.random.normal(jax.random.key(0), ({shown}, model.noise_size), "float32")
 images = generator_twin(model).apply(variables, noise, use_running_average=True)  # -1 to 1
@@ -134,7 +131,8 @@ def card(settings: TrainConfig, figures: Row, steps: int, args: argparse.Namespa
     """The model card."""
     leaves = jax.tree.leaves(build(settings).model.generator().init(np.random.default_rng(0))[0])
     channels = settings.data.channels
-    changes = f', ["frac_bits={settings.frac_bits}"]' if settings.frac_bits != 18 else ""
+    if build(config.load(args.config)).model != build(settings).model:
+        raise ValueError(f"--config: {args.config} is another network than the run's")
     values: dict[str, Any] = {
         "title": args.title,
         "shown": SHOWN,
@@ -148,8 +146,9 @@ def card(settings: TrainConfig, figures: Row, steps: int, args: argparse.Namespa
         "command": args.command,
         "accuracy": 100 * figures["classifier_accuracy"],
         "config": args.config,
-        "changes": changes,
         "data": args.data,
+        "seed": settings.seed,
+        "noise_seed": args.seed,
     }
     return CARD.format(**{**figures, "coverage": 100 * figures["coverage"]} | values)
 
@@ -173,7 +172,7 @@ def main() -> None:
     losses = read_csv(run.metrics_file)
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(args.out / "losses.csv", losses, ("step", "loss_d", "loss_g"))
-    title = f"{args.config} under sharing, {settings.frac_bits} fraction bits; seed {args.seed}"
+    title = f"{args.config} under sharing, {settings.frac_bits} fraction bits; seed {settings.seed}"
     draw_losses(losses, title, args.out / "losses.png")
     save_png(args.out / "samples.png", generate(args.run, SHOWN, seed=args.seed))
     publish_generator(args.run, settings, args.out)

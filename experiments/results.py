@@ -6,11 +6,12 @@ Nothing is measured here: every number on the page comes from a CSV in docs/resu
 """
 
 import argparse
+import itertools
 import re
 from pathlib import Path
 
 from lpgan_jax.files import atomic_write
-from lpgan_jax.sweep.report import recommended_bits
+from lpgan_jax.sweep.report import MARGIN, recommended_bits
 from lpgan_jax.tables import Row, read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -48,28 +49,44 @@ def precision(results: Path) -> str:
     )
     plain = final["float32"]
     bits = recommended_bits(list(final.values()))
-    broken = [r for r in shadows if r["frechet_mean"] > 2 * plain["frechet_mean"]]
+    broken = list(
+        itertools.takewhile(lambda r: r["frechet_mean"] > 2 * plain["frechet_mean"], shadows)
+    )
     lines = ["## Precision: how many fraction bits?", ""]
     if broken:
-        worst = broken[-1]
+        last = broken[-1]
         lines += [
-            f"Training breaks at {worst['frac_bits']} fraction bits and fewer: the Fréchet "
-            f"distance is {worst['frechet_mean']:.3g} there, and {plain['frechet_mean']:.3g} in "
+            f"Training breaks at {last['frac_bits']} fraction bits and fewer: the Fréchet "
+            f"distance is {last['frechet_mean']:.3g} there, and {plain['frechet_mean']:.3g} in "
             "float32."
         ]
     if bits is not None:
         lines += [
-            f"From {bits} bits on it stays within two standard errors of float32's; more bits do "
-            "not improve the images. Gradients go on gaining a bit of precision with each fraction "
-            "bit, until the ring ends: activations, squares and sums need the rest of the 64 bits "
-            "(`lpgan ranges`). **The default of 18** leaves a margin on both sides."
+            f"From {bits} bits on, and at all larger numbers, its mean stays below {MARGIN:g} "
+            "times float32's: more bits do not help. (Single runs differ by more, from the last "
+            "bit alone.)"
         ]
     lines += [
-        "Rounding to nearest loses small updates for good and needs more bits; truncating shares "
-        "locally fails with probability |x|/2^64 a value, and is ruinous at any precision here.",
+        *(_best_of(final, rounding, plain) for rounding in ("nearest", "local")),
         "",
     ]
     return "\n".join(lines) + fragment(folder)
+
+
+def _best_of(final: dict[str, Row], rounding: str, plain: Row) -> str:
+    """What a rounding that the protocols do not use comes to."""
+    rows = [row for row in final.values() if row["rounding"] == rounding]
+    good = [r["frac_bits"] for r in rows if r["frechet_mean"] <= MARGIN * plain["frechet_mean"]]
+    best = min(rows, key=lambda row: row["frechet_mean"])
+    name = {"nearest": "Rounding to nearest", "local": "Local truncation of shares"}[rounding]
+    reached = (
+        f"reaches that at {', '.join(map(str, sorted(good)))}" if good else "never reaches that"
+    )
+    tried = ", ".join(str(row["frac_bits"]) for row in rows)
+    return (
+        f"{name} {reached} (of {tried} fraction bits); its best distance is "
+        f"{best['frechet_mean']:.3g}, at {best['frac_bits']}."
+    )
 
 
 def fidelity(results: Path) -> str:
@@ -81,7 +98,7 @@ def fidelity(results: Path) -> str:
         if row["measure"] == "frechet" and row["against"] == "float32"
     }
     secure = next(row for name, row in rows.items() if name.startswith("secure"))
-    moved = next(row for name, row in rows.items() if "perturbed" in name)
+    moved = next(row for name, row in rows.items() if "moved" in name)
     difference, error = secure["mean_difference"], secure["standard_error"]
     within = {True: "within", False: "NOT within"}
     spread = moved["sd_of_differences"]
@@ -92,8 +109,10 @@ Over {secure["pairs"]} seeds, the Fréchet distance after secure training differ
 float32 training of the same seed by {difference:+.3g} ± {error:.2g} (standard error) on average:
 **{within[abs(difference) <= 2 * error]} two standard errors** of 0. A float32 run whose parameters
 move by up to 1 LSB a step differs from the same run left alone by {spread:.3g} (standard deviation
-over seeds): the secure runs' mean difference is **{within[abs(difference) <= spread]}** that
-spread. A GAN amplifies the smallest change of a single run; it is distributions that agree.
+over seeds; mean {moved["mean_difference"]:+.3g} ± {moved["standard_error"]:.2g}): the secure runs'
+mean difference is **{within[abs(difference) <= spread]}** that spread, and their own standard
+deviation is {secure["sd_of_differences"]:.3g}. A GAN amplifies the smallest change of a single run;
+it is distributions that agree.
 
 """
     return text + fragment(folder)

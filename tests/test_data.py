@@ -313,13 +313,13 @@ class Evil:
         ({b"data": np.zeros((2, 3072), np.int64), b"labels": [0, 1]}, "data of int64"),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "data of uint8"),
         ({b"labels": [0]}, "b'data'"),
-        ([1, 2], "expected a batch of CIFAR-10's Python version"),
+        ([1, 2], "list indices"),
     ],
 )
 def test_bad_cifar10(tmp_path, batch, message):
     write_cifar10(tmp_path)
     (tmp_path / "data_batch_3").write_bytes(pickle.dumps(batch, protocol=2))
-    with pytest.raises(ValueError, match=f"data_batch_3: expected a batch .*{message}|{message}"):
+    with pytest.raises(ValueError, match=f"data_batch_3: expected a batch .*{message}"):
         load_images(config("cifar10", tmp_path, channels=3))
 
 
@@ -364,6 +364,11 @@ def test_bad_folders(tmp_path):
         load_images(config("folder", tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"no pictures, expected \.jpeg, \.jpg, \.png"):
         load_images(config("folder", tmp_path))
+    deep = Image.fromarray(np.full((8, 8), 40000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png: .*pixels of more than 8 bits"):
+        load_images(config("folder", tmp_path))
+    (tmp_path / "deep.png").unlink()
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(ValueError, match=r"x\.png: expected a whole picture"):
         load_images(config("folder", tmp_path))

@@ -121,8 +121,8 @@ def test_a_judge_needs_classes_for_coverage():
     real, labels = rows(0, 30, 4).reshape(30, 2, 2, 1), np.arange(30) % 3
     plain = Judge(real, flat)(real)
     assert (plain.frechet, plain.coverage) == (pytest.approx(0, abs=1e-9), None)
-    judged = Judge(real, flat, labels, lambda images: np.zeros(len(images), int))(real)
-    assert judged.coverage == pytest.approx(1 / 3)
+    judged = Judge(real, flat, labels, lambda images: np.full(len(images), 3), 4)(real)
+    assert judged.coverage == 0.0  # a class that the real ones do not have
 
 
 # The classifier
@@ -156,9 +156,14 @@ def test_a_classifier_learns_and_is_kept(squares, tmp_path):
     assert len(lines) == 2  # nothing was trained
     assert again.accuracy == first.accuracy
     np.testing.assert_array_equal(again.features(images), first.features(images))
-    # Other data make another classifier; a damaged file is made again.
+    # Other data make another classifier, also where a class is only among the images held out; a
+    # damaged file is made again.
     assert classifier(images, (labels + 1) % 3, lines.append).accuracy > 0.9
     assert len(lines) == 4
+    rare = labels.copy()
+    rare[10] = 3
+    assert classifier(images, rare, lines.append).num_classes == 4
+    del lines[4:]
     file.write_bytes(file.read_bytes()[:-9])
     assert classifier(images, labels, lines.append).accuracy == first.accuracy
     assert len(lines) == 6

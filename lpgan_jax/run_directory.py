@@ -15,11 +15,18 @@ A training run of lpgan_jax.
     metrics.csv    losses and speed, step by step
     samples/       grids of generated images
     summary.json   how the run ended
+"""
+_SHARES = """\
     checkpoints/   s1/ and s2/: the servers' shares of everything secret
 
 Keep this directory as private as the training images. The run was SIMULATED: one machine played
 both servers, so both servers' shares lie here, and whoever reads s1/ and s2/ can add them up and
 reconstruct the parameters. In a deployment each server has only its own share.
+"""
+_NO_SHARES = """\
+    parameters.msgpack    what was learnt, as `lpgan export` writes it
+
+The run was in the clear, on plaintext integers or floats: nothing was shared.
 """
 
 
@@ -30,8 +37,15 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: TrainConfig) -> "RunDirectory":
+    def create(
+        cls, path: str | os.PathLike[str], config: TrainConfig, *, shares: bool = True
+    ) -> "RunDirectory":
         """Start a run in a new or empty directory, and write its configuration and a README.
+
+        Args:
+            path: the directory.
+            config: of the run.
+            shares: whether the run is under sharing, which the README explains.
 
         Raises:
             FileExistsError: there is something already.
@@ -44,7 +58,8 @@ class RunDirectory:
                 f"go on with that run by --resume, or choose another --out"
             )
         run = cls(path)
-        atomic_write(path / "README.txt", _README.encode())
+        readme = _README + (_SHARES if shares else _NO_SHARES)
+        atomic_write(path / "README.txt", readme.encode())
         atomic_write(run.config_file, dump(config).encode())
         return run
 

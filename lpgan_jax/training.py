@@ -175,13 +175,19 @@ def train(
 
     if resume:
         run = RunDirectory.open(out)
+        before = run.config().batch_size
+        if settings.batch_size != before and jax.tree.leaves(initial.optimizer):
+            raise ValueError(
+                f"batch_size: {settings.batch_size} given, expected {before} as before: "
+                "the optimizers' states are sums over the batch"
+            )
         done, tree = checkpoint.load(run.path)
         state = restore_state(gan, initial, tree)
         atomic_write(run.config_file, config.dump(settings).encode())
         report(f"resuming {run.path} after step {done}, with new dealer keys")
         master = make_key()
     else:
-        run, done = RunDirectory.create(out, settings), 0
+        run, done = RunDirectory.create(out, settings, shares=mode == "secure"), 0
         master = make_key(seed)
         if seed is not None and mode == "secure":
             report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
@@ -276,6 +282,8 @@ def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, LPGAN, State]:
     run = RunDirectory.open(path)
     settings = run.config()
     gan = build(settings)
+    if run.parameters_file.exists() and not run.checkpoints.exists():
+        raise ValueError(f"{path}: a run without shares, expected one of secure training")
     _, tree = checkpoint.load(run.path)
     return settings, gan, restore_state(gan, gan.init(np.random.default_rng(0)), tree)
 
@@ -344,6 +352,9 @@ def quality(
     """
     of = RunDirectory.open(run).config().data
     images = data.load_images(of)
+    if num > len(images):
+        report(f"there are {len(images)} real images: as many are generated, not {num}")
+        num = len(images)
     if inception is None:
         judge = classifier_judge(of, images, num, report)
     else:

@@ -173,6 +173,9 @@ def test_a_shadow_run_stays_close_to_the_secure_one(run, settings_file, tmp_path
     assert "hides nothing" in capsys.readouterr().out
     assert json.loads((out / "summary.json").read_text())["mode"] == "shadow"
     assert not (out / "checkpoints").exists()  # it has no shares
+    assert "nothing was shared" in (out / "README.txt").read_text()
+    assert cli.main(["sample", "--run", str(out), "--num", "1", "--out", str(tmp_path / "x")]) == 1
+    assert "a run without shares, expected one of secure training" in capsys.readouterr().err
     gan = build(config.load(str(settings_file)))
     params, _ = load_parameters(out / "parameters.msgpack", gan.model)
     secure = reveal_tree(
@@ -205,6 +208,19 @@ def test_quality_of_a_run_is_measured_and_repeats(run, tmp_path, monkeypatch, ca
     assert cli.main([*command[:3], "--num", "0"]) == 1
     assert cli.main([*command, "--inception", str(tmp_path / "none.npz")]) == 1
     assert "none.npz" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_seed_and_its_batch(settings_file, tmp_path, capsys):
+    out = tmp_path / "momentum"
+    settings = config.load(str(settings_file), ["steps=1", "generator_optimizer.momentum=0.5"])
+    train(settings, out, seed=5)
+    assert RunDirectory.open(out).config().seed == 5
+    with pytest.raises(ValueError, match="batch_size: 8 given, expected 4 as before"):
+        train(settings.model_copy(update={"batch_size": 8, "steps": 2}), out, resume=True)
+    result = train(
+        RunDirectory.open(out).config().model_copy(update={"steps": 2}), out, resume=True
+    )
+    assert result.steps == 2
 
 
 def test_images_are_generated_in_parts_of_any_number(run, monkeypatch):

@@ -47,10 +47,10 @@ def write_report(out: str | os.PathLike[str], command: str) -> None:
     training = [row | {"variant": _variant(row).name} for row in read_csv(out / "training.csv")]
     if not training:
         raise ValueError(f"{out}: no cell of the sweep has finished, there is nothing to report")
-    plots = _pyplot()
     final, paired = final_rows(training), paired_rows(training)
     write_csv(out / "final.csv", final, FINAL_FIELDS)
     write_csv(out / "paired.csv", paired, PAIRED_FIELDS)
+    plots = _pyplot()
     pictures = []
     if len({row["frac_bits"] for row in training if row["mode"] == "shadow"}) >= _MANY_BITS:
         gradients, protocols = (read_csv(out / f"{n}.csv") for n in ("gradients", "protocols"))

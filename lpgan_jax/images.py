@@ -5,6 +5,7 @@ import math
 import os
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from lpgan_jax.files import atomic_write
@@ -12,6 +13,22 @@ from lpgan_jax.files import atomic_write
 _SEPARATOR_WIDTH = 1
 _SEPARATOR_COLOUR = 128  # between the black of most backgrounds and the white of the strokes
 _VISIBLE_SIZE = 64  # screen pixels that an image needs to be looked at
+
+
+def require_images(images: ArrayLike) -> np.ndarray:
+    """Check that an array holds images: floating-point [N, H, W, C] with C = 1 or 3, without NaN.
+
+    Raises:
+        ValueError: it does not.
+    """
+    checked = np.asarray(images)
+    if checked.ndim != 4 or checked.shape[-1] not in (1, 3) or 0 in checked.shape:
+        raise ValueError(
+            f"images: shape {list(checked.shape)} given, expected [N, H, W, 1 or 3], N >= 1"
+        )
+    if not np.issubdtype(checked.dtype, np.floating) or np.isnan(checked).any():
+        raise ValueError(f"images: {checked.dtype} given, expected floating point without NaN")
+    return checked
 
 
 def grid(images: np.ndarray, columns: int | None = None, scale: int | None = None) -> Image.Image:
@@ -29,13 +46,7 @@ def grid(images: np.ndarray, columns: int | None = None, scale: int | None = Non
     Raises:
         ValueError: the shape is not as above, a value is NaN, or a number is below 1.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(
-            f"images: shape {list(images.shape)} given, expected [N, H, W, 1 or 3], N >= 1"
-        )
-    if not np.issubdtype(images.dtype, np.floating) or np.isnan(images).any():
-        raise ValueError(f"images: {images.dtype} given, expected floating point without NaN")
+    images = require_images(images)
     count, height, width, channels = images.shape
     if columns is None:
         columns = math.ceil(math.sqrt(count))

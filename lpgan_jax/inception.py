@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from lpgan_jax.images import require_images
+
 Weights = dict[str, Any]
 
 FEATURES = 2048
@@ -326,13 +328,7 @@ def inception_features(weights: Weights, images: ArrayLike, batch_size: int = 32
     Raises:
         ValueError: the shape is not as above, a value is NaN, or `batch_size` is below 1.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(
-            f"images: shape {list(images.shape)} given, expected [N, H, W, 1 or 3], N >= 1"
-        )
-    if not np.issubdtype(images.dtype, np.floating) or np.isnan(images).any():
-        raise ValueError(f"images: {images.dtype} given, expected floating point without NaN")
+    images = require_images(images)
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} given, expected at least 1")
     count = len(images)

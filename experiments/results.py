@@ -52,7 +52,7 @@ def precision(results: Path) -> str:
     broken = list(
         itertools.takewhile(lambda r: r["frechet_mean"] > 2 * plain["frechet_mean"], shadows)
     )
-    lines = ["## Precision: how many fraction bits?", ""]
+    lines = ["## Precision: how many fraction bits?"]
     if broken:
         last = broken[-1]
         lines += [
@@ -66,11 +66,8 @@ def precision(results: Path) -> str:
             "times float32's: more bits do not help. (Single runs differ by more, from the last "
             "bit alone.)"
         ]
-    lines += [
-        *(_best_of(final, rounding, plain) for rounding in ("nearest", "local")),
-        "",
-    ]
-    return "\n".join(lines) + fragment(folder)
+    lines += [_best_of(final, rounding, plain) for rounding in ("nearest", "local")]
+    return "\n\n".join(lines) + "\n\n" + fragment(folder)
 
 
 def _best_of(final: dict[str, Row], rounding: str, plain: Row) -> str:
@@ -102,6 +99,8 @@ def fidelity(results: Path) -> str:
     difference, error = secure["mean_difference"], secure["standard_error"]
     within = {True: "within", False: "NOT within"}
     spread = moved["sd_of_differences"]
+    free = abs(moved["mean_difference"]) <= 2 * moved["standard_error"]
+    cost = "makes no difference" if free else "makes a difference"
     text = f"""\
 ## Fidelity: does secrecy change what is learnt?
 
@@ -111,8 +110,9 @@ float32 training of the same seed by {difference:+.3g} ± {error:.2g} (standard 
 move by up to 1 LSB a step differs from the same run left alone by {spread:.3g} (standard deviation
 over seeds; mean {moved["mean_difference"]:+.3g} ± {moved["standard_error"]:.2g}): the secure runs'
 mean difference is **{within[abs(difference) <= spread]}** that spread, and their own standard
-deviation is {secure["sd_of_differences"]:.3g}. A GAN amplifies the smallest change of a single run;
-it is distributions that agree.
+deviation is {secure["sd_of_differences"]:.3g}. So an LSB a step, whoever adds it, {cost} beyond two
+standard errors in these runs, and secrecy adds nothing to it that they could show. A GAN amplifies
+the smallest change of a single run; what can agree are distributions.
 
 """
     return text + fragment(folder)

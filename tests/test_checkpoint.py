@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +228,6 @@ def test_a_crash_between_the_servers_never_mixes_two_saves(tmp_path, monkeypatch
 def test_atomic_write(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file"
     atomic_write(path, b"old")
-    (path.parent / ".file.tmp").write_bytes(b"left by a killed writer")
     atomic_write(path, b"new", mode=0o600)
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -240,6 +240,16 @@ def test_atomic_write(tmp_path, monkeypatch):
         atomic_write(path, b"newer")
     assert path.read_bytes() == b"new"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_writers_at_the_same_time_leave_a_whole_file(tmp_path):
+    """Of one of them; each has a temporary file of its own, and none is left."""
+    path = tmp_path / "file"
+    contents = [bytes([i]) * 100_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: atomic_write(path, content), contents * 8))
+    assert path.read_bytes() in contents
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 # Damage

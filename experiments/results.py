@@ -41,33 +41,46 @@ def fragment(folder: Path, name: str = "summary.md") -> str:
 
 def precision(results: Path) -> str:
     """Where training breaks, and where more bits stop helping."""
-    folder = results / "precision"
-    final = {row["variant"]: row for row in read_csv(folder / "final.csv")}
+    final = {row["variant"]: row for row in read_csv(results / "precision" / "final.csv")}
+    plain, bits = final["float32"], recommended_bits(list(final.values()))
+    coarse = {row["variant"]: row for row in read_csv(results / "coarse" / "final.csv")}
+    lines = [
+        "## Precision: how many fraction bits?",
+        _limit(list(final.values()), plain),
+        f"Of this sweep, the mean stays below {MARGIN:g} times float32's from "
+        f"{'no number of' if bits is None else bits} bits on and at all larger ones.",
+        *(_best_of(final, rounding, plain) for rounding in ("nearest", "local")),
+        "With a larger epsilon in the normalisations, so that double fraction still holds it, the "
+        "sweep goes down to fewer bits ([below](#where-training-breaks)). "
+        + _limit(list(coarse.values()), coarse["float32"]),
+        fragment(results / "precision"),
+        "### Where training breaks",
+        fragment(results / "coarse"),
+    ]
+    return "\n\n".join(lines)
+
+
+def _limit(rows: list[Row], plain: Row) -> str:
+    """Up to how many bits images are much worse than float32's, with the protocols' rounding."""
     shadows = sorted(
-        (r for r in final.values() if r["variant"].startswith("shadow-stochastic")),
-        key=lambda r: r["frac_bits"],
+        (row for row in rows if row["variant"].startswith("shadow-stochastic")),
+        key=lambda row: row["frac_bits"],
     )
-    plain = final["float32"]
-    bits = recommended_bits(list(final.values()))
     broken = list(
         itertools.takewhile(lambda r: r["frechet_mean"] > 2 * plain["frechet_mean"], shadows)
     )
-    lines = ["## Precision: how many fraction bits?"]
-    if broken:
-        last = broken[-1]
-        lines += [
-            f"Training breaks at {last['frac_bits']} fraction bits and fewer: the Fréchet "
-            f"distance is {last['frechet_mean']:.3g} there, and {plain['frechet_mean']:.3g} in "
-            "float32."
-        ]
-    if bits is not None:
-        lines += [
-            f"From {bits} bits on, and at all larger numbers, its mean stays below {MARGIN:g} "
-            "times float32's: more bits do not help. (Single runs differ by more, from the last "
-            "bit alone.)"
-        ]
-    lines += [_best_of(final, rounding, plain) for rounding in ("nearest", "local")]
-    return "\n\n".join(lines) + "\n\n" + fragment(folder)
+    fewest = shadows[0]
+    if not broken:
+        return (
+            f"With stochastic rounding, even {fewest['frac_bits']} fraction bits train: the Fréchet "
+            f"distance is {fewest['frechet_mean']:.3g}, and {plain['frechet_mean']:.3g} in float32."
+        )
+    last = broken[-1]
+    return (
+        f"With stochastic rounding, training breaks at {last['frac_bits']} fraction bits and fewer: "
+        f"the Fréchet distance is {last['frechet_mean']:.3g} there, more than twice the "
+        f"{plain['frechet_mean']:.3g} of float32."
+    )
 
 
 def _best_of(final: dict[str, Row], rounding: str, plain: Row) -> str:

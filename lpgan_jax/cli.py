@@ -141,7 +141,10 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", help="run a study: many runs from the same seeds, with tables and plots"
     )
     sweep.add_argument(
-        "--config", required=True, metavar="FILE", help="a YAML file, or precision or fidelity"
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a YAML file, or a shipped one: precision, ...",
     )
     sweep.add_argument(
         "--out", required=True, metavar="DIR", help="its directory; an interrupted sweep goes on"

@@ -91,7 +91,7 @@ def test_runs_are_every_combination_once(base):
 
 
 def test_shipped_sweeps_load():
-    for name in ("precision", "fidelity"):
+    for name in ("precision", "coarse", "fidelity"):
         sweep = config.load_sweep(name)
         assert sweep == config.load_sweep(f"configs/sweeps/{name}.yaml")
         for variant in variants(sweep):

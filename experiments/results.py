@@ -72,13 +72,13 @@ def _limit(rows: list[Row], plain: Row) -> str:
     fewest = shadows[0]
     if not broken:
         return (
-            f"With stochastic rounding, even {fewest['frac_bits']} fraction bits train: the Fréchet "
-            f"distance is {fewest['frechet_mean']:.3g}, and {plain['frechet_mean']:.3g} in float32."
+            f"With stochastic rounding, even {fewest['frac_bits']} fraction bits train: the "
+            f"Fréchet distance is {fewest['frechet_mean']:.3g}, and {plain['frechet_mean']:.3g} in float32."
         )
     last = broken[-1]
     return (
-        f"With stochastic rounding, training breaks at {last['frac_bits']} fraction bits and fewer: "
-        f"the Fréchet distance is {last['frechet_mean']:.3g} there, more than twice the "
+        f"With stochastic rounding, training breaks at {last['frac_bits']} fraction bits and "
+        f"fewer: the Fréchet distance is {last['frechet_mean']:.3g} there, more than twice the "
         f"{plain['frechet_mean']:.3g} of float32."
     )
 

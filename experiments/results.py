@@ -73,7 +73,8 @@ def _limit(rows: list[Row], plain: Row) -> str:
     if not broken:
         return (
             f"With stochastic rounding, even {fewest['frac_bits']} fraction bits train: the "
-            f"Fréchet distance is {fewest['frechet_mean']:.3g}, and {plain['frechet_mean']:.3g} in float32."
+            f"Fréchet distance is {fewest['frechet_mean']:.3g}, and "
+            f"{plain['frechet_mean']:.3g} in float32."
         )
     last = broken[-1]
     return (

@@ -135,8 +135,9 @@ def adam(
         frac_bits: fraction bits of the parameters.
         b1: decay of the first moment.
         b2: decay of the second moment, with 8 significant bits in 1 - b2.
-        eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^8
-            (a discriminator's reach 2^4 in ordinary training).
+        eps_root: of the mean gradient's second moment. Mean gradients need |g| < 2^8, and less
+            with more than 20 fraction bits, since their square is formed at double fraction:
+            2^(28 - f) (a discriminator's reach 2^4 in ordinary training, which is too much at 24).
     """
     # Up to 16 fraction bits m gets 8 more and v twice as many; beyond, the ring has no room.
     m_bits = max(frac_bits, min(frac_bits + 8, 26))

@@ -13,7 +13,7 @@ from lpgan_jax.config import ConfigError, SweepConfig
 from lpgan_jax.sweep import Cell, Variant, run_sweep, write_report
 from lpgan_jax.sweep import run as running
 from lpgan_jax.sweep.cells import variants
-from lpgan_jax.sweep.report import final_rows, paired_rows, recommended_bits
+from lpgan_jax.sweep.report import final_rows, good_bits, paired_rows
 from lpgan_jax.tables import read_csv, write_csv
 
 BASE = """\
@@ -264,14 +264,14 @@ def test_figures_over_seeds():
     assert row["standard_error"] == pytest.approx(1.0)
 
 
-def test_the_recommendation_needs_all_finer_precisions_to_be_good():
+def test_good_precisions_are_the_longest_row():
     plain = rows_of(None, [0, 1, 2], [9, 10, 11])
-    table = {10: [50, 51, 52], 12: [9, 10, 11], 14: [30, 31, 32], 16: [11, 12, 13], 18: [9, 9, 10]}
+    table = {8: [9, 10, 11], 10: [50, 51, 52], 12: [9, 10, 11], 14: [11, 12, 13], 16: [20, 30, 40]}
     rows = [row for bits, values in table.items() for row in rows_of(bits, [0, 1, 2], values)]
-    assert recommended_bits(final_rows([*plain, *rows])) == 16
-    assert recommended_bits(final_rows(rows)) is None
+    assert good_bits(final_rows([*plain, *rows])) == [12, 14]
+    assert good_bits(final_rows(rows)) == []
     bad = rows_of(18, [0, 1, 2], [50, 51, 52])
-    assert recommended_bits(final_rows([*plain, *bad])) is None
+    assert good_bits(final_rows([*plain, *bad])) == []
 
 
 def test_losses_that_nobody_opened_leave_gaps():

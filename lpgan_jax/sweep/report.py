@@ -160,23 +160,24 @@ def paired_rows(training: list[Row]) -> list[Row]:
 MARGIN = 1.25  # of the Fréchet distance; single runs differ by more from the last bit alone
 
 
-def recommended_bits(final: list[Row]) -> int | None:
-    """The fewest fraction bits from which on secure training does as well as float32.
+def good_bits(final: list[Row]) -> list[int]:
+    """The fraction bits at which secure training does as well as float32, in a row.
 
-    As well: the mean Fréchet distance over the seeds is below `MARGIN` times float32's, at this and
-    all larger numbers of bits of the sweep (stochastic rounding). A description of these runs, not
-    a test. None if there is none.
+    As well: the mean Fréchet distance over the seeds is below `MARGIN` times float32's. Of the
+    sweep's precisions (stochastic rounding) the longest unbroken row that is. A description of
+    these runs, not a test.
     """
     plain = next((row for row in final if row["variant"] == "float32"), None)
     if plain is None:
-        return None
-    found = None
+        return []
+    rows: list[list[int]] = [[]]
     shadows = [r for r in final if r["variant"].startswith("shadow-stochastic")]
-    for row in sorted(shadows, key=lambda r: -r["frac_bits"]):
-        if row["frechet_mean"] > MARGIN * plain["frechet_mean"]:
-            break
-        found = row["frac_bits"]
-    return found
+    for row in sorted(shadows, key=lambda r: r["frac_bits"]):
+        if row["frechet_mean"] < MARGIN * plain["frechet_mean"]:
+            rows[-1].append(row["frac_bits"])
+        else:
+            rows.append([])
+    return max(rows, key=len)
 
 
 # Plots --------------------------------------------------------------------------------------------
@@ -354,12 +355,12 @@ def _page(
     ]
     for file, caption in pictures:
         lines += [f"![{caption}]({file})", "", f"*{caption}.*", ""]
-    bits = recommended_bits(final)
+    bits = good_bits(final)
     precisions = {row["frac_bits"] for row in final if row["mode"] == "shadow"}
     if len(precisions) >= _MANY_BITS:
         lines += [
-            "The fewest fraction bits from which on the mean Fréchet distance stays below "
-            f"{MARGIN:g} times float32's: **{'none' if bits is None else bits}**.",
+            f"The mean Fréchet distance is below {MARGIN:g} times float32's "
+            + (f"from **{bits[0]} to {bits[-1]} fraction bits**." if bits else "at no precision."),
             "",
         ]
     lines += [

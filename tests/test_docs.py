@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 from helpers import script
+
+from lpgan_jax.tables import read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -19,6 +22,29 @@ def test_the_tutorial_runs():
 def test_the_protocol_reference_is_what_the_code_says():
     """Docstrings, signatures, messages; and every docstring's cost is that of its trace."""
     assert script("protocol_reference").document() == (DOCS / "protocols.md").read_text()
+
+
+def test_the_results_page_says_what_its_tables_say():
+    """The page, and the pages of the sweeps in it, are made of the CSV files beside them."""
+    assert script("results").document(DOCS / "results") == (DOCS / "results.md").read_text()
+    for name in ("precision", "coarse", "fidelity"):
+        page = (DOCS / "results" / name / "summary.md").read_text()
+        for row in read_csv(DOCS / "results" / name / "final.csv"):
+            line = f"| {row['variant']} | {row['seeds']} | {row['frechet_mean']:.3g} ± "
+            assert line in page
+
+
+def test_a_released_generator_is_used_as_its_card_says(monkeypatch):
+    folder = DOCS / "results" / "digits"
+    (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    scope = {}
+    exec(compile(block, "README.md", "exec"), scope)
+    images = np.asarray(scope["images"])
+    assert images.shape == (64, 16, 16, 1)
+    assert np.abs(images).max() <= 1
+    # Digits are white strokes on black: the corners are dark, the middle is not.
+    assert images[:, :2, :2].mean() < -0.7 < images[:, 6:10, 6:10].mean() - 0.2
 
 
 def test_links_between_documents_lead_somewhere():

@@ -105,6 +105,8 @@ features of a small classifier of the real ones ({accuracy:.1f} % of held-out im
 **How to use it.**
 
 ```python
+from pathlib import Path
+
 import jax
 from flax import serialization
 from lpgan_jax import config
@@ -112,7 +114,7 @@ from lpgan_jax.models.twin import generator_twin
 from lpgan_jax.training import build
 
 model = build(config.load("{config}")).model
-variables = serialization.msgpack_restore(open("generator.msgpack", "rb").read())
+variables = serialization.msgpack_restore(Path("generator.msgpack").read_bytes())
 noise = jax.random.normal(jax.random.key(0), ({shown}, model.noise_size), "float32")
 images = generator_twin(model).apply(variables, noise, use_running_average=True)  # -1 to 1
 ```

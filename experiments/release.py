@@ -43,7 +43,7 @@ def measured(run: Path, settings: TrainConfig, num: int, seed: int) -> Row:
     labels = data.load_labels(settings.data)
     assert labels is not None  # or `quality` would have refused
     accuracy = classifier(data.load_images(settings.data), labels).accuracy
-    return {"images": num, "seed": seed, **figures, "classifier_accuracy": accuracy}
+    return {"seed": seed, **figures, "classifier_accuracy": accuracy}
 
 
 def draw_losses(rows: list[Row], title: str, path: Path) -> None:

@@ -193,7 +193,7 @@ def _quality(args: argparse.Namespace) -> None:
     report = quality(args.run, args.num, seed=args.seed, inception=args.inception, report=print)
     coverage = "not measured" if report.coverage is None else f"{100 * report.coverage:.0f} %"
     print(
-        f"{args.num} images, opened by SP\n"
+        f"{report.images} images, opened by SP\n"
         f"Fréchet distance   {report.frechet:.4g}\n"
         f"precision          {report.precision:.3f}   of generated images look like real ones\n"
         f"recall             {report.recall:.3f}   of real images look like generated ones\n"

@@ -125,12 +125,14 @@ class Quality:
         precision: share of generated images that look like real ones.
         recall: share of real images that generated ones look like.
         coverage: share of classes that are there; None without a classifier of classes.
+        images: how many generated ones were measured.
     """
 
     frechet: float
     precision: float
     recall: float
     coverage: float | None
+    images: int
 
 
 def _checked(name: str, features: np.ndarray) -> np.ndarray:
@@ -190,4 +192,5 @@ class Judge:
             seen = self._classes(generated)
             coverage = class_coverage(self._labels, seen, self._num_classes)
         precision, recall = precision_recall(self._real, features)
-        return Quality(frechet_distance(self._real, features), precision, recall, coverage)
+        distance = frechet_distance(self._real, features)
+        return Quality(distance, precision, recall, coverage, len(generated))

@@ -15,8 +15,8 @@ import lpgan_jax as lp
 from lpgan_jax import config, data
 from lpgan_jax.gan import NETWORKS
 from lpgan_jax.models.twin import from_flax
-from lpgan_jax.plaintext import PlaintextLPGAN, optax_optimizer
 from lpgan_jax.simulation import Simulation, reveal_tree, share_state
+from lpgan_jax.trainers import plaintext_twin
 from lpgan_jax.training import DataSource, build
 
 
@@ -45,12 +45,7 @@ def main() -> None:
     gan = build(settings)
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
     initial = source.initial_state(gan)
-    twin = PlaintextLPGAN(
-        gan.model,
-        optax_optimizer(settings.generator_optimizer),
-        optax_optimizer(settings.discriminator_optimizer),
-        dtype=np.float64,
-    )
+    twin = plaintext_twin(settings, gan, np.float64)
     plain = twin.init(initial.params, initial.stats)
     keys = jax.random.split(lp.key(settings.seed), 2)
     secure = Simulation(gan, share_state(gan, keys[0], initial), keys[1])

@@ -178,8 +178,9 @@ def main() -> None:
     draw_losses(losses, title, args.out / "losses.png")
     save_png(args.out / "samples.png", generate(args.run, SHOWN, seed=args.seed))
     publish_generator(args.run, settings, args.out)
-    num = min(args.num, len(data.load_images(settings.data)))
-    write_csv(args.out / "quality.csv", [measured(args.run, settings, num, args.seed)], QUALITY)
+    write_csv(
+        args.out / "quality.csv", [measured(args.run, settings, args.num, args.seed)], QUALITY
+    )
     (figures,) = read_csv(args.out / "quality.csv")  # the card says what the file says
     atomic_write(args.out / "README.md", card(settings, figures, steps, args).encode())
     print(f"{args.out}: {figures}")

@@ -36,12 +36,12 @@ from lpgan_jax.config import TrainConfig
 from lpgan_jax.cost_model import program_cost
 from lpgan_jax.fixed_point import FixedPoint, encode
 from lpgan_jax.party import simulate
-from lpgan_jax.plaintext import PlaintextLPGAN, optax_optimizer
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.programs import training_program
 from lpgan_jax.ring import matmul
 from lpgan_jax.shares import share_words
 from lpgan_jax.simulation import _MANY_FEATURES, Simulation, compiler_options, share_state
+from lpgan_jax.trainers import plaintext_twin
 from lpgan_jax.training import DataSource, build
 
 Report = dict[str, Any]
@@ -176,8 +176,7 @@ def _source(settings: TrainConfig) -> DataSource:
 
 def _plaintext_step_s(settings: TrainConfig, steps: int) -> float:
     source, gan = _source(settings), build(settings)
-    optimizers = settings.generator_optimizer, settings.discriminator_optimizer
-    twin = PlaintextLPGAN(gan.model, *map(optax_optimizer, optimizers))
+    twin = plaintext_twin(settings, gan)
     initial = source.initial_state(gan)
     state = twin.init(initial.params, initial.stats)
 

@@ -72,10 +72,11 @@ class Shadow(Whole):
         return Dealt(owed.plain, owed.plain)
 
     def round(self, x: Secret, frac_bits: int) -> Secret:
-        """A truncation, recorded."""
+        """A truncation, recorded; none where the scale stays."""
+        if x.frac_bits == frac_bits:
+            return x
         result = self._round(self, x, frac_bits)
-        if result is not x:
-            self.saw_truncation(x, result)
+        self.saw_truncation(x, result)
         return result
 
 
@@ -92,7 +93,7 @@ def run(
         function: (party, values, public) -> outputs, as for `party.simulate`.
         key: a typed key; it decides the rounding.
         values: a pytree of `Secret`s whose words are whole: uint64, without the leading axis of
-            paired arrays (`words`).
+            paired arrays (`whole_words`).
         public: what both servers would know.
         rounding: "stochastic", as the protocols round; or one of the two that they do not use.
 
@@ -122,8 +123,6 @@ _stochastic = arithmetic.truncate.dispatch(Party)
 def _nearest(party: Shadow, x: Secret, frac_bits: int) -> Secret:
     """To the nearest multiple, halves up. Under sharing it would take a comparison a value."""
     shift = x.frac_bits - frac_bits
-    if shift == 0:
-        return x
     half = party.ring.constant(1 << (shift - 1))
     rounded = party.ring.signed(x.share + half) >> np.int64(shift)
     return Secret(rounded.astype(party.ring.dtype), frac_bits)
@@ -137,8 +136,6 @@ def _local(party: Shadow, x: Secret, frac_bits: int) -> Secret:
     they are.
     """
     shift = x.frac_bits - frac_bits
-    if shift == 0:
-        return x
     if party.filling:
         return _stochastic(party, x, frac_bits)
     ring = party.ring

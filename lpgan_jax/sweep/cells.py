@@ -18,7 +18,7 @@ from lpgan_jax import config, data
 from lpgan_jax.config import DataConfig, SweepConfig, TrainConfig
 from lpgan_jax.features import classifier_judge
 from lpgan_jax.files import atomic_write
-from lpgan_jax.gan import LPGAN
+from lpgan_jax.gan import LPGAN, State
 from lpgan_jax.images import save_png
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.prng import key as make_key
@@ -140,7 +140,7 @@ def _run(
     gan = build(settings)
     source = DataSource(settings, cell.seed, images)
     initial = source.initial_state(gan)
-    trainer = _trainer(settings, gan, source, cell)
+    trainer = _trainer(settings, gan, initial, cell)
     reference = PlaintextTrainer(plaintext_twin(settings, gan, np.float64), initial)
     rng = data.random_stream(cell.seed, data.Stream.EVALUATION)
     noise = rng.normal(size=(sweep.num_images, settings.model.noise_size))
@@ -158,8 +158,8 @@ def _run(
         if (step + 1) % sweep.measure_every and step + 1 != settings.steps:
             continue
         # What diverged or left the ring's range is no image, but it is what this run generates.
-        made = np.clip(trainer.generate(noise), -1, 1)
-        quality = measure(np.nan_to_num(made, nan=-1.0))
+        made = np.clip(np.nan_to_num(trainer.generate(noise), nan=-1.0), -1, 1)
+        quality = measure(made)
         mean = np.mean(losses, axis=0).tolist() if losses else [None, None]
         distance, moved = _distance(trainer, reference, initial.params)
         training.append(
@@ -185,8 +185,8 @@ def _run(
     return tables
 
 
-def _trainer(settings: TrainConfig, gan: LPGAN, source: DataSource, cell: Cell) -> Trainer:
-    variant, initial = cell.variant, source.initial_state(gan)
+def _trainer(settings: TrainConfig, gan: LPGAN, initial: State, cell: Cell) -> Trainer:
+    variant = cell.variant
     keys = jax.random.split(make_key(cell.seed), 2)  # `errors` draws from others
     if variant.mode == "secure":
         return SecureTrainer(Simulation(gan, share_state(gan, keys[0], initial), keys[1]))

@@ -8,6 +8,7 @@ together would add up to noise, and nothing would show it: so both carry the ran
 save that wrote them, and `load` compares the two.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,14 +60,15 @@ def save(
         if number < least:
             raise ValueError(f"{name}: {number} given, expected at least {least}")
     shares = [_share(paired_tree, server, "") for server in range(len(SERVERS))]
-    name_of_save = secrets.token_hex(16)
+    name_of_save = new_name()
     for server, share in zip(SERVERS, shares, strict=True):
-        file = _file(run_dir, server, step)
-        for directory in (file.parent.parent, file.parent):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            directory.chmod(0o700)
-        atomic_write(file, _encode(step, server, name_of_save, share), mode=0o600)
+        _write(run_dir, server, step, name_of_save, share)
     _prune(run_dir, step, keep)
+
+
+def new_name() -> str:
+    """A random name for a save, by which its two halves are known to belong together."""
+    return secrets.token_hex(16)
 
 
 def latest_step(run_dir: str | os.PathLike[str]) -> int | None:
@@ -107,11 +109,90 @@ def load(run_dir: str | os.PathLike[str], step: int | None = None) -> tuple[int,
         raise CheckpointError(f"{error}; the newest step is not intact, {advice}") from None
 
 
+# --- One server's half, as a server of a cluster keeps it -----------------------------------------
+
+
+def save_share(
+    run_dir: str | os.PathLike[str],
+    server: str,
+    step: int,
+    name_of_save: str,
+    share: Mapping[str, Any],
+    keep: int,
+) -> None:
+    """Write a server's own checkpoint, then remove those no longer wanted, as `save` does.
+
+    At least two are kept: while this server has the newest one, the other may still be about to
+    write it, and the session must find a step that both have.
+
+    Args:
+        run_dir: the server's directory.
+        server: s1 or s2.
+        step: the number of the step, at least 0.
+        name_of_save: that both servers give it.
+        share: nested dict with leaves uint64[*shape].
+        keep: how many to keep.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    _write(run_dir, server, step, name_of_save, share)
+    drop_shares(run_dir, server, after=step)
+    kept = sorted(saves(run_dir, server))[-max(keep, 2) :]
+    for other, path in _files(run_dir, server).items():
+        if other not in kept:
+            path.unlink()
+
+
+def saves(run_dir: str | os.PathLike[str], server: str) -> dict[int, str]:
+    """The steps that a server has a checkpoint of, with the names of the saves.
+
+    Only headers and sizes are read: `load_share` also compares the checksum.
+    """
+    found = {}
+    for step, path in _files(run_dir, server).items():
+        with contextlib.suppress(CheckpointError):
+            found[step] = _read(path, server, step)[0]
+    return found
+
+
+def load_share(run_dir: str | os.PathLike[str], server: str, step: int) -> tuple[str, Tree]:
+    """Read a server's own checkpoint: the name of the save, and leaves uint64[*shape].
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    return _load_half(_file(run_dir, server, step), server, step)
+
+
+def drop_shares(run_dir: str | os.PathLike[str], server: str, after: int) -> None:
+    """Remove a server's checkpoints of later steps, and what killed writers left."""
+    for other, path in _files(run_dir, server).items():
+        if other > after:
+            path.unlink()
+    for path in (Path(run_dir) / DIRECTORY / server).glob(".step_*.tmp"):
+        path.unlink()
+
+
 # --- Steps on disk --------------------------------------------------------------------------------
 
 
 def _file(run_dir: str | os.PathLike[str], server: str, step: int) -> Path:
     return Path(run_dir) / DIRECTORY / server / f"step_{step:08d}.msgpack"
+
+
+def _write(
+    run_dir: str | os.PathLike[str],
+    server: str,
+    step: int,
+    name_of_save: str,
+    share: Mapping[str, Any],
+) -> None:
+    file = _file(run_dir, server, step)
+    for directory in (file.parent.parent, file.parent):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    atomic_write(file, _encode(step, server, name_of_save, share), mode=0o600)
 
 
 def _steps(run_dir: str | os.PathLike[str]) -> list[int]:
@@ -197,7 +278,7 @@ def _pair(first: Any, second: Any, file: Path, name: str = "tree") -> Any:
 # --- Bytes of a file ------------------------------------------------------------------------------
 
 
-def _encode(step: int, server: str, name_of_save: str, share: Tree) -> bytes:
+def _encode(step: int, server: str, name_of_save: str, share: Mapping[str, Any]) -> bytes:
     from flax import serialization  # imports JAX
 
     payload = serialization.msgpack_serialize(share)
@@ -239,20 +320,25 @@ def _read(path: Path, server: str, step: int) -> tuple[str, str, int]:
     return str(header.get("save")), str(header.get("sha256")), len(line)
 
 
-def _load_step(run_dir: str | os.PathLike[str], step: int) -> Tree:
+def _load_half(path: Path, server: str, step: int) -> tuple[str, Any]:
     from flax import serialization  # imports JAX
 
+    name_of_save, checksum, start = _read(path, server, step)
+    payload = path.read_bytes()[start:]
+    if hashlib.sha256(payload).hexdigest() != checksum:
+        raise CheckpointError(f"{path}: corrupt, expected the sha256 that its header gives")
+    try:
+        return name_of_save, serialization.msgpack_restore(payload)
+    except Exception as error:  # msgpack's errors have no common class
+        raise CheckpointError(f"{path}: expected flax's msgpack: {error}") from None
+
+
+def _load_step(run_dir: str | os.PathLike[str], step: int) -> Tree:
     shares, names = [], set()
     for server in SERVERS:
         path = _file(run_dir, server, step)
-        name_of_save, checksum, start = _read(path, server, step)
-        payload = path.read_bytes()[start:]
-        if hashlib.sha256(payload).hexdigest() != checksum:
-            raise CheckpointError(f"{path}: corrupt, expected the sha256 that its header gives")
-        try:
-            shares.append(serialization.msgpack_restore(payload))
-        except Exception as error:  # msgpack's errors have no common class
-            raise CheckpointError(f"{path}: expected flax's msgpack: {error}") from None
+        name_of_save, share = _load_half(path, server, step)
+        shares.append(share)
         names.add(name_of_save)
     if len(names) > 1:
         raise CheckpointError(f"{path}: of another save, expected the one of the other server")

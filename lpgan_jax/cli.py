@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any, Literal
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,7 +162,58 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=int, default=2, metavar="N", help="images in a batch (default: 2)"
     )
     audit.add_argument("--no-compile", action="store_true", help="only the traced programs")
+    _add_cluster_commands(commands)
     return parser
+
+
+def _add_cluster_commands(commands: Any) -> None:
+    up = commands.add_parser(
+        "up", help="train with DS, S1, S2 and SP as processes of this machine: try a cluster out"
+    )
+    up.add_argument("--config", metavar="FILE", help="as for train")
+    up.add_argument("--out", required=True, metavar="DIR", help="the run directory, to be made")
+    up.add_argument("--steps", type=int, metavar="N", help="training steps in all")
+    up.add_argument("--seed", type=int, metavar="N", help="as for train: not for secrets")
+    up.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
+    )
+    up.add_argument("--resume", action="store_true", help="go on with the session in DIR")
+
+    cluster = {"required": True, "metavar": "FILE", "help": "the cluster's configuration, YAML"}
+    serve = commands.add_parser("serve", help="be a server: S1 or S2")
+    serve.add_argument("server", choices=["s1", "s2"])
+    serve.add_argument("--config", **cluster)
+
+    ds = commands.add_parser("ds", help="be DS: share images, and deal the randomness")
+    ds.add_argument("--config", **cluster)
+    ds.add_argument("--train", required=True, metavar="FILE", help="the training's configuration")
+    ds.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
+    )
+    ds.add_argument("--seed", type=int, metavar="N", help="as for train: not for secrets")
+    ds.add_argument(
+        "--owner", default="ds", metavar="NAME", help="be another data owner, who deals nothing"
+    )
+
+    sp = commands.add_parser("sp", help="be SP: put results together, or have images generated")
+    sp.add_argument("--config", **cluster)
+    sp.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the run directory (with --sample: the PNG file)",
+    )
+    sp.add_argument("--sample", type=int, metavar="N", help="have N images generated")
+    sp.add_argument(
+        "--own-noise", action="store_true", help="SP shares the noise of the images, instead of DS"
+    )
+    sp.add_argument("--seed", type=int, metavar="N", help="fix SP's own noise")
+
+    certificates = commands.add_parser("certificates", help="make certificates for a try-out")
+    certificates.add_argument(
+        "--config", metavar="FILE", help="a cluster's configuration with more data owners"
+    )
+    certificates.add_argument("--out", required=True, metavar="DIR", help="a new directory")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -321,6 +373,53 @@ def _audit(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _up(args: argparse.Namespace) -> int:
+    from lpgan_jax import config
+    from lpgan_jax.cluster.roles import up
+    from lpgan_jax.run_directory import RunDirectory
+
+    source = args.config
+    if source is None:
+        if not args.resume:
+            raise ValueError("--config: expected a YAML file or the name of a shipped config")
+        source = str(RunDirectory.open(args.out).config_file)
+    overrides = [*args.set, *([] if args.steps is None else [f"steps={args.steps}"])]
+    return up(config.load(source, overrides), args.out, seed=args.seed, resume=args.resume)
+
+
+def _role(args: argparse.Namespace) -> int:
+    """Play a role of a cluster: 0, or 1 if it was given up."""
+    from lpgan_jax import config
+    from lpgan_jax.cluster.roles import play
+    from lpgan_jax.cluster.worker import Job
+
+    if args.command == "serve":
+        return play(Job("serve", args.server, args.config))
+    if args.command == "ds":
+        if args.seed is not None and args.seed < 0:
+            raise ValueError(f"--seed: expected at least 0, got {args.seed}")
+        settings = config.load(args.train, args.set)
+        if args.seed is not None:
+            settings = settings.model_copy(update={"seed": args.seed})
+        kind: Literal["deal", "feed"] = "deal" if args.owner == "ds" else "feed"
+        return play(Job(kind, args.owner, args.config, config.dump(settings), args.seed))
+    if args.sample is None:
+        return play(Job("collect", "sp", args.config, out=args.out))
+    if args.sample < 1:
+        raise ValueError(f"--sample: expected at least 1, got {args.sample}")
+    return play(
+        Job(
+            "sample",
+            "sp",
+            args.config,
+            seed=args.seed,
+            out=args.out,
+            num=args.sample,
+            own_noise=args.own_noise,
+        )
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
@@ -350,6 +449,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             _ranges(args)
         elif args.command == "audit":
             return _audit(args)
+        elif args.command == "up":
+            return _up(args)
+        elif args.command in ("serve", "ds", "sp"):
+            return _role(args)
+        elif args.command == "certificates":
+            from lpgan_jax.cluster.roles import certificates
+
+            names = certificates(args.config, args.out)
+            print(f"certificates of {', '.join(names)} in {args.out}: each machine gets its own")
         else:
             from lpgan_jax.training import export
 
@@ -359,7 +467,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lpgan: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = {"train": ": go on with --resume", "sweep": ": go on with the same command"}
+        hint = {
+            "train": ": go on with --resume",
+            "up": ": go on with --resume",
+            "sweep": ": go on with the same command",
+        }
         print(f"lpgan: interrupted{hint.get(args.command, '')}", file=sys.stderr)
         return 130
     return 0

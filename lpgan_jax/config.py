@@ -31,13 +31,13 @@ class ConfigError(ValueError):
 # --- The fields -----------------------------------------------------------------------------------
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
     """Immutable and strict: no unknown fields; "3" and True are no integers; 1 stands for 1.0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class DataConfig(_Fields):
+class DataConfig(Fields):
     """Which images to train on."""
 
     dataset: Literal["digits", "idx", "npz", "cifar10", "folder"]
@@ -73,7 +73,7 @@ class DataConfig(_Fields):
         return channels
 
 
-class ModelConfig(_Fields):
+class ModelConfig(Fields):
     """The DCGAN: two networks that mirror each other, each layer doubling or halving the size."""
 
     noise_size: int = Field(ge=1)
@@ -90,7 +90,7 @@ class ModelConfig(_Fields):
     """The share of the old running statistics that a step keeps."""
 
 
-class OptimizerConfig(_Fields):
+class OptimizerConfig(Fields):
     """How one network's parameters follow its gradients."""
 
     name: Literal["sgd", "adam"]
@@ -103,7 +103,7 @@ class OptimizerConfig(_Fields):
     """Added to Adam's second moment under the root."""
 
 
-class TrainConfig(_Fields):
+class TrainConfig(Fields):
     """A whole training run."""
 
     data: DataConfig
@@ -127,6 +127,18 @@ class TrainConfig(_Fields):
     open_samples: bool = True
     """Whether the service provider reconstructs generated images while training."""
 
+    def logs_after(self, step: int) -> bool:
+        """Whether the step (counted from 1) has a row of metrics."""
+        return step % self.log_every == 0 or step == self.steps
+
+    def samples_after(self, step: int) -> bool:
+        """Whether a grid of images is generated after the step, counted from 1."""
+        return step % self.sample_every == 0 or step == self.steps
+
+    def saves_after(self, step: int) -> bool:
+        """Whether there is a checkpoint of the step, counted from 1."""
+        return step % self.checkpoint_every == 0 or step == self.steps
+
     @property
     def depth(self) -> int:
         """How many layers double or halve the size: `image_size = base_size * 2**depth`."""
@@ -146,7 +158,7 @@ class TrainConfig(_Fields):
         return self
 
 
-class RunsConfig(_Fields):
+class RunsConfig(Fields):
     """Runs of a sweep: one for each combination of the lists."""
 
     mode: Literal["secure", "shadow", "plaintext"]
@@ -167,7 +179,7 @@ class RunsConfig(_Fields):
         return self
 
 
-class SweepConfig(_Fields):
+class SweepConfig(Fields):
     """A study: training runs of several kinds from the same seeds, measured alike."""
 
     base: str = Field(min_length=1)
@@ -227,13 +239,27 @@ def _load(
     model: type[_Model], name_or_path: str, overrides: Sequence[str], known: dict[str, Traversable]
 ) -> _Model:
     file = _find(name_or_path, known)
-    fields = _parse(file.read_bytes(), file.name)
+    fields = load_yaml(file.read_bytes(), file.name)
     for override in overrides:
         _apply(override, fields, file.name)
+    return validated(model, fields, file.name)
+
+
+def parse(text: str, source: str) -> TrainConfig:
+    """Read the configuration of a training run from YAML; errors as of `load` name the `source`."""
+    return validated(TrainConfig, load_yaml(text.encode(), source), source)
+
+
+def validated(model: type[_Model], fields: object, source: str) -> _Model:
+    """The model of these fields.
+
+    Raises:
+        ConfigError: a field is wrong; the message names it and the `source`.
+    """
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        lines = [f"{file.name}: {_explain(model, detail)}" for detail in error.errors()]
+        lines = [f"{source}: {_explain(model, detail)}" for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -269,7 +295,12 @@ def _find(name_or_path: str, known: dict[str, Traversable]) -> Traversable:
     )
 
 
-def _parse(text: bytes, source: str) -> dict[str, Any]:
+def load_yaml(text: bytes, source: str) -> dict[str, Any]:
+    """The fields of a YAML file.
+
+    Raises:
+        ConfigError: it is no YAML, or no mapping; the message names the `source`.
+    """
     fields = _parse_yaml(text, source)
     if not isinstance(fields, dict):
         raise ConfigError(f"{source}: expected a mapping of fields to values, such as `steps: 400`")

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lpgan_jax.party import AXIS, Party, online
+from lpgan_jax.prng import CHACHA20
 from lpgan_jax.shares import PARTIES
 
 BATCH_AXIS = "batch"
@@ -45,22 +46,32 @@ def server_mesh(devices: Sequence[Any] | None = None, per_server: int = 1) -> Me
     )
 
 
-def server_program(function: Callable[[Party, Any, Any], Any], mesh: Mesh) -> Any:
+def server_program(
+    function: Callable[[Party, Any, Any], Any],
+    mesh: Mesh,
+    *,
+    donate: bool = False,
+    compiler_options: dict[str, bool | str] | None = None,
+) -> Any:
     """Both servers' programs, jitted: (seeds, corrections, secrets, public) -> outputs.
 
     Args:
         function: as in `party.simulate`.
         mesh: from `server_mesh`.
+        donate: whether the secrets' memory may be used for the outputs.
+        compiler_options: as of `jax.jit`.
 
     Returns:
         A function of paired arrays, leading axis 2, whose first half S1 alone gets and whose second
-        half S2: the servers' seeds, `party.deal`'s corrections (zeros, or anything, for S1), and
-        the secrets; and of what is public. Its outputs are paired arrays likewise.
+        half S2: the words of the servers' seeds, uint32[2, 8] (`jax.random.key_data`),
+        `party.deal`'s corrections (zeros, or anything, for S1), and the secrets; and of what is
+        public. Its outputs are paired arrays likewise.
     """
     paired, everywhere = PartitionSpec(AXIS), PartitionSpec()
 
-    def server(seed: jax.Array, corrections: Any, secrets: Any, public: Any) -> Any:
-        seed, corrections, secrets = jax.tree.map(lambda x: x[0], (seed, corrections, secrets))
+    def server(seed_words: jax.Array, corrections: Any, secrets: Any, public: Any) -> Any:
+        seed = jax.random.wrap_key_data(seed_words[0], impl=CHACHA20)
+        corrections, secrets = jax.tree.map(lambda x: x[0], (corrections, secrets))
         outputs = online(function, seed, corrections, secrets, public)
         return jax.tree.map(lambda x: x[None], outputs)
 
@@ -71,7 +82,9 @@ def server_program(function: Callable[[Party, Any, Any], Any], mesh: Mesh) -> An
             in_specs=(paired, paired, paired, everywhere),
             out_specs=paired,
             axis_names={AXIS},
-        )
+        ),
+        donate_argnums=2 if donate else (),
+        compiler_options=compiler_options,
     )
 
 

@@ -3,10 +3,14 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lpgan_jax import checkpoint
 from lpgan_jax.config import TrainConfig, dump, load
 from lpgan_jax.files import atomic_write
+
+Servers = Literal["simulated", "apart", "none"]
+"""Whether both servers' shares lie in a directory, SP's results only, or there was no sharing."""
 
 _README = """\
 A training run of lpgan_jax.
@@ -23,6 +27,12 @@ Keep this directory as private as the training images. The run was SIMULATED: on
 both servers, so both servers' shares lie here, and whoever reads s1/ and s2/ can add them up and
 reconstruct the parameters. In a deployment each server has only its own share.
 """
+_SHARES_APART = """\
+    parameters.msgpack    what was learnt, as `lpgan export` writes it
+
+Keep this directory as private as the training images: it holds what SP put together from the shares
+of two servers.
+"""
 _NO_SHARES = """\
     parameters.msgpack    what was learnt, as `lpgan export` writes it
 
@@ -38,14 +48,19 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], config: TrainConfig, *, shares: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        config: TrainConfig,
+        *,
+        servers: Servers = "simulated",
     ) -> "RunDirectory":
         """Start a run in a new or empty directory, and write its configuration and a README.
 
         Args:
             path: the directory.
             config: of the run.
-            shares: whether the run is under sharing, which the README explains.
+            servers: whether both servers' shares lie here, SP's results only, or no sharing was;
+                the README explains it.
 
         Raises:
             FileExistsError: there is something already.
@@ -58,7 +73,9 @@ class RunDirectory:
                 f"go on with that run by --resume, or choose another --out"
             )
         run = cls(path)
-        readme = _README + (_SHARES if shares else _NO_SHARES)
+        readme = (
+            _README + {"simulated": _SHARES, "apart": _SHARES_APART, "none": _NO_SHARES}[servers]
+        )
         atomic_write(path / "README.txt", readme.encode())
         atomic_write(run.config_file, dump(config).encode())
         return run

@@ -158,7 +158,7 @@ class Simulation:
         """The state's paired arrays as a nested dict, for a checkpoint."""
         return jax.tree.map(
             lambda s: np.asarray(s.share),
-            _as_tree(self.state),
+            state_tree(self.state),
             is_leaf=is_secret,
         )
 
@@ -179,7 +179,7 @@ def restore_state(gan: LPGAN, template: State, tree: Tree) -> State:
     Raises:
         ValueError: names or shapes are not those of this configuration.
     """
-    expected, saved = _by_name(_as_tree(template)), _by_name(tree)
+    expected, saved = _by_name(state_tree(template)), _by_name(tree)
     for name in sorted(expected.keys() | saved.keys()):
         want = np.shape(expected[name]) if name in expected else None
         have = np.shape(saved[name])[1:] if name in saved else None
@@ -188,16 +188,17 @@ def restore_state(gan: LPGAN, template: State, tree: Tree) -> State:
                 f"checkpoint: {name}: expected {_describe(want)} by the configuration, "
                 f"got {_describe(have)}"
             )
-    scales = _by_name(_as_tree(gan.scales(template)))
+    scales = _by_name(state_tree(gan.scales(template)))
     # The structure comes from the template: an empty state (SGD's) has no leaves in a checkpoint.
     restored = jax.tree.unflatten(
-        jax.tree.structure(_as_tree(template)),
+        jax.tree.structure(state_tree(template)),
         [Secret(jnp.asarray(saved[name]), scales[name]) for name in expected],
     )
     return State(**restored)
 
 
-def _as_tree(state: State) -> Tree:
+def state_tree(state: State) -> Tree:
+    """The state as a nested dict, as checkpoints have it."""
     return {"params": state.params, "stats": state.stats, "optimizer": state.optimizer}
 
 

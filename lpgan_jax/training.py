@@ -27,7 +27,7 @@ from lpgan_jax.parameters import load_parameters, save_parameters
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.progress import Progress
 from lpgan_jax.quality import Judge, Quality, chosen
-from lpgan_jax.run_directory import Metrics, RunDirectory
+from lpgan_jax.run_directory import Metrics, RunDirectory, Servers
 from lpgan_jax.simulation import Simulation, restore_state, reveal_tree, share_state
 from lpgan_jax.trainers import (
     Mode,
@@ -187,7 +187,8 @@ def train(
         report(f"resuming {run.path} after step {done}, with new dealer keys")
         master = make_key()
     else:
-        run, done = RunDirectory.create(out, settings, shares=mode == "secure"), 0
+        servers: Servers = "simulated" if mode == "secure" else "none"
+        run, done = RunDirectory.create(out, settings, servers=servers), 0
         master = make_key(seed)
         if seed is not None and mode == "secure":
             report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
@@ -247,14 +248,14 @@ def _loop(
             losses = trainer.step(step, source.batch(step))
             seconds = time.time() - before
             durations.append(seconds)
-            number, last = step + 1, step + 1 == settings.steps
-            if number % settings.log_every == 0 or last or step == done:
+            number = step + 1
+            if settings.logs_after(number) or step == done:
                 loss_d, loss_g = losses or (None, None)
                 metrics.append(number, loss_d, loss_g, seconds, settings.batch_size / seconds)
             progress.step(number, seconds, losses)
-            if number % settings.sample_every == 0 or last:
+            if settings.samples_after(number):
                 sample(number)
-            if number % settings.checkpoint_every == 0 or last:
+            if settings.saves_after(number):
                 trainer.save(run, number, settings.keep_checkpoints)
     per_step = float(np.median(durations[1:] or durations or [0.0]))
     result = Result(run.path, max(done, settings.steps), per_step, losses)

@@ -53,7 +53,7 @@ def deployed(gan, inputs, mesh):
     """(compiled program, its traced form, its inputs, names of the messages it sends)."""
     key, public = lp.key(3), gan.schedule(0)
     corrections = jax.jit(functools.partial(party.deal, gan.train_step))(key, inputs, public)
-    dealt = party.Material(party.server_seeds(key), corrections)
+    dealt = party.Material(jax.random.key_data(party.server_seeds(key)), corrections)
     seeds, corrections = dealt.take()
     with pytest.raises(RuntimeError, match="used before"):
         dealt.take()
@@ -182,7 +182,7 @@ def spread(layers):
     params, *values = layers
     whole, shared = whole_sharding(mesh), batch_sharding(mesh)
     placed = (
-        *jax.device_put((party.server_seeds(key), material), whole),
+        *jax.device_put((jax.random.key_data(party.server_seeds(key)), material), whole),
         (jax.device_put(params, whole), *jax.device_put(values, shared)),
         None,
     )

@@ -41,7 +41,7 @@ def audit_compiled(
         return outputs
 
     key = jax.eval_shape(prng.key)
-    seeds = jax.eval_shape(party.server_seeds, key)
+    seeds = jax.eval_shape(lambda key: jax.random.key_data(party.server_seeds(key)), key)
     dealt = jax.eval_shape(functools.partial(party.deal, function), key, secrets, public)
     paired = [jax.ShapeDtypeStruct((2, *c.shape), c.dtype) for c in dealt]
     place = whole_sharding(mesh)

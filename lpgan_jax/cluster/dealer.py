@@ -1,0 +1,448 @@
+"""DS: it shares images, noise and initial parameters, and deals every step's randomness ahead.
+
+It takes its keys in the same order as the simulation does, so that a run with the same seed gives
+the same words. Each attempt has a master key of its own, which is written nowhere: without a seed
+it comes from the operating system, and with one (for experiments) from the seed and the attempt's
+number, which no attempt after it has.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax import checkpoint, config, data
+from lpgan_jax.cluster.certificates import load_identity
+from lpgan_jax.cluster.client import Client
+from lpgan_jax.cluster.reporting import Lost, Reporter
+from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
+from lpgan_jax.cluster.wire import (
+    Description,
+    Opening,
+    Parcel,
+    ParcelKind,
+    Progress,
+    buffers,
+    chunks,
+    encode,
+    nbytes,
+)
+from lpgan_jax.config import TrainConfig
+from lpgan_jax.fixed_point import FixedPoint
+from lpgan_jax.fixed_point import encode as to_words
+from lpgan_jax.gan import LPGAN, Batch
+from lpgan_jax.headroom import headroom, worst
+from lpgan_jax.party import deal, server_seeds
+from lpgan_jax.prng import key as make_key
+from lpgan_jax.programs import sampling_program, training_program
+from lpgan_jax.shares import share_words
+from lpgan_jax.simulation import StepKeys, compiler_options, share_state, share_tree
+from lpgan_jax.training import DataSource, build
+
+
+def master_key(seed: int | None, attempt: int) -> jax.Array:
+    """DS's key of an attempt, counted from 1; with a seed, the first one is the simulation's."""
+    if seed is None:
+        return make_key()
+    return make_key(seed) if attempt == 1 else jax.random.fold_in(make_key(seed), attempt)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task that DS has in mind.
+
+    Attributes:
+        kind: as of a parcel.
+        step: steps done before it.
+    """
+
+    kind: ParcelKind
+    step: int
+
+
+def schedule(settings: TrainConfig, done: int) -> Iterator[Planned]:
+    """The tasks of an attempt in the order of `training.train`, after so many steps."""
+    if done == 0:
+        yield Planned("state", 0)
+        if settings.open_samples:
+            yield Planned("generate", 0)
+    for step in range(done, settings.steps):
+        yield Planned("train", step)
+        number = step + 1
+        if settings.open_samples and settings.samples_after(number):
+            yield Planned("generate", number)
+        if settings.saves_after(number):
+            yield Planned("checkpoint", number)
+    yield Planned("finish", settings.steps)
+
+
+class Dealer:
+    """DS's keys and programs in one attempt: payloads for both servers, task by task."""
+
+    def __init__(
+        self, settings: TrainConfig, source: DataSource, cluster: ClusterConfig, key: jax.Array
+    ) -> None:
+        """`key`: the attempt's master key."""
+        self._source, self._cluster = source, cluster
+        self._gan = build(settings)
+        self._fxp = FixedPoint(settings.frac_bits)
+        self._state_key, steps = jax.random.split(key, 2)
+        self._keys = StepKeys(steps)
+        options = compiler_options(settings.model.features)
+        f = settings.frac_bits
+
+        def dealt(program: Any) -> Any:
+            function, secrets, public = program
+
+            def run(key: jax.Array, public: Any) -> Any:
+                seeds = jax.random.key_data(server_seeds(key))
+                return seeds, deal(function, key, secrets, public)
+
+            lowered = jax.jit(run, compiler_options=options).lower(make_key(0), public)
+            return lowered.compile()
+
+        self._train = dealt(training_program(settings))
+        self._generate = dealt(sampling_program(settings))
+        self._share_batch = jax.jit(lambda key, batch: share_batch(key, batch, f))
+        self._share_noise = jax.jit(lambda key, noise: share_words(key, to_words(noise, f)))
+
+    def payloads(self, task: Planned, *, noise: np.ndarray | None) -> list[list[np.ndarray]]:
+        """What S1 and what S2 get; `noise`: of a sample, unless SP shared some."""
+        if task.kind == "state":
+            initial = self._source.initial_state(self._gan)
+            return halves(share_state(self._gan, self._state_key, initial))
+        if task.kind == "train":
+            return self._for_training(task.step)
+        if task.kind == "generate":
+            return self._for_images(noise)
+        return [[], []]
+
+    def _two_keys(self) -> jax.Array:
+        return jnp.stack([self._keys.take(), self._keys.take()])
+
+    def _for_training(self, step: int) -> list[list[np.ndarray]]:
+        keys = self._two_keys()
+        inputs: list[list[np.ndarray]] = [[], []]
+        if self._cluster.owner_of(step) == DEALER:
+            turn = self._cluster.turn_of(DEALER, step)
+            batch = checked_batch(self._source, self._fxp, turn)
+            inputs = halves(self._share_batch(keys[0], batch))
+        return _with(inputs, *self._train(keys[1], self._gan.schedule(step)))
+
+    def _for_images(self, noise: np.ndarray | None) -> list[list[np.ndarray]]:
+        keys = self._two_keys()
+        inputs: list[list[np.ndarray]] = [[], []]
+        if noise is not None:
+            self._fxp.check(noise)
+            inputs = halves(self._share_noise(keys[0], noise))
+        return _with(inputs, *self._generate(keys[1], None))
+
+
+def share_batch(key: jax.Array, batch: Batch, frac_bits: int) -> Any:
+    """A batch's paired shares."""
+    return share_tree(key, batch, jax.tree.map(lambda _: frac_bits, batch))
+
+
+def checked_batch(source: DataSource, fxp: FixedPoint, turn: int) -> Batch:
+    """The batch of an owner's turn. ValueError if a value is out of range."""
+    batch = source.batch(turn)
+    for values in jax.tree.leaves(batch):
+        fxp.check(values)
+    return batch
+
+
+def halves(paired: Any) -> list[list[np.ndarray]]:
+    """S1's and S2's shares as bytes."""
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(paired)]
+    return [buffers([array[place] for array in arrays]) for place in range(len(SERVERS))]
+
+
+def _with(
+    inputs: list[list[np.ndarray]], seeds: jax.Array, corrections: list[jax.Array]
+) -> list[list[np.ndarray]]:
+    """Inputs, then each server's own seed, then for S2 the corrections."""
+    words = np.asarray(seeds)
+    for_s1 = [*inputs[0], *buffers([words[0]])]
+    return [for_s1, [*inputs[1], *buffers([words[1], *map(np.asarray, corrections)])]]
+
+
+# The worker ---------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """Both servers, as an owner of one attempt sees them: streams out, progress in."""
+
+    def __init__(self, clients: list[Client], reporter: Reporter, attempt: int) -> None:
+        self.clients, self._reporter, self._attempt = clients, reporter, attempt
+        self._changed = threading.Condition()
+        self.progress: dict[str, Progress] = {}
+        self._error: Exception | None = None
+        self._queues: dict[str, queue.Queue[Any]] = {}
+        for client in clients:
+            # One being sent, one ready: with the server's own look-ahead, memory has a bound.
+            self._queues[client.server] = queue.Queue(1)
+            self._start(self._watch, client)
+
+    def _start(self, target: Callable[[Client], None], client: Client) -> None:
+        def run() -> None:
+            try:
+                target(client)
+                raise Lost(client.server, "its stream ended")
+            except Exception as error:  # all of it ends the attempt
+                with self._changed:
+                    self._error = self._error or error
+                    self._changed.notify_all()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _watch(self, client: Client) -> None:
+        for progress in client.watch():
+            if progress.attempt > self._attempt:
+                raise Lost(client.server, "another attempt was opened there")
+            with self._changed:
+                self.progress[client.server] = progress
+                self._changed.notify_all()
+
+    def send_from_now_on(self) -> None:
+        """Open the streams for parcels."""
+        for client in self.clients:
+            self._start(self._send, client)
+
+    def _send(self, client: Client) -> None:
+        client.send(self._frames(client))
+
+    def _frames(self, client: Client) -> Iterator[bytes]:
+        while True:
+            parcel, payload = self._queues[client.server].get()
+            if client.server == "s1" and parcel.kind in ("train", "generate"):
+                # S1 would start, and wait in the middle of a collective, which has its own limit,
+                # until S2 has got its corrections: so it gets its little when S2 has its much.
+                self._wait_received("s2", parcel.serial)
+            yield encode(parcel)
+            yield from chunks(payload)
+
+    def _wait_received(self, server: str, serial: int) -> None:
+        def there() -> bool:
+            return server in self.progress and self.progress[server].received > serial
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or there())
+
+    def put(self, server: str, parcel: Parcel, payload: list[np.ndarray]) -> None:
+        """Send a parcel, once there is room."""
+        while True:
+            self.check()
+            try:
+                return self._queues[server].put((parcel, payload), timeout=0.2)
+            except queue.Full:
+                continue
+
+    def wait(self, wanted: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait until something is so, or an error ends the attempt."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: self._error is not None or wanted(), seconds)
+        self.check()
+        return found
+
+    def check(self) -> None:
+        """Raise what ended the attempt, if something did."""
+        if self._error is not None:
+            raise self._error
+
+    def done(self) -> int:
+        """Parcels that both servers are done with."""
+        return min((p.done for p in self.progress.values()), default=0)
+
+
+def common_saves(descriptions: list[Description]) -> list[tuple[int, str]]:
+    """Checkpoints that both servers have, newest first."""
+    first, second = ({(s.step, s.name) for s in d.saves} for d in descriptions)
+    return sorted(first & second, reverse=True)
+
+
+def deal_and_feed(
+    cluster: ClusterConfig, settings: TrainConfig, seed: int | None, reporter: Reporter
+) -> None:
+    """Be DS for one attempt; goes on dealing for images after training, until this process ends.
+
+    Raises:
+        Lost: a server is gone: there should be another attempt.
+        RefusedBy: a server accepts none.
+        ValueError, FileNotFoundError: bad input.
+    """
+    limits = cluster.timeouts
+    clients = _clients(cluster, DEALER, reporter)
+    source = DataSource(settings, settings.seed, data.load_images(settings.data))
+    descriptions = []
+    for client in clients:
+        with reporter.phase("looking for", on=client.server, limit_s=limits.wait_s + 10):
+            descriptions.append(client.wait_until(lambda d: d.phase == "ready", limits.wait_s))
+    attempt = 1 + max(d.attempt for d in descriptions)
+    saves = [save for save in common_saves(descriptions) if save[0] <= settings.steps]
+    start, name = saves[0] if saves else (0, None)
+    opening = Opening(
+        session=cluster.session,
+        role=DEALER,
+        attempt=attempt,
+        config=config.dump(settings),
+        start=start,
+        save=name,
+    )
+    with reporter.phase("opening", on="s1", limit_s=limits.wait_s):
+        for client in clients:
+            client.open(opening)
+    reporter.event("opened", attempt=attempt, start=start)
+    reporter.set(step=start, steps=settings.steps)
+    lines = _Lines(clients, reporter, attempt)
+    with reporter.phase("compiling", limit_s=limits.start_s):
+        if start == 0:
+            reporter.event("headroom", line=_headroom(settings, source))
+        dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
+    for server in SERVERS:
+        with reporter.phase("waiting to compile", on=server, limit_s=limits.start_s):
+            lines.wait(lambda s=server: s in lines.progress and lines.progress[s].prepared)  # type: ignore[misc]
+    lines.send_from_now_on()
+    _Run(cluster, settings, source, dealer, lines, reporter, opening).run()
+
+
+def _clients(cluster: ClusterConfig, role: str, reporter: Reporter) -> list[Client]:
+    identity = load_identity(cluster, role)
+    return [Client(cluster, identity, role, server, reporter) for server in SERVERS]
+
+
+def _headroom(settings: TrainConfig, source: DataSource) -> str:
+    gan: LPGAN = build(settings)
+    place, bits = worst(headroom(gan, source.initial_state(gan), [source.batch(0)]))
+    return f"{bits:.1f} bits at {place}"
+
+
+@dataclass
+class _Run:
+    """The parcels of one attempt."""
+
+    cluster: ClusterConfig
+    settings: TrainConfig
+    source: DataSource
+    dealer: Dealer
+    lines: _Lines
+    reporter: Reporter
+    opening: Opening
+    serial: int = 0
+
+    def run(self) -> None:
+        """Deal for training, then for whoever wants images."""
+        started, first = time.monotonic(), self.opening.start
+        samples = self.source.sample_noise()
+        for task in schedule(self.settings, self.opening.start):
+            self._deal(task, None, samples)
+            step = task.step + (task.kind == "train")
+            if step > first:
+                self.reporter.set(s_per_step=(time.monotonic() - started) / (step - first))
+            self.reporter.set(step=step)
+        serial = self.serial
+        for server in SERVERS:
+            with self.reporter.phase("finishing", on=server, limit_s=self.cluster.timeouts.wait_s):
+                self.lines.wait(lambda: self.lines.done() >= serial)
+        self.reporter.event("trained", step=self.settings.steps)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Deal for SP's requests, of which both servers must know."""
+        rng = np.random.default_rng()
+        shape = (self.settings.num_samples, self.settings.model.noise_size)
+        served: set[str] = set()
+        with self.reporter.phase("idle", on="sp", limit_s=None):
+            while True:
+                self.lines.wait(lambda: bool(self._wishes() - served))
+                for name in sorted(self._wishes() - served):
+                    own = any(
+                        request.own_noise
+                        for request in self.lines.progress["s1"].requests
+                        if request.name == name
+                    )
+                    noise = None if own else rng.normal(size=shape)
+                    self._deal(Planned("generate", self.settings.steps), name, noise)
+                    served.add(name)
+                self.reporter.event("dealt images", so_far=len(served))
+
+    def _wishes(self) -> set[str]:
+        of = [{r.name for r in p.requests} for p in self.lines.progress.values()]
+        return set.intersection(*of) if len(of) == len(SERVERS) else set()
+
+    def _deal(self, task: Planned, request: str | None, noise: np.ndarray | None) -> None:
+        save = checkpoint.new_name() if task.kind == "checkpoint" else None
+        payloads = self.dealer.payloads(task, noise=noise)
+        for server, payload in zip(SERVERS, payloads, strict=True):
+            parcel = Parcel(
+                session=self.cluster.session,
+                role=DEALER,
+                attempt=self.opening.attempt,
+                serial=self.serial,
+                kind=task.kind,
+                step=task.step,
+                size=nbytes(payload),
+                request=request,
+                save=save,
+            )
+            limit = self.cluster.timeouts.wait_s
+            with self.reporter.phase(f"dealing {task.kind}", on=server, limit_s=limit):
+                self.lines.put(server, parcel, payload)
+        self.serial += 1
+        self.reporter.set(ahead=self.serial - self.lines.done())
+
+
+# Another data owner -------------------------------------------------------------------------------
+
+
+def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Reporter) -> None:
+    """Be a data owner other than DS for one attempt: share a batch whenever it is one's turn.
+
+    Raises:
+        Lost: a server is gone.
+        RefusedBy: a server accepts nothing.
+        ValueError, FileNotFoundError: bad input.
+    """
+    limits = cluster.timeouts
+    clients = _clients(cluster, owner, reporter)
+    source = DataSource(settings, settings.seed, data.load_images(settings.data))
+    fxp, f = FixedPoint(settings.frac_bits), settings.frac_bits
+    share = jax.jit(lambda key, batch: share_batch(key, batch, f))
+    descriptions: list[Description] = []
+    for client in clients:
+        with reporter.phase("waiting for an attempt", on=client.server, limit_s=None):
+            descriptions.append(client.wait_until(lambda d: d.prepared, limits.start_s))
+    if len({(d.attempt, d.start) for d in descriptions}) > 1:
+        raise Lost("s2", "in another attempt than s1")
+    attempt, start = descriptions[0].attempt, descriptions[0].start
+    lines = _Lines(clients, reporter, attempt)
+    lines.send_from_now_on()
+    keys = StepKeys(make_key())  # never from a seed: DS may have the same one
+    reporter.set(step=start, steps=settings.steps)
+    turns = [s for s in range(start, settings.steps) if cluster.owner_of(s) == owner]
+    for serial, step in enumerate(turns):
+        batch = checked_batch(source, fxp, cluster.turn_of(owner, step))
+        payloads = halves(share(keys.take(), batch))
+        for server, payload in zip(SERVERS, payloads, strict=True):
+            parcel = Parcel(
+                session=cluster.session,
+                role=owner,
+                attempt=attempt,
+                serial=serial,
+                kind="inputs",
+                step=step,
+                size=nbytes(payload),
+            )
+            limit = limits.start_s if serial < cluster.look_ahead + 2 else None
+            with reporter.phase("feeding", on=server, limit_s=limit):
+                lines.put(server, parcel, payload)
+        reporter.set(step=step + 1)
+    with reporter.phase("idle", on=DEALER, limit_s=None):
+        lines.wait(lambda: False)

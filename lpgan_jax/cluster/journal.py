@@ -1,0 +1,95 @@
+"""A server's shares of results, in a file, until SP has them.
+
+SP reads the journal from its start whenever it connects, so that it needs no memory of its own, and
+nothing is lost if either of them ends. Results up to a checkpoint's step are on the disk when that
+checkpoint is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import msgpack
+
+from lpgan_jax.cluster.wire import Malformed, Result, decode, encode
+from lpgan_jax.files import atomic_write
+
+
+class Journal:
+    """Results in their order; thread-safe. A tail that a crash cut short is dropped."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """`path`: the file, made if it is not there.
+
+        Raises:
+            OSError: it cannot be read or written.
+        """
+        self._path = Path(path)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._heads: list[tuple[Result, int]] = []  # with the place of each in the file
+        self._changed = threading.Condition()
+        if not self._path.exists():
+            atomic_write(self._path, b"", mode=0o600)
+        self._file = open(self._path, "r+b")  # noqa: SIM115
+        self._recover()
+
+    def _recover(self) -> None:
+        end = 0
+        unpacker = msgpack.Unpacker(self._file, max_buffer_size=0)
+        try:
+            for head, payload in unpacker:
+                result = decode(Result, head)
+                if not isinstance(payload, bytes) or len(payload) != result.size:
+                    break
+                self._heads.append((result, end))
+                end = unpacker.tell()
+        except (Malformed, ValueError, TypeError, msgpack.UnpackException):
+            pass
+        self._file.seek(end)
+        self._file.truncate()
+
+    def append(self, result: Result, payload: bytes) -> None:
+        """Add a result."""
+        with self._changed:
+            place = self._file.tell()
+            self._file.write(msgpack.packb((encode(result), payload)))
+            self._file.flush()
+            self._heads.append((result, place))
+            self._changed.notify_all()
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def forget(self, after: int) -> None:
+        """Drop the results of steps after this one, and parameters: they will be computed again."""
+        with self._changed:
+            kept = [
+                (head, self._payload(head, place))
+                for head, place in self._heads
+                if head.step <= after and head.kind != "parameters"
+            ]
+            records = [msgpack.packb((encode(head), payload)) for head, payload in kept]
+            atomic_write(self._path, b"".join(records), mode=0o600)
+            self._file.close()
+            self._file = open(self._path, "r+b")  # noqa: SIM115
+            self._heads = []
+            self._recover()
+
+    def wait(self, index: int, seconds: float) -> tuple[Result, bytes] | None:
+        """The result at a place, from 0; None if it is not there after so long."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: index < len(self._heads), seconds):
+                return None
+            head, place = self._heads[index]
+            return head, self._payload(head, place)
+
+    def _payload(self, head: Result, place: int) -> bytes:
+        length = len(msgpack.packb((encode(head), b""))) + head.size + 8
+        data = os.pread(self._file.fileno(), length, place)
+        unpacker = msgpack.Unpacker(max_buffer_size=0)
+        unpacker.feed(data)
+        payload: bytes = next(unpacker)[1]
+        return payload

@@ -1,0 +1,244 @@
+"""SP: it pulls shares of results from both servers, and puts them together.
+
+It keeps no memory of what it had: whenever it connects, it reads both servers' results from the
+first on, and makes the tables and pictures of its directory again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax import config
+from lpgan_jax.cluster.certificates import load_identity
+from lpgan_jax.cluster.client import Client
+from lpgan_jax.cluster.reporting import Lost, Reporter
+from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig
+from lpgan_jax.cluster.wire import Layout, Result, SampleRequest, buffers, nbytes
+from lpgan_jax.config import TrainConfig
+from lpgan_jax.files import atomic_write
+from lpgan_jax.fixed_point import FixedPoint
+from lpgan_jax.gan import LPGAN, Losses
+from lpgan_jax.images import save_png
+from lpgan_jax.parameters import save_parameters
+from lpgan_jax.prng import key as make_key
+from lpgan_jax.programs import shared, shared_state
+from lpgan_jax.run_directory import Metrics, RunDirectory
+from lpgan_jax.shares import share
+from lpgan_jax.simulation import reveal_tree
+from lpgan_jax.training import build
+
+
+class Results:
+    """What a result of each kind is, and how its two shares are put together."""
+
+    def __init__(self, settings: TrainConfig) -> None:
+        self._gan: LPGAN = build(settings)
+        f = settings.frac_bits
+        state = shared_state(self._gan)
+        images = np.empty((settings.num_samples, *self._gan.model.image_shape))
+        one = shared(np.empty(()), f)
+        self._shapes: dict[str, Any] = {
+            "losses": Losses(one, one, one),
+            "images": shared(images, f),
+            "parameters": (state.params, state.stats),
+        }
+        halves = {
+            kind: [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in jax.tree.leaves(shapes)]
+            for kind, shapes in self._shapes.items()
+        }
+        self._layouts = {kind: Layout(shapes) for kind, shapes in halves.items()}
+        self.sizes = {kind: layout.size for kind, layout in self._layouts.items()}
+
+    def put_together(self, kind: str, payloads: list[bytearray]) -> Any:
+        """The result, as float64 arrays, from S1's and S2's share."""
+        both = [self._layouts[kind].split(payload) for payload in payloads]
+        paired = [np.stack(halves) for halves in zip(*both, strict=True)]
+        structure = jax.tree.structure(self._shapes[kind])
+        return reveal_tree(jax.tree.unflatten(structure, paired))
+
+
+def _connect(cluster: ClusterConfig, reporter: Reporter) -> tuple[list[Client], TrainConfig]:
+    """Lines to both servers, once there is a training, and what is trained."""
+    limits = cluster.timeouts
+    identity = load_identity(cluster, PROVIDER)
+    clients = [Client(cluster, identity, PROVIDER, server, reporter) for server in SERVERS]
+    texts = []
+    for client in clients:
+        with reporter.phase("looking for", on=client.server, limit_s=limits.wait_s + 10):
+            client.wait_until(lambda d: True, limits.wait_s)
+        with reporter.phase("waiting for a training", on=DEALER, limit_s=None):
+            while (text := client.describe().config) is None:
+                time.sleep(0.5)
+            texts.append(text)
+    if texts[0] != texts[1]:
+        raise Lost("s2", "its configuration of the training is not the one of s1")
+    return clients, config.parse(texts[0], "the servers' configuration")
+
+
+# The results of a training ------------------------------------------------------------------------
+
+
+def collect(cluster: ClusterConfig, out: str | os.PathLike[str], reporter: Reporter) -> None:
+    """Pull results into a run directory; returns when the training's parameters are there.
+
+    Raises:
+        Lost: a server is gone.
+        ValueError, FileExistsError: the directory has another run in it.
+    """
+    clients, settings = _connect(cluster, reporter)
+    run = _run_directory(Path(out), settings)
+    reporter.set(step=0, steps=settings.steps)
+    results = Results(settings)
+    pairs = _Pairs(clients, results)
+    metrics = Metrics(run.metrics_file, 0)
+    started, durations, losses, attempts = time.time(), [0.0], None, 0
+    while True:
+        with reporter.phase("waiting for results", on="s1", limit_s=None):
+            head, payloads = pairs.next()
+        value = results.put_together(head.kind, payloads)
+        attempts = max(attempts, head.attempt)
+        if head.kind == "losses":
+            durations.append(head.seconds)
+            size = settings.batch_size
+            losses = float(value.real + value.fake) / size, float(value.generator) / size
+            if settings.logs_after(head.step) or head.step == 1:
+                metrics.append(head.step, *losses, head.seconds, size / head.seconds)
+            reporter.set(step=head.step, s_per_step=head.seconds)
+        elif head.kind == "images":
+            save_png(run.sample_file(head.step), value)
+            reporter.set(step=head.step)
+        else:
+            save_parameters(run.parameters_file, *value)
+            break
+    summary = {
+        "mode": "two servers",
+        "steps": head.step,
+        "attempts": attempts,
+        "seconds": round(time.time() - started, 3),
+        "seconds_per_step": round(statistics.median(durations[1:] or [0.0]), 4),
+        "loss_discriminator": losses[0] if losses else None,
+        "loss_generator": losses[1] if losses else None,
+        "jax": jax.__version__,
+    }
+    atomic_write(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
+    reporter.set(step=head.step)
+    reporter.event("collected", step=head.step, out=str(out))
+
+
+def _run_directory(path: Path, settings: TrainConfig) -> RunDirectory:
+    """The run's directory, new or as SP left it."""
+    if not (path / "config.yaml").exists():
+        return RunDirectory.create(path, settings, servers="apart")
+    run = RunDirectory.open(path)
+    before = run.config().model_copy(update={"steps": settings.steps})
+    if before != settings:
+        raise ValueError(f"{path}: has another run in it, expected a new directory")
+    atomic_write(run.config_file, config.dump(settings).encode())
+    return run
+
+
+class _Pairs:
+    """Results of which both servers' shares are there, in order."""
+
+    def __init__(self, clients: list[Client], results: Results) -> None:
+        self._queues: list[queue.Queue[Any]] = [queue.Queue(16) for _ in clients]
+        for client, into in zip(clients, self._queues, strict=True):
+            threading.Thread(
+                target=self._pull, args=(client, results.sizes, into), daemon=True
+            ).start()
+
+    @staticmethod
+    def _pull(client: Client, sizes: dict[str, int], into: queue.Queue[Any]) -> None:
+        try:
+            for result in client.results(sizes):
+                into.put(result)
+            into.put(Lost(client.server, "its results ended"))
+        except Exception as error:
+            into.put(error)
+
+    def next(self) -> tuple[Result, list[bytearray]]:
+        """The next result's head as S1 gives it, and both shares."""
+        heads: list[Any] = [self._take(index) for index in range(len(self._queues))]
+        # A server may have a result that the other one lost in a crash: it was computed again.
+        while (first := _order(heads[0][0])) != (second := _order(heads[1][0])):
+            behind = 0 if first < second else 1
+            heads[behind] = self._take(behind)
+        return heads[0][0], [payload for _, payload in heads]
+
+    def _take(self, index: int) -> tuple[Result, bytearray]:
+        result = self._queues[index].get()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def _order(head: Result) -> tuple[int, int]:
+    return head.attempt, head.serial
+
+
+# Images on demand ---------------------------------------------------------------------------------
+
+
+def sample(
+    cluster: ClusterConfig,
+    num: int,
+    out: str | os.PathLike[str],
+    reporter: Reporter,
+    *,
+    own_noise: bool = False,
+    seed: int | None = None,
+) -> None:
+    """Have images generated, put them together, and write them as a PNG grid.
+
+    Args:
+        cluster: whose servers have trained.
+        num: how many.
+        out: the PNG file.
+        reporter: for reports.
+        own_noise: whether SP shares the noise; else DS does, and SP does not know it.
+        seed: fixes SP's own noise.
+
+    Raises:
+        Lost: a server, or DS, is not there.
+    """
+    clients, settings = _connect(cluster, reporter)
+    results = Results(settings)
+    fxp, rng = FixedPoint(settings.frac_bits), np.random.default_rng(seed)
+    batch = settings.num_samples
+    images: list[np.ndarray] = []
+    reporter.set(step=0, steps=num)
+    limit = 2 * cluster.timeouts.wait_s
+    while len(images) * batch < num:
+        noise: list[list[np.ndarray]] = [[], []]
+        if own_noise:
+            values = rng.normal(size=(batch, settings.model.noise_size))
+            noise = [buffers([half]) for half in np.asarray(share(make_key(), values, fxp))]
+        name = secrets.token_hex(16)
+        with (
+            reporter.phase("waiting for images", on=DEALER, limit_s=limit),
+            ThreadPoolExecutor(len(clients)) as threads,
+        ):
+
+            def ask(place: int, name: str = name, noise: Any = noise) -> bytearray:
+                request = SampleRequest(
+                    session=cluster.session, role=PROVIDER, name=name, size=nbytes(noise[place])
+                )
+                return clients[place].sample(request, noise[place], results.sizes, limit)[1]
+
+            payloads = list(threads.map(ask, range(len(clients))))
+        images.append(results.put_together("images", payloads))
+        reporter.set(step=min(num, len(images) * batch))
+    save_png(Path(out), np.concatenate(images)[:num])
+    reporter.event("sampled", images=num, out=str(out))

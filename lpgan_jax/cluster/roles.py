@@ -1,0 +1,216 @@
+"""The commands: a role on this machine, or all of them for a try-out."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lpgan_jax import config
+from lpgan_jax.cluster.certificates import load_identity, make_certificates
+from lpgan_jax.cluster.display import Display
+from lpgan_jax.cluster.settings import (
+    DEALER,
+    PROVIDER,
+    SERVERS,
+    ClusterConfig,
+    dump_cluster,
+    load_cluster,
+    require_role,
+)
+from lpgan_jax.cluster.supervisor import Supervisor
+from lpgan_jax.cluster.worker import Job
+from lpgan_jax.config import ConfigError, TrainConfig
+from lpgan_jax.data import load_images
+from lpgan_jax.files import atomic_write
+from lpgan_jax.run_directory import RunDirectory
+from lpgan_jax.training import DataSource
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call `stop` inside."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, lambda *_: stop()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def play(job: Job) -> int:
+    """Play one role until it is done, or ended by SIGINT or SIGTERM.
+
+    Returns:
+        0: done. 1: it was given up.
+
+    Raises:
+        FileNotFoundError, ConfigError, ValueError: the configuration or certificates are wrong.
+    """
+    cluster = load_cluster(job.cluster)
+    load_identity(cluster, require_role(cluster, job.role))
+    with Display([job.role]) as display:
+        supervisor = Supervisor(job, cluster, display.show)
+        with _stopped_by_signals(supervisor.stop):
+            return supervisor.run()
+
+
+# All roles on one machine -------------------------------------------------------------------------
+
+
+def local_cluster(directory: Path, state: str, **fields: Any) -> Path:
+    """Make a configuration and certificates for all roles on this machine's loopback.
+
+    Args:
+        directory: where to.
+        state: the directory of the roles' files, relative to it.
+        **fields: of `ClusterConfig`, to change.
+
+    Returns:
+        The file of the configuration.
+    """
+    first, second, link = _free_ports(3)
+    cluster = ClusterConfig.model_validate(
+        {
+            "session": secrets.token_hex(4),
+            "servers": {
+                "s1": {"host": "127.0.0.1", "port": first},
+                "s2": {"host": "127.0.0.1", "port": second},
+            },
+            "link": {"s1": "127.0.0.1", "s2": "127.0.0.1", "port": link},
+            "certificates": "certificates",
+            "state": state,
+            **fields,
+        }
+    )
+    make_certificates(directory / "certificates", cluster.roles)
+    file = directory / "cluster.yaml"
+    atomic_write(file, dump_cluster(cluster).encode())
+    return file
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def up(
+    settings: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    seed: int | None = None,
+    resume: bool = False,
+) -> int:
+    """Train with all four roles as processes of this machine: a try-out of a cluster.
+
+    Args:
+        settings: of the training.
+        out: the run directory, new or empty unless resuming; it gets what `training.train` leaves,
+            `parameters.msgpack`, and `cluster/`, the configuration and certificates.
+        seed: as of `training.train`: for experiments only.
+        resume: go on with the session in `out`.
+
+    Returns:
+        0: trained. 1: a role was given up.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: bad input; nothing is written over.
+    """
+    out = Path(out)
+    if seed is not None:
+        if seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {seed}")
+        settings = settings.model_copy(update={"seed": seed})
+    DataSource(settings, settings.seed, load_images(settings.data))  # or a clear error, before all
+    file = out / "cluster" / "cluster.yaml"
+    if resume:
+        RunDirectory.open(out)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: missing, expected a run of `lpgan up`")
+        ports = _free_ports(3)
+        cluster = _moved(load_cluster(file), ports)
+        atomic_write(file, dump_cluster(_relative(cluster)).encode())
+    else:
+        RunDirectory.create(out, settings)
+        local_cluster(file.parent, "..")
+    cluster = load_cluster(file)
+    text, path = config.dump(settings), str(file)
+    jobs = [
+        *(Job("serve", server, path) for server in SERVERS),
+        Job("deal", DEALER, path, train=text, seed=seed),
+        Job("collect", PROVIDER, path, out=str(out)),
+    ]
+    return play_all(jobs, cluster)
+
+
+def _moved(cluster: ClusterConfig, ports: list[int]) -> ClusterConfig:
+    fields = cluster.model_dump()
+    for name, port in zip(SERVERS, ports, strict=False):
+        fields["servers"][name]["port"] = port
+    fields["link"]["port"] = ports[-1]
+    return ClusterConfig.model_validate(fields)
+
+
+def _relative(cluster: ClusterConfig) -> ClusterConfig:
+    return cluster.model_copy(update={"certificates": "certificates", "state": ".."})
+
+
+def play_all(jobs: list[Job], cluster: ClusterConfig) -> int:
+    """Play several roles until the last one is done, or any was given up.
+
+    Returns:
+        The status of the last, or 1.
+    """
+    statuses: dict[str, int] = {}
+    with Display([job.role for job in jobs]) as display:
+        supervisors = [Supervisor(job, cluster, display.show) for job in jobs]
+
+        def stop() -> None:
+            for supervisor in supervisors:
+                supervisor.stop()
+
+        def run(supervisor: Supervisor, job: Job) -> None:
+            statuses[job.role] = supervisor.run()
+            if statuses[job.role] or job is jobs[-1]:
+                stop()
+
+        threads = [
+            threading.Thread(target=run, args=pair) for pair in zip(supervisors, jobs, strict=True)
+        ]
+        with _stopped_by_signals(stop):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():  # a join without a limit would keep signals waiting
+                    thread.join(0.2)
+    return max(statuses.values())
+
+
+def certificates(cluster: str | None, out: str) -> list[str]:
+    """Make certificates for a try-out; returns the names that they are for.
+
+    Raises:
+        FileExistsError: the directory is not empty.
+        ConfigError, FileNotFoundError: the configuration is wrong.
+    """
+    if cluster is None:
+        names = [DEALER, *SERVERS, PROVIDER]
+    else:
+        settings = load_cluster(cluster)
+        names = [settings.certificate_name(role) for role in settings.roles]
+        if settings.names:
+            raise ConfigError("names: certificates of a try-out have the roles' own names")
+    make_certificates(out, names)
+    return names

@@ -1,0 +1,353 @@
+"""S1 and S2: each runs its side of the programs on its own shares.
+
+The two workers are the two processes of a JAX runtime (`jax.distributed`): the exchanges of the
+programs are JAX's own collectives, gloo between CPUs and NCCL between GPUs. A worker is given one
+share of everything, its own seeds, and (S2) corrections; nothing else ever reaches it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import socket
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax import checkpoint
+from lpgan_jax.cluster import tcp
+from lpgan_jax.cluster.certificates import load_identity
+from lpgan_jax.cluster.journal import Journal
+from lpgan_jax.cluster.reporting import Reporter
+from lpgan_jax.cluster.service import Service
+from lpgan_jax.cluster.session import Session, Sizes, Task
+from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
+from lpgan_jax.cluster.wire import Layout, Result, buffers
+from lpgan_jax.config import ConfigError, TrainConfig
+from lpgan_jax.deployed import server_mesh, server_program, whole_sharding
+from lpgan_jax.gan import LPGAN, State
+from lpgan_jax.party import Material, deal
+from lpgan_jax.prng import KEY_WORDS
+from lpgan_jax.prng import key as make_key
+from lpgan_jax.programs import sampling_program, training_program
+from lpgan_jax.secret import is_secret
+from lpgan_jax.simulation import Tree, compiler_options, restore_state, state_tree
+from lpgan_jax.training import build
+
+_SEED = jax.ShapeDtypeStruct((KEY_WORDS,), np.uint32)
+
+
+class Programs:
+    """A server's compiled programs, and what they take and give: this server's halves.
+
+    Attributes:
+        sizes: bytes of payload of each kind of parcel.
+    """
+
+    def __init__(self, settings: TrainConfig, server: ServerName) -> None:
+        """Compiles. The JAX runtime of both servers must be there."""
+        firsts = [
+            next(d for d in jax.devices() if d.process_index == process)
+            for process in range(len(SERVERS))
+        ]
+        mesh = server_mesh(firsts)
+        self._place = whole_sharding(mesh)
+        self._device = jax.local_devices()[0]
+        self._corrected = server == "s2"
+        options = compiler_options(settings.model.features)
+        train, (state, batch), self._public = training_program(settings)
+        generate, (_, noise), _ = sampling_program(settings)
+        dealt = {
+            "train": _dealt(train, (state, batch), self._public),
+            "generate": _dealt(generate, (state, noise), None),
+        }
+        halves = functools.partial(jax.tree.map, lambda x: _Shape(x.shape[1:], x.dtype))
+        self._state, self._inputs, self._noise = halves(state), halves(batch), halves(noise)
+        self._layouts = {
+            kind: Layout([_SEED, *(shapes if self._corrected else ())])
+            for kind, shapes in dealt.items()
+        }
+        self.sizes = Sizes(
+            state=Layout.of(self._state).size,
+            inputs=Layout.of(self._inputs).size,
+            noise=Layout.of(self._noise).size,
+            train=self._layouts["train"].size,
+            generate=self._layouts["generate"].size,
+        )
+        # S1 has no use for corrections, but its program has a place for them.
+        self._nothing = {
+            kind: [] if self._corrected else [self._own(np.zeros(x.shape, x.dtype)) for x in shapes]
+            for kind, shapes in dealt.items()
+        }
+
+        def compiled(function: Any, kind: str, secrets: Any, public: Any, donate: bool) -> Any:
+            program = server_program(function, mesh, donate=donate, compiler_options=options)
+            seeds = jax.ShapeDtypeStruct((2, KEY_WORDS), np.uint32)
+            corrections = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in dealt[kind]]
+            place = functools.partial(
+                jax.tree.map,
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._place),
+            )
+            placed = place((seeds, corrections, secrets))
+            return program.lower(*placed, public).compile()
+
+        self._train = compiled(train, "train", (state, batch), self._public, donate=True)
+        self._generate = compiled(generate, "generate", (state, noise), None, donate=False)
+
+    def _own(self, half: Any) -> jax.Array:
+        """This server's half of a paired array, of which the other half is elsewhere."""
+        local = jax.device_put(np.asarray(half)[None], self._device)
+        return jax.make_array_from_single_device_arrays(
+            (len(SERVERS), *local.shape[1:]), self._place, [local]
+        )
+
+    def _placed(self, shapes: Any, payload: bytes | bytearray | memoryview) -> Any:
+        """A pytree of own halves, from the bytes of its leaves."""
+        arrays = Layout.of(shapes).split(payload)  # type: ignore[arg-type]
+        return jax.tree.unflatten(jax.tree.structure(shapes), [self._own(a) for a in arrays])
+
+    def state_from(self, payload: bytearray) -> State:
+        """The initial state that DS sent."""
+        state: State = self._placed(self._state, payload)
+        return state
+
+    def state_of(self, gan: LPGAN, tree: Tree) -> State:
+        """The state of a checkpoint. ValueError if it is of another network."""
+        template = gan.init(np.random.default_rng(0))
+        restored = restore_state(gan, template, jax.tree.map(lambda half: half[None], tree))
+        return jax.tree.map(lambda half: self._own(np.asarray(half)[0]), restored)
+
+    def _material(self, kind: str, payload: memoryview) -> tuple[jax.Array, list[jax.Array]]:
+        seed, *corrections = self._layouts[kind].split(payload)  # type: ignore[arg-type]
+        own = [self._own(c) for c in corrections] if self._corrected else self._nothing[kind]
+        return Material(self._own(seed), own).take()
+
+    def train(
+        self, state: State, payload: memoryview, inputs: memoryview, public: Any
+    ) -> tuple[State, Any]:
+        """A step: the state after it, and own shares of the losses (or None)."""
+        seeds, corrections = self._material("train", payload)
+        batch = self._placed(self._inputs, inputs)
+        state, losses = self._train(seeds, corrections, (state, batch), public)
+        return state, own_half(losses)
+
+    def generate(self, state: State, payload: memoryview, noise: memoryview) -> np.ndarray:
+        """Own share of a batch of images."""
+        seeds, corrections = self._material("generate", payload)
+        images = self._generate(seeds, corrections, (state, self._placed(self._noise, noise)), None)
+        return own_half(images)
+
+
+_Shape = jax.ShapeDtypeStruct
+
+
+def _dealt(function: Any, secrets: Any, public: Any) -> list[Any]:
+    """The shapes of the corrections of a program."""
+    key = jax.eval_shape(make_key)
+    shapes: list[Any] = jax.eval_shape(functools.partial(deal, function), key, secrets, public)
+    return shapes
+
+
+def own_half(tree: Any) -> Any:
+    """The shares that this process holds of paired arrays, as NumPy arrays.
+
+    It looks at this process's own shard; an operation on the whole array would be a message.
+    """
+
+    def half(array: jax.Array) -> np.ndarray:
+        return np.asarray(array.addressable_shards[0].data)[0]
+
+    def leaf(value: Any) -> Any:
+        return half(value.share) if is_secret(value) else half(value)
+
+    return jax.tree.map(leaf, tree, is_leaf=is_secret)
+
+
+# The worker ---------------------------------------------------------------------------------------
+
+
+def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None:
+    """Be a server for one attempt; never returns by itself.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: bad input.
+        OSError: a port is taken, the disk is full.
+    """
+    other = SERVERS[1 - SERVERS.index(server)]
+    session = Session(
+        config,
+        server,
+        lambda role, reason: reporter.fail(f"lost {role}: {reason}", blames=role),
+    )
+    journal = Journal(f"{config.state}/results/{server}.msgpack")
+    Service(config, load_identity(config, server), session, journal, reporter)
+    reporter.event("listening", attempt=session.describe().attempt)
+    with reporter.phase("idle", on=DEALER, limit_s=None):
+        opening, settings = session.wait_for_opening()
+    reporter.event("opened", attempt=opening.attempt, start=opening.start)
+    reporter.set(step=opening.start, steps=settings.steps)
+    journal.forget(after=opening.start)
+    with reporter.phase("joining", on=other, limit_s=config.timeouts.wait_s):
+        _join(config, server)
+    reporter.gauge(functools.partial(_measure_link, config, server, other, reporter))
+    with reporter.phase("compiling", limit_s=config.timeouts.start_s):
+        gan = build(settings)
+        programs = Programs(settings, server)
+        state = None
+        if opening.save is not None:
+            _, tree = checkpoint.load_share(config.state, server, opening.start)
+            state = programs.state_of(gan, tree)
+    checkpoint.drop_shares(config.state, server, after=opening.start)
+    session.prepare(programs.sizes)
+    _Work(config, settings, server, other, gan, programs, session, journal, reporter).run(
+        state, opening.attempt
+    )
+
+
+def _join(config: ClusterConfig, server: ServerName) -> None:
+    """Meet the other server in a JAX runtime."""
+    link, limit = config.link, config.timeouts
+    own = getattr(link, server)
+    _check_host_name(config, own)
+    jax.distributed.initialize(
+        f"{link.s1}:{link.port}",
+        len(SERVERS),
+        SERVERS.index(server),
+        initialization_timeout=int(limit.wait_s),
+        heartbeat_timeout_seconds=max(10, int(limit.silence_s)),
+        coordinator_bind_address=f"{link.s1}:{link.port}",
+    )
+
+
+def _check_host_name(config: ClusterConfig, own: str) -> None:
+    """Gloo listens where the machine's name points to, so that must be the link's address.
+
+    Raises:
+        ConfigError: the messages would take another way than the one that is configured.
+    """
+    if config.link.on_one_machine:
+        return
+    name = socket.gethostname()
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None)}
+    except OSError:
+        found = set()
+    if found != {own}:
+        raise ConfigError(
+            f"link: this machine's name, {name}, points to "
+            f"{', '.join(sorted(found)) or 'nothing'}, expected {own} alone: gloo listens there "
+            f"(put `{own} {name}` into /etc/hosts)"
+        )
+
+
+def _measure_link(
+    config: ClusterConfig, server: ServerName, other: str, reporter: Reporter
+) -> None:
+    """Report the bytes on the line to the other server, as the kernel counts them."""
+    own_port = config.address(server).port  # not of gRPC
+    sent, received = tcp.bytes_with({config.link.s1, config.link.s2}, without_port=own_port)
+    reporter.measured(other, sent=sent, received=received)
+
+
+@dataclasses.dataclass
+class _Work:
+    """The tasks of an attempt, one after the other."""
+
+    config: ClusterConfig
+    settings: TrainConfig
+    server: ServerName
+    other: str
+    gan: LPGAN
+    programs: Programs
+    session: Session
+    journal: Journal
+    reporter: Reporter
+
+    def run(self, state: State | None, attempt: int) -> None:
+        """Do what DS says, until this process ends."""
+        limits = self.config.timeouts
+        limit: float | None = limits.start_s  # until the other server is prepared as well
+        while True:
+            self.reporter.set(ahead=self.session.ahead)
+            with self.reporter.phase("waiting", on=DEALER, limit_s=limit):
+                task = self.session.next_task()
+            limit = limits.wait_s
+            images = None
+            kind, step = task.parcel.kind, task.parcel.step
+            if kind == "state":
+                state = self.programs.state_from(task.payload)
+            elif kind == "train":
+                assert state is not None
+                state = self._train(state, task, attempt)
+            elif kind == "generate":
+                assert state is not None
+                images = self._generate(state, task, attempt)
+            elif kind == "checkpoint":
+                assert state is not None
+                with self.reporter.phase("saving", limit_s=limits.wait_s):
+                    self.journal.sync()
+                    self._save(state, step, str(task.parcel.save))
+            else:
+                assert state is not None
+                payload = _bytes(own_half((state.params, state.stats)))
+                self._publish(attempt, task, "parameters", 0.0, payload)
+                self.journal.sync()
+                self.reporter.event("trained", step=step)
+                limit = None  # for whoever wants images
+            self.session.done(task, images)
+
+    def _train(self, state: State, task: Task, attempt: int) -> State:
+        step, view = task.parcel.step, memoryview(task.payload)
+        owner = self.config.owner_of(step)
+        if owner == DEALER:
+            size = self.programs.sizes.inputs
+            inputs, material = view[:size], view[size:]
+        else:
+            with self.reporter.phase("waiting", on=owner, limit_s=self.config.timeouts.wait_s):
+                inputs, material = memoryview(self.session.inputs_of(owner, step)), view
+        started = time.monotonic()
+        with self.reporter.phase("step", on=self.other, limit_s=self.config.timeouts.wait_s):
+            public = self.gan.schedule(step)
+            state, losses = self.programs.train(state, material, inputs, public)
+            jax.block_until_ready(state)
+        seconds = time.monotonic() - started
+        self.reporter.set(step=step + 1, s_per_step=round(seconds, 4))
+        if losses is not None and self.settings.open_losses:
+            self._publish(attempt, task, "losses", seconds, _bytes(losses))
+        return state
+
+    def _generate(self, state: State, task: Task, attempt: int) -> bytes:
+        view, noise = memoryview(task.payload), self.session.noise_of(task.parcel.request)
+        size = 0 if noise is not None else self.programs.sizes.noise
+        started = time.monotonic()
+        with self.reporter.phase("generating", on=self.other, limit_s=self.config.timeouts.wait_s):
+            images = self.programs.generate(
+                state, view[size:], memoryview(noise) if noise is not None else view[:size]
+            )
+        payload = _bytes(images)
+        if task.parcel.request is None:
+            self._publish(attempt, task, "images", time.monotonic() - started, payload)
+        return payload
+
+    def _publish(self, attempt: int, task: Task, kind: Any, seconds: float, payload: bytes) -> None:
+        trained = task.parcel.kind == "train"
+        result = Result(
+            attempt=attempt,
+            serial=task.parcel.serial,
+            kind=kind,
+            step=task.parcel.step + trained,
+            seconds=seconds,
+            size=len(payload),
+        )
+        self.journal.append(result, payload)
+
+    def _save(self, state: State, step: int, name: str) -> None:
+        share = own_half(state_tree(state))
+        keep = self.settings.keep_checkpoints
+        checkpoint.save_share(self.config.state, self.server, step, name, share, keep)
+
+
+def _bytes(tree: Any) -> bytes:
+    return b"".join(part.tobytes() for part in buffers(tree))

@@ -1,0 +1,446 @@
+"""What a server knows of the training that it takes part in, and what it accepts from whom.
+
+No gRPC here, and no JAX program: messages come in, tasks come out, and all that is refused leaves
+everything as it was.
+
+An attempt has a number, higher than all before it; a server writes it down before it accepts
+anything of that attempt. So nothing of an earlier attempt can be replayed, and DS, who takes a new
+master key for each attempt, never has two values masked by one mask.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpgan_jax import checkpoint
+from lpgan_jax.cluster import wire
+from lpgan_jax.cluster.settings import DEALER, ClusterConfig, ServerName
+from lpgan_jax.cluster.wire import (
+    Description,
+    Forbidden,
+    Message,
+    Opening,
+    Parcel,
+    Progress,
+    Request,
+    SampleRequest,
+    Save,
+    Unexpected,
+)
+from lpgan_jax.config import ConfigError, TrainConfig, parse
+from lpgan_jax.files import atomic_write
+
+_MAY_CHANGE = {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
+_MOST_REQUESTS = 64  # of SP, waiting at a time
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of payload that this server expects.
+
+    Attributes:
+        state: shares of the initial state.
+        inputs: shares of a batch.
+        noise: shares of a sample's noise.
+        train: a step's seed and corrections.
+        generate: a sample's.
+    """
+
+    state: int
+    inputs: int
+    noise: int
+    train: int
+    generate: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to do: a parcel of DS, whole."""
+
+    parcel: Parcel
+    payload: bytearray
+
+
+@dataclass
+class _Wish:
+    """What SP asked for: the noise that it shared, if it did, and where the images go."""
+
+    noise: bytearray | None
+    images: Future[bytes]
+    abandoned: float | None = None  # since when nobody waits for it
+
+
+class Session:
+    """A server's side of a session; thread-safe.
+
+    Args:
+        config: of the cluster.
+        server: s1 or s2.
+        lost: called with (role, reason) when a sender of the attempt is gone: the attempt is over.
+            It need not return.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, server: ServerName, lost: Callable[[str, str], None]
+    ) -> None:
+        self.config, self.server = config, server
+        self._lost = lost
+        self._file = Path(config.state) / f"session-{server}.json"
+        self._attempt, self._known = self._remembered()
+        self._saves = self._intact_saves()
+        self._changed = threading.Condition()
+        self._opening: Opening | None = None
+        self._sizes: Sizes | None = None
+        self._busy = False
+        self._bound: set[str] = set()
+        self._serial = dict.fromkeys(config.owners, 0)
+        self._next_step = 0
+        self._finished = False
+        self._received = self._done = 0
+        self._inputs: dict[str, queue.Queue[tuple[int, bytearray]]] = {
+            owner: queue.Queue(config.look_ahead) for owner in config.owners
+        }
+        self._tasks: queue.Queue[Task] = queue.Queue(config.look_ahead)
+        self._wishes: dict[str, _Wish] = {}
+        self._over = False
+
+    # What is written down ---------------------------------------------------------------------
+
+    def _remembered(self) -> tuple[int, str | None]:
+        if not self._file.exists():
+            return 0, None
+        try:
+            known = json.loads(self._file.read_bytes())
+            session, attempt, config = known["session"], int(known["attempt"]), str(known["config"])
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self._file}: damaged, expected what a session wrote") from None
+        if session != self.config.session:
+            raise ConfigError(
+                f"{self._file}: of session {session!r}, expected {self.config.session!r}: "
+                "every session needs a directory (state) of its own"
+            )
+        return attempt, config
+
+    def _write_down(self, attempt: int, config: str) -> None:
+        known = {"session": self.config.session, "attempt": attempt, "config": config}
+        atomic_write(self._file, json.dumps(known).encode(), mode=0o600)
+
+    def _intact_saves(self) -> dict[int, str]:
+        """Checkpoints whose checksums are right."""
+        state, found = self.config.state, {}
+        for step in checkpoint.saves(state, self.server):
+            try:
+                found[step] = checkpoint.load_share(state, self.server, step)[0]
+            except checkpoint.CheckpointError:
+                continue
+        return found
+
+    # For everybody ----------------------------------------------------------------------------
+
+    def check(self, message: Message, sender: str, *allowed: str) -> None:
+        """Check what a message says of itself.
+
+        Args:
+            message: any.
+            sender: the role that was authenticated.
+            allowed: who may send it.
+
+        Raises:
+            Forbidden: another role's message, or none that this role may send.
+            Unexpected: of another session.
+        """
+        if sender not in allowed:
+            raise Forbidden(f"{sender} may not do this, expected {' or '.join(allowed)}")
+        if message.role != sender:
+            raise Forbidden(f"role: {message.role!r}, expected {sender!r}, as the certificate says")
+        if message.session != self.config.session:
+            raise Unexpected(f"session: {message.session!r}, expected {self.config.session!r}")
+
+    def describe(self) -> Description:
+        """What there is to know for those who want to begin."""
+        with self._changed:
+            return Description(
+                session=self.config.session,
+                role=self.server,
+                phase="busy" if self._busy else "ready",
+                attempt=self._attempt,
+                start=self._opening.start if self._opening else 0,
+                prepared=self._sizes is not None,
+                config=self._known,
+                saves=[Save(step=step, name=name) for step, name in sorted(self._saves.items())],
+            )
+
+    # For DS -----------------------------------------------------------------------------------
+
+    def open(self, opening: Opening) -> None:
+        """Begin an attempt.
+
+        Raises:
+            Unexpected: there is one already, or it does not fit what is known.
+            Malformed: its configuration is none.
+        """
+        settings = self._settings(opening.config)
+        with self._changed:
+            if self._busy:
+                raise Unexpected(f"attempt: busy with attempt {self._attempt}")
+            if opening.attempt <= self._attempt:
+                raise Unexpected(
+                    f"attempt: {opening.attempt}, expected more than {self._attempt}: an attempt "
+                    "is never repeated"
+                )
+            if (opening.start > 0) != (opening.save is not None) or (
+                opening.save is not None and self._saves.get(opening.start) != opening.save
+            ):
+                raise Unexpected(f"start: step {opening.start}, which has no such checkpoint here")
+            if opening.start > settings.steps:
+                raise Unexpected(f"start: step {opening.start} of {settings.steps}")
+            self._write_down(opening.attempt, opening.config)
+            self._attempt, self._known, self._busy = opening.attempt, opening.config, True
+            self._opening, self._next_step = opening, opening.start
+            self._changed.notify_all()
+
+    def _settings(self, text: str) -> TrainConfig:
+        try:
+            settings = parse(text, "config")
+            before = None if self._known is None else parse(self._known, "config")
+        except ConfigError as error:
+            raise wire.Malformed(str(error)[:500]) from None
+        if before is not None:
+            changed = [
+                name
+                for name in TrainConfig.model_fields
+                if name not in _MAY_CHANGE and getattr(before, name) != getattr(settings, name)
+            ]
+            if changed:
+                raise Unexpected(f"config: {changed[0]} differs from what this session trains with")
+        return settings
+
+    def progress(self, seen: Progress | None, seconds: float) -> Progress:
+        """What DS should know, once it differs from what it has seen, or after so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._progress() != seen, seconds)
+            return self._progress()
+
+    def _progress(self) -> Progress:
+        requests = [
+            Request(name=name, own_noise=wish.noise is not None)
+            for name, wish in self._wishes.items()
+        ]
+        return Progress(
+            attempt=self._attempt,
+            prepared=self._sizes is not None,
+            received=self._received,
+            done=self._done,
+            requests=requests,
+        )
+
+    def accept(self, sender: str, frames: Iterator[bytes]) -> None:
+        """Take the parcels of a stream, until it ends; returns when it does.
+
+        The first good parcel binds the stream to the attempt. If a bound stream ends before the
+        attempt does, its sender is lost. Blocks while enough parcels wait to be worked on.
+
+        Raises:
+            Refused: the stream is not, or no longer, accepted.
+        """
+        with self._stream(sender) as check:
+            for head in frames:
+                parcel = wire.decode(Parcel, head)
+                check(parcel)
+                payload = wire.receive(frames, parcel.size)
+                self._put(sender, parcel, payload)
+
+    @contextmanager
+    def _stream(self, sender: str) -> Iterator[Callable[[Parcel], None]]:
+        mine = False
+
+        def check(parcel: Parcel) -> None:
+            nonlocal mine
+            self.check(parcel, sender, *self.config.owners)
+            with self._changed:
+                if sender in self._bound and not mine:
+                    raise Unexpected(f"{sender} sends in another stream already")
+                self._check_parcel(sender, parcel)
+                self._bound.add(sender)
+                mine = True
+
+        reason = "its stream ended"
+        try:
+            yield check
+        except Exception as error:
+            reason = f"its stream broke: {error or type(error).__name__}"
+            raise
+        finally:
+            if mine and not self._over:
+                self._lost(sender, reason)
+
+    def _check_parcel(self, sender: str, parcel: Parcel) -> None:
+        sizes = self._sizes
+        if sizes is None:
+            raise Unexpected("there is no attempt that is prepared")
+        if parcel.attempt != self._attempt:
+            raise Unexpected(f"attempt: {parcel.attempt}, expected {self._attempt}")
+        if parcel.serial != self._serial[sender]:
+            raise Unexpected(f"serial: {parcel.serial}, expected {self._serial[sender]}")
+        if parcel.kind == "inputs":
+            self._check_inputs(sender, parcel, sizes)
+        elif sender != DEALER:
+            raise Forbidden(f"kind: {parcel.kind} is for {DEALER} to send")
+        else:
+            self._check_task(parcel, sizes)
+
+    def _check_inputs(self, sender: str, parcel: Parcel, sizes: Sizes) -> None:
+        if sender == DEALER:
+            raise Unexpected(f"kind: inputs of {DEALER} come with its tasks")
+        assert self._opening is not None
+        first = self.config.turn_of(sender, self._opening.start)
+        if self.config.owner_of(parcel.step) != sender or parcel.serial != (
+            self.config.turn_of(sender, parcel.step) - first
+        ):
+            raise Unexpected(f"step: {parcel.step}, which is not {sender}'s next turn")
+        _expect_size(parcel, sizes.inputs)
+
+    def _check_task(self, parcel: Parcel, sizes: Sizes) -> None:
+        if parcel.step != self._next_step:
+            raise Unexpected(f"step: {parcel.step}, expected {self._next_step}")
+        new = self._opening is not None and self._opening.save is None
+        if (parcel.kind == "state") != (new and parcel.serial == 0):
+            raise Unexpected(
+                f"kind: {parcel.kind}, expected the state first, and only in the first"
+            )
+        if (parcel.kind == "checkpoint") != (parcel.save is not None):
+            raise Unexpected("save: expected the name of a checkpoint, and only for one")
+        if self._finished and parcel.kind != "generate":
+            raise Unexpected(f"kind: {parcel.kind}, expected generate: training is over")
+        expected = {
+            "state": sizes.state,
+            "train": sizes.train + sizes.inputs * (self.config.owner_of(parcel.step) == DEALER),
+            "generate": sizes.generate + sizes.noise,
+        }.get(parcel.kind, 0)
+        if parcel.request is not None:
+            wish = self._wishes.get(parcel.request)
+            if parcel.kind != "generate" or wish is None:
+                raise Unexpected(f"request: {parcel.request!r} is none of SP's")
+            if wish.noise is not None:
+                expected = sizes.generate
+        _expect_size(parcel, expected)
+
+    def _put(self, sender: str, parcel: Parcel, payload: bytearray) -> None:
+        with self._changed:
+            self._serial[sender] += 1
+            if sender == DEALER:
+                self._next_step += parcel.kind == "train"
+                self._finished |= parcel.kind == "finish"
+                self._received += 1
+                self._changed.notify_all()
+        if sender == DEALER:
+            self._tasks.put(Task(parcel, payload))
+        else:
+            self._inputs[sender].put((parcel.step, payload))
+
+    # For SP -----------------------------------------------------------------------------------
+
+    def check_wish(self, request: SampleRequest) -> None:
+        """Check a request before its noise is taken.
+
+        Raises:
+            Unexpected: there is no attempt, it is there already, or too many are.
+            Malformed: its noise has a wrong size.
+        """
+        with self._changed:
+            if self._sizes is None or not self._finished:
+                raise Unexpected("no training is done here: images come after it")
+            if request.name in self._wishes:
+                raise Unexpected(f"name: {request.name!r} is asked for already")
+            self._drop_old_wishes()
+            if len(self._wishes) >= _MOST_REQUESTS:
+                raise Unexpected(f"there are {_MOST_REQUESTS} requests waiting: ask later")
+            if request.size not in (0, self._sizes.noise):
+                raise wire.Malformed(
+                    f"size: {request.size}, expected {self._sizes.noise} bytes of noise, or 0"
+                )
+
+    def wish(self, request: SampleRequest, noise: bytearray | None) -> Future[bytes]:
+        """Ask for images: the future has this server's share of them."""
+        self.check_wish(request)
+        images: Future[bytes] = Future()
+        with self._changed:
+            self._wishes[request.name] = _Wish(noise, images)
+            self._changed.notify_all()
+        return images
+
+    def abandon_wish(self, name: str) -> None:
+        """SP is gone. Its wish stays: DS may be about to deal for it, at both servers."""
+        with self._changed:
+            if wish := self._wishes.get(name):
+                wish.abandoned = time.monotonic()
+
+    def _drop_old_wishes(self) -> None:
+        limit = time.monotonic() - self.config.timeouts.wait_s
+        for name, wish in list(self._wishes.items()):
+            if wish.abandoned is not None and wish.abandoned < limit:
+                del self._wishes[name]
+
+    # For this server's worker -----------------------------------------------------------------
+
+    def wait_for_opening(self) -> tuple[Opening, TrainConfig]:
+        """The attempt that DS opens, and the configuration."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._opening is not None)
+            assert self._opening is not None
+            return self._opening, parse(self._opening.config, "config")
+
+    def prepare(self, sizes: Sizes) -> None:
+        """The programs are compiled: parcels of these sizes may come."""
+        with self._changed:
+            self._sizes = sizes
+            self._changed.notify_all()
+
+    def next_task(self) -> Task:
+        """The next task; waits for it."""
+        return self._tasks.get()
+
+    def inputs_of(self, owner: str, step: int) -> bytearray:
+        """The shares of another owner's batch; waits for them."""
+        of, payload = self._inputs[owner].get()
+        assert of == step, "owners' parcels are checked to be in order"
+        return payload
+
+    def noise_of(self, request: str | None) -> bytearray | None:
+        """The noise that SP shared with a request, if it did."""
+        with self._changed:
+            wish = self._wishes.get(request or "")
+            return None if wish is None else wish.noise
+
+    def done(self, task: Task, images: bytes | None = None) -> None:
+        """A task is done; images go to whoever asked for them."""
+        with self._changed:
+            self._done += 1
+            wish = self._wishes.pop(task.parcel.request or "", None)
+            self._changed.notify_all()
+        if wish is not None and images is not None:
+            wish.images.set_result(images)
+
+    @property
+    def ahead(self) -> int:
+        """DS's parcels that wait to be worked on."""
+        return self._received - self._done
+
+    def close(self) -> None:
+        """This server ends: lost senders are no longer of interest."""
+        self._over = True
+
+
+def _expect_size(parcel: Parcel, expected: int) -> None:
+    if parcel.size != expected:
+        raise wire.Malformed(
+            f"size: {parcel.size} bytes of {parcel.kind}, expected {expected} by the configuration"
+        )

@@ -1,0 +1,171 @@
+"""The configuration of a cluster: where the roles are, and how long they wait for each other."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from lpgan_jax.config import ConfigError, Fields, load_yaml, validated
+
+DEALER, PROVIDER = "ds", "sp"
+SERVERS: tuple[ServerName, ServerName] = ("s1", "s2")
+
+ServerName = Literal["s1", "s2"]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+
+
+class ServerAddress(Fields):
+    """Where DS and SP find a server."""
+
+    host: str = Field(min_length=1)
+    """A name or an address."""
+    port: int = Field(ge=1, le=65535)
+    listen: str | None = None
+    """The address to listen at, if it is not that of `host` (behind a translated address, say)."""
+
+
+class Servers(Fields):
+    """Both servers."""
+
+    s1: ServerAddress
+    s2: ServerAddress
+
+
+class Link(Fields):
+    """The line between S1 and S2: of its own, because it should run in an authenticated tunnel."""
+
+    s1: str
+    """S1's IP address on it, where S1 listens."""
+    s2: str
+    port: int = Field(ge=1, le=65535)
+    """Of JAX's coordinator at S1. The servers' messages take another port, at random."""
+
+    @model_validator(mode="after")
+    def _addresses(self) -> Link:
+        for name in SERVERS:
+            try:
+                ipaddress.ip_address(getattr(self, name))
+            except ValueError:
+                raise PydanticCustomError(
+                    "expected", "{name}: expected an IP address", {"name": name}
+                ) from None
+        return self
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether it never leaves the machine."""
+        return all(ipaddress.ip_address(getattr(self, name)).is_loopback for name in SERVERS)
+
+
+class Timeouts(Fields):
+    """How long a role waits, in seconds. Nothing waits longer, but a server that nobody needs."""
+
+    silence_s: float = Field(default=20.0, ge=2)
+    """A worker that reports nothing, and a line that answers nothing, for so long, is dead."""
+    wait_s: float = Field(default=60.0, ge=2)
+    """For another role to do its part of a step, or to be there at all."""
+    start_s: float = Field(default=900.0, ge=10)
+    """For the programs to be compiled, at the start of an attempt."""
+
+
+class ClusterConfig(Fields):
+    """One session of training, as its roles agree on it."""
+
+    session: str = Field(pattern=_NAME)
+    """Its name."""
+    servers: Servers
+    link: Link
+    turns: list[str] = Field(default=[DEALER], min_length=1)
+    """Whose images a step takes: the owners, in turn. `ds` deals the randomness of every step."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """The name in a role's certificate, if it is not the role's own."""
+    certificates: str = Field(min_length=1)
+    """The directory of ca.pem and, for the roles that this machine plays, ROLE.pem and ROLE.key;
+    relative to the file of this configuration."""
+    state: str = Field(min_length=1)
+    """The directory of this machine's files: a server's shares, everybody's logs; relative to the
+    file of this configuration."""
+    look_ahead: int = Field(default=2, ge=1)
+    """How many steps' randomness a server takes before it needs it."""
+    timeouts: Timeouts = Timeouts()
+    restarts: int = Field(default=5, ge=0)
+    """Attempts in a row that may fail without a step of progress."""
+
+    @model_validator(mode="after")
+    def _turns_are_owners(self) -> ClusterConfig:
+        for owner in self.turns:
+            if owner in (*SERVERS, PROVIDER):
+                raise PydanticCustomError(
+                    "expected", "turns: expected data owners, got {owner}", {"owner": owner}
+                )
+        return self
+
+    @property
+    def owners(self) -> list[str]:
+        """Who feeds images or deals, DS first."""
+        return list(dict.fromkeys([DEALER, *self.turns]))
+
+    @property
+    def roles(self) -> list[str]:
+        """Everybody."""
+        return [*self.owners, *SERVERS, PROVIDER]
+
+    def certificate_name(self, role: str) -> str:
+        """The name that a role's certificate must have."""
+        return self.names.get(role, role)
+
+    def owner_of(self, step: int) -> str:
+        """Whose images a step takes, counted from 0."""
+        return self.turns[step % len(self.turns)]
+
+    def turn_of(self, owner: str, step: int) -> int:
+        """How many of an owner's turns there were before this step."""
+        rounds, place = divmod(step, len(self.turns))
+        return rounds * self.turns.count(owner) + self.turns[:place].count(owner)
+
+    def address(self, server: ServerName) -> ServerAddress:
+        """Where a server is."""
+        found: ServerAddress = getattr(self.servers, server)
+        return found
+
+
+def load_cluster(path: str | os.PathLike[str]) -> ClusterConfig:
+    """Read a cluster's configuration.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: a field is wrong; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a cluster's configuration")
+    fields = load_yaml(path.read_bytes(), path.name)
+    config = validated(ClusterConfig, fields, path.name)
+    return config.model_copy(
+        update={
+            "certificates": str(path.parent / config.certificates),
+            "state": str(path.parent / config.state),
+        }
+    )
+
+
+def dump_cluster(config: ClusterConfig) -> str:
+    """The configuration as YAML that `load_cluster` reads."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def require_role(config: ClusterConfig, role: str) -> str:
+    """The role.
+
+    Raises:
+        ConfigError: nobody plays it.
+    """
+    if role not in config.roles:
+        raise ConfigError(f"role {role!r}: expected one of {', '.join(config.roles)}")
+    return role

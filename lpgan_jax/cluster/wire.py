@@ -1,0 +1,261 @@
+"""The messages of the links to DS and SP, and how they are checked.
+
+A message is a msgpack map of known fields, or a *chunk*: raw bytes of the payload that the message
+before it announced. Nothing is believed: a size is compared with what the receiver expects before
+anything is allocated, and every message names its session, sender and attempt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import jax
+import msgpack
+import numpy as np
+from pydantic import Field
+
+from lpgan_jax.config import ConfigError, Fields, validated
+
+CHUNK = 2**20
+"""Bytes of payload in a message, at most."""
+LARGEST_MESSAGE = CHUNK + 2**16
+"""Bytes of a message, at most: gRPC refuses larger ones unread."""
+LONGEST_CONFIG = 2**15
+
+
+class Refused(Exception):
+    """A message that is not accepted, and why. The session is as it was."""
+
+
+class Malformed(Refused):
+    """It is no message, or has a field or size that it should not have."""
+
+
+class Forbidden(Refused):
+    """Its sender may not send it."""
+
+
+class Unexpected(Refused):
+    """It is of another session or attempt, or comes out of turn."""
+
+
+class Message(Fields):
+    """What every message to a server says of itself."""
+
+    session: str = Field(max_length=64)
+    role: str = Field(max_length=64)
+    """Its sender."""
+
+
+class Hello(Message):
+    """A question without more to say: `describe`, `watch`, `results`."""
+
+
+class Save(Fields):
+    """A checkpoint that a server has."""
+
+    step: int = Field(ge=0)
+    name: str = Field(max_length=64)
+
+
+class Description(Message):
+    """What a server says of itself."""
+
+    phase: str
+    """`ready` for a new attempt, `busy` with one."""
+    attempt: int
+    """The last one that was opened; 0 before the first."""
+    start: int
+    """The step that it started after."""
+    prepared: bool
+    """Whether the attempt's programs are compiled."""
+    config: str | None
+    """Of the training, YAML, once it is known."""
+    saves: list[Save]
+
+
+class Opening(Message):
+    """DS opens an attempt."""
+
+    attempt: int = Field(ge=1, lt=2**62)
+    """Higher than any before."""
+    config: str = Field(max_length=LONGEST_CONFIG)
+    """Of the training, YAML: public."""
+    start: int = Field(ge=0, lt=2**62)
+    """The step whose checkpoint is gone on from; 0 for a new training."""
+    save: str | None = Field(max_length=64)
+    """The name of that checkpoint."""
+
+
+ParcelKind = Literal["state", "train", "generate", "inputs", "checkpoint", "finish"]
+
+
+class Parcel(Message):
+    """The head of what DS or another owner sends for one task; its payload follows in chunks.
+
+    | kind | payload |
+    |---|---|
+    | `state` | shares of the initial state |
+    | `train` | shares of a batch (if it is DS's turn), a seed, corrections (S2) |
+    | `generate` | shares of noise (unless SP shared some), a seed, corrections (S2) |
+    | `inputs` | shares of a batch, of another owner |
+    | `checkpoint`, `finish` | none |
+    """
+
+    attempt: int
+    serial: int = Field(ge=0)
+    """Counts a sender's parcels in an attempt."""
+    kind: ParcelKind
+    step: int = Field(ge=0)
+    """Steps done before it."""
+    size: int = Field(ge=0)
+    """Bytes of payload."""
+    request: str | None = Field(default=None, max_length=64)
+    """Of SP, that images are generated for."""
+    save: str | None = Field(default=None, max_length=64)
+    """The name of a checkpoint."""
+
+
+class Request(Fields):
+    """A wish of SP's for images, as DS sees it."""
+
+    name: str
+    own_noise: bool
+
+
+class Progress(Fields):
+    """What a server tells DS when something has changed."""
+
+    attempt: int
+    prepared: bool
+    received: int
+    """Parcels of DS that are there whole."""
+    done: int
+    """Parcels of DS that are done with."""
+    requests: list[Request]
+
+
+ResultKind = Literal["losses", "images", "parameters"]
+
+
+class Result(Fields):
+    """The head of a share of a result; its payload follows in chunks."""
+
+    attempt: int
+    serial: int
+    """Of the parcel that it is the result of."""
+    kind: ResultKind
+    step: int
+    """Steps done when it was computed."""
+    seconds: float
+    """That the step took."""
+    size: int
+
+
+class SampleRequest(Message):
+    """SP wants a batch of images; shares of the noise may follow in chunks."""
+
+    name: str = Field(min_length=8, max_length=64)
+    """The same at both servers."""
+    size: int = Field(ge=0)
+    """Bytes of SP's noise; 0: DS shares some."""
+
+
+_Model = TypeVar("_Model", bound=Fields)
+
+
+def encode(message: Fields) -> bytes:
+    """A message as bytes."""
+    return msgpack.packb(message.model_dump())
+
+
+def decode(model: type[_Model], data: bytes) -> _Model:
+    """The message in these bytes.
+
+    Raises:
+        Malformed: there is none of this kind.
+    """
+    try:
+        fields = msgpack.unpackb(data, strict_map_key=True)
+    except Exception as error:  # msgpack's errors have no common class
+        raise Malformed(f"expected a {model.__name__} in msgpack: {type(error).__name__}") from None
+    try:
+        return validated(model, fields, model.__name__)
+    except (ConfigError, RecursionError) as error:
+        raise Malformed(str(error)[:500]) from None
+
+
+def chunks(buffers: Iterable[Any]) -> Iterator[bytes]:
+    """The bytes of arrays, one after the other, as chunk messages."""
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B") if len(buffer) else b""
+        for start in range(0, len(view), CHUNK):
+            yield bytes(view[start : start + CHUNK])
+
+
+def receive(frames: Iterator[bytes], size: int) -> bytearray:
+    """The payload in the chunks that follow a head.
+
+    Raises:
+        Malformed: they are not as many bytes as were announced.
+    """
+    payload, filled = bytearray(size), 0
+    while filled < size:
+        chunk = next(frames, b"")
+        if not 0 < len(chunk) <= min(CHUNK, size - filled):
+            raise Malformed(
+                f"payload: a chunk of {len(chunk)} bytes after {filled} of {size}, "
+                f"expected 1 to {min(CHUNK, size - filled)}"
+            )
+        payload[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    return payload
+
+
+# Arrays as bytes ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Arrays one after the other, little-endian.
+
+    Attributes:
+        shapes: of the arrays, as anything with a shape and a dtype.
+    """
+
+    shapes: Sequence[Any]
+
+    @classmethod
+    def of(cls, tree: Any) -> Layout:
+        """Of a pytree's leaves."""
+        return cls([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in self.shapes)
+
+    def split(self, payload: bytearray | bytes) -> list[np.ndarray]:
+        """The arrays in a payload of the right size."""
+        arrays, start = [], 0
+        for of in self.shapes:
+            size = math.prod(of.shape)
+            dtype = np.dtype(of.dtype).newbyteorder("<")
+            array = np.frombuffer(payload, dtype, size, start)
+            arrays.append(array.reshape(of.shape))
+            start += size * dtype.itemsize
+        return arrays
+
+
+def buffers(tree: Any) -> list[np.ndarray]:
+    """The leaves of a pytree of arrays as `chunks` takes them."""
+    leaves = (np.ascontiguousarray(leaf).reshape(-1) for leaf in jax.tree.leaves(tree))
+    return [leaf.view(np.uint8) for leaf in leaves]
+
+
+def nbytes(buffers: Iterable[np.ndarray]) -> int:
+    """Bytes in all."""
+    return sum(buffer.nbytes for buffer in buffers)

@@ -68,7 +68,7 @@ class Cost:
     Attributes:
         rounds: exchanges in the longest chain of exchanges that depend on each other. (Of a layer:
             of its own exchanges, in any chain.) This is what servers need that send every message
-            as soon as they can; one that waits for each exchange takes `messages` of them.
+            as soon as they can; those of a cluster wait for each, and take `messages` of them.
         messages: exchanges, that is, messages that each server sends.
         online_bytes: bytes that each server sends to the other.
         dealer_bytes_s1: bytes that DS sends S1: its seed.
@@ -92,9 +92,11 @@ class Cost:
     layers: dict[str, Cost] = field(default_factory=dict)
 
     def seconds(self, bandwidth_bits_per_s: float, latency_s: float) -> float:
-        """Seconds of communication between the servers, without any computation.
+        """Seconds of communication between the servers of a cluster, without any computation.
 
-        The servers send to each other at the same time.
+        They exchange one message after the other, in both directions at the same time, and gloo
+        waits before each for the notice that the other side is ready: a message takes two one-way
+        latencies.
 
         Args:
             bandwidth_bits_per_s: in each direction; positive.
@@ -103,6 +105,11 @@ class Cost:
         Raises:
             ValueError: out of range.
         """
+        Network(bandwidth_bits_per_s, latency_s).checked()
+        return 2 * self.messages * latency_s + 8 * self.online_bytes / bandwidth_bits_per_s
+
+    def least_seconds(self, bandwidth_bits_per_s: float, latency_s: float) -> float:
+        """As `seconds`, if servers sent every message as soon as they can: one latency a round."""
         Network(bandwidth_bits_per_s, latency_s).checked()
         return self.rounds * latency_s + 8 * self.online_bytes / bandwidth_bits_per_s
 
@@ -141,7 +148,8 @@ class Cost:
         )
         for network in networks:
             lines.append(
-                f"At {network}: the servers' messages take {self.seconds(*network):.3g} s, "
+                f"At {network}: the servers' messages take {self.seconds(*network):.3g} s "
+                f"(at least {self.least_seconds(*network):.3g} s, sent as soon as they can be), "
                 f"DS's to S2 {self.dealer_seconds(network.bandwidth_bits_per_s):.3g} s."
             )
         return "\n".join(lines)

@@ -347,8 +347,9 @@ def test_layers_are_the_outermost_places_in_program_order():
 
 
 def test_seconds_are_latency_and_transfer():
-    cost = Cost(rounds=10, online_bytes=10**6, dealer_bytes_s2=2 * 10**6)
-    assert cost.seconds(1e6, 0.1) == pytest.approx(10 * 0.1 + 8.0)
+    cost = Cost(rounds=10, messages=12, online_bytes=10**6, dealer_bytes_s2=2 * 10**6)
+    assert cost.seconds(1e6, 0.1) == pytest.approx(2 * 12 * 0.1 + 8.0)
+    assert cost.least_seconds(1e6, 0.1) == pytest.approx(10 * 0.1 + 8.0)
     assert cost.seconds(*LAN) < cost.seconds(*WAN)
     assert cost.dealer_seconds(1e6) == pytest.approx(16.0)
     for bandwidth, latency in ((0, 0.1), (-1, 0.1), (float("nan"), 0.1), (1e6, -1), (1e6, np.nan)):

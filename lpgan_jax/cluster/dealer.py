@@ -8,11 +8,14 @@ number, which no attempt after it has.
 
 from __future__ import annotations
 
+import json
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +26,7 @@ from lpgan_jax import checkpoint, config, data
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
 from lpgan_jax.cluster.reporting import Lost, Reporter
-from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
+from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, public_part
 from lpgan_jax.cluster.wire import (
     Description,
     Opening,
@@ -36,6 +39,7 @@ from lpgan_jax.cluster.wire import (
     nbytes,
 )
 from lpgan_jax.config import TrainConfig
+from lpgan_jax.files import atomic_write
 from lpgan_jax.fixed_point import FixedPoint
 from lpgan_jax.fixed_point import encode as to_words
 from lpgan_jax.gan import LPGAN, Batch
@@ -262,10 +266,46 @@ class _Lines:
         return min((p.done for p in self.progress.values()), default=0)
 
 
-def common_saves(descriptions: list[Description]) -> list[tuple[int, str]]:
-    """Checkpoints that both servers have, newest first."""
+def newest_common(descriptions: list[Description], steps: int) -> tuple[int, str | None]:
+    """The newest checkpoint that both servers have: (step, name), or (0, None) for none.
+
+    Raises:
+        ValueError: going on would throw away what was trained.
+    """
     first, second = ({(s.step, s.name) for s in d.saves} for d in descriptions)
-    return sorted(first & second, reverse=True)
+    if common := first & second:
+        newest = max(common)
+        if newest[0] > steps:
+            raise ValueError(f"steps: {steps} given, and {newest[0]} are done: expected more")
+        return newest
+    # One alone is the first of a session: the other server was about to write it.
+    if max(len(first), len(second)) > 1:
+        have = [sorted(step for step, _ in saves) for saves in (first, second)]
+        raise ValueError(
+            f"checkpoints: s1 has steps {have[0]} and s2 {have[1]}, expected a step of one save at "
+            "both: a server's state is lost, so start a new session"
+        )
+    return 0, None
+
+
+def _source(
+    cluster: ClusterConfig, owner: str, settings: TrainConfig, seed: int | None
+) -> DataSource:
+    """An owner's images and noise.
+
+    Without a seed on the command line, one that nobody can guess is made, and kept, so that a later
+    attempt goes on with the same order of images.
+    """
+    if seed is None:
+        file = Path(cluster.state) / f"private-{owner}.json"
+        if not file.exists():
+            drawn = {"session": cluster.session, "seed": secrets.randbits(128)}
+            atomic_write(file, json.dumps(drawn).encode(), mode=0o600)
+        kept = json.loads(file.read_bytes())
+        if kept.get("session") != cluster.session:
+            raise ValueError(f"{file}: of another session, expected a directory (state) of its own")
+        seed = int(kept["seed"])
+    return DataSource(settings, seed, data.load_images(settings.data))
 
 
 def deal_and_feed(
@@ -280,19 +320,18 @@ def deal_and_feed(
     """
     limits = cluster.timeouts
     clients = _clients(cluster, DEALER, reporter)
-    source = DataSource(settings, settings.seed, data.load_images(settings.data))
+    source = _source(cluster, DEALER, settings, seed)
     descriptions = []
     for client in clients:
         with reporter.phase("looking for", on=client.server, limit_s=limits.wait_s + 10):
             descriptions.append(client.wait_until(lambda d: d.phase == "ready", limits.wait_s))
     attempt = 1 + max(d.attempt for d in descriptions)
-    saves = [save for save in common_saves(descriptions) if save[0] <= settings.steps]
-    start, name = saves[0] if saves else (0, None)
+    start, name = newest_common(descriptions, settings.steps)
     opening = Opening(
         session=cluster.session,
         role=DEALER,
         attempt=attempt,
-        config=config.dump(settings),
+        config=config.dump(public_part(settings)),
         start=start,
         save=name,
     )
@@ -379,7 +418,9 @@ class _Run:
 
     def _deal(self, task: Planned, request: str | None, noise: np.ndarray | None) -> None:
         save = checkpoint.new_name() if task.kind == "checkpoint" else None
-        payloads = self.dealer.payloads(task, noise=noise)
+        limit = self.cluster.timeouts.wait_s
+        with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
+            payloads = self.dealer.payloads(task, noise=noise)
         for server, payload in zip(SERVERS, payloads, strict=True):
             parcel = Parcel(
                 session=self.cluster.session,
@@ -392,8 +433,7 @@ class _Run:
                 request=request,
                 save=save,
             )
-            limit = self.cluster.timeouts.wait_s
-            with self.reporter.phase(f"dealing {task.kind}", on=server, limit_s=limit):
+            with self.reporter.phase("sending", on=server, limit_s=limit):
                 self.lines.put(server, parcel, payload)
         self.serial += 1
         self.reporter.set(ahead=self.serial - self.lines.done())
@@ -412,7 +452,7 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     """
     limits = cluster.timeouts
     clients = _clients(cluster, owner, reporter)
-    source = DataSource(settings, settings.seed, data.load_images(settings.data))
+    source = _source(cluster, owner, settings, None)
     fxp, f = FixedPoint(settings.frac_bits), settings.frac_bits
     share = jax.jit(lambda key, batch: share_batch(key, batch, f))
     descriptions: list[Description] = []

@@ -24,7 +24,14 @@ from lpgan_jax import config
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
 from lpgan_jax.cluster.reporting import Lost, Reporter
-from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig
+from lpgan_jax.cluster.settings import (
+    DEALER,
+    PROVIDER,
+    SERVERS,
+    ClusterConfig,
+    changed_field,
+    public_part,
+)
 from lpgan_jax.cluster.wire import Layout, Result, SampleRequest, buffers, nbytes
 from lpgan_jax.config import TrainConfig
 from lpgan_jax.files import atomic_write
@@ -142,10 +149,11 @@ def _run_directory(path: Path, settings: TrainConfig) -> RunDirectory:
     if not (path / "config.yaml").exists():
         return RunDirectory.create(path, settings, servers="apart")
     run = RunDirectory.open(path)
-    before = run.config().model_copy(update={"steps": settings.steps})
-    if before != settings:
-        raise ValueError(f"{path}: has another run in it, expected a new directory")
-    atomic_write(run.config_file, config.dump(settings).encode())
+    before = run.config()  # of SP, or on one machine of DS, who knows more
+    if (field := changed_field(public_part(before), settings)) is not None:
+        raise ValueError(f"{path}: has another run in it ({field}), expected a new directory")
+    now = settings.model_copy(update={"data": before.data, "seed": before.seed})
+    atomic_write(run.config_file, config.dump(now).encode())
     return run
 
 

@@ -188,7 +188,7 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
         opening, settings = session.wait_for_opening()
     reporter.event("opened", attempt=opening.attempt, start=opening.start)
     reporter.set(step=opening.start, steps=settings.steps)
-    journal.forget(after=opening.start)
+    journal.forget(after=opening.start if opening.save else -1)
     with reporter.phase("joining", on=other, limit_s=config.timeouts.wait_s):
         _join(config, server)
     reporter.gauge(functools.partial(_measure_link, config, server, other, reporter))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lpgan_jax import checkpoint
 from lpgan_jax.cluster import wire
-from lpgan_jax.cluster.settings import DEALER, ClusterConfig, ServerName
+from lpgan_jax.cluster.settings import DEALER, ClusterConfig, ServerName, changed_field
 from lpgan_jax.cluster.wire import (
     Description,
     Forbidden,
@@ -38,7 +38,6 @@ from lpgan_jax.cluster.wire import (
 from lpgan_jax.config import ConfigError, TrainConfig, parse
 from lpgan_jax.files import atomic_write
 
-_MAY_CHANGE = {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
 _MOST_REQUESTS = 64  # of SP, waiting at a time
 
 
@@ -213,14 +212,8 @@ class Session:
             before = None if self._known is None else parse(self._known, "config")
         except ConfigError as error:
             raise wire.Malformed(str(error)[:500]) from None
-        if before is not None:
-            changed = [
-                name
-                for name in TrainConfig.model_fields
-                if name not in _MAY_CHANGE and getattr(before, name) != getattr(settings, name)
-            ]
-            if changed:
-                raise Unexpected(f"config: {changed[0]} differs from what this session trains with")
+        if before is not None and (field := changed_field(before, settings)) is not None:
+            raise Unexpected(f"config: {field} differs from what this session trains with")
         return settings
 
     def progress(self, seen: Progress | None, seconds: float) -> Progress:
@@ -276,7 +269,7 @@ class Session:
         try:
             yield check
         except Exception as error:
-            reason = f"its stream broke: {error or type(error).__name__}"
+            reason = f"its stream broke: {str(error) or type(error).__name__}"
             raise
         finally:
             if mine and not self._over:

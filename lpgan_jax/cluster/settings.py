@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lpgan_jax.config import ConfigError, Fields, load_yaml, validated
+from lpgan_jax.config import ConfigError, DataConfig, Fields, TrainConfig, load_yaml, validated
 
 DEALER, PROVIDER = "ds", "sp"
 SERVERS: tuple[ServerName, ServerName] = ("s1", "s2")
@@ -169,3 +169,27 @@ def require_role(config: ClusterConfig, role: str) -> str:
     if role not in config.roles:
         raise ConfigError(f"role {role!r}: expected one of {', '.join(config.roles)}")
     return role
+
+
+# What is trained, as others than its owner may know it --------------------------------------------
+
+_MAY_CHANGE = {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
+
+
+def public_part(settings: TrainConfig) -> TrainConfig:
+    """What servers and SP may know: not where the images are, nor the seed.
+
+    The seed decides initial parameters and noise.
+    """
+    images = DataConfig(
+        dataset="digits", image_size=settings.data.image_size, channels=settings.data.channels
+    )
+    return settings.model_copy(update={"data": images, "seed": 0})
+
+
+def changed_field(before: TrainConfig, after: TrainConfig) -> str | None:
+    """The name of a field that differs and may not, in one session; None if there is none."""
+    for name in TrainConfig.model_fields:
+        if name not in _MAY_CHANGE and getattr(before, name) != getattr(after, name):
+            return name
+    return None

@@ -84,8 +84,10 @@ class Supervisor:
         self.process: subprocess.Popen[bytes] | None = None
 
     def stop(self) -> None:
-        """Have `run` end the worker and return."""
+        """End the worker, and have `run` return."""
         self._stopping.set()
+        if self.process is not None:
+            self.process.kill()
 
     def run(self) -> int:
         """Play the role until it is done.
@@ -126,6 +128,7 @@ class Supervisor:
                 stdout=output,
                 stderr=output,
                 pass_fds=[writing],
+                start_new_session=True,  # Ctrl-C is for the supervisor
                 env=os.environ | {"LPGAN_REPORTS": str(writing)},
             )
         os.close(writing)

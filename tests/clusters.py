@@ -1,0 +1,111 @@
+"""Clusters on this machine for tests: a tiny training, and what the simulation makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax import config, data
+from lpgan_jax.cluster.dealer import master_key
+from lpgan_jax.cluster.reporting import Reporter
+from lpgan_jax.cluster.roles import local_cluster
+from lpgan_jax.cluster.settings import load_cluster
+from lpgan_jax.cluster.worker import Job
+from lpgan_jax.simulation import Simulation, share_state
+from lpgan_jax.training import DataSource, build
+
+TINY = """
+data: {dataset: digits, image_size: 8, channels: 1}
+model: {noise_size: 4, features: 2, base_size: 4}
+generator_optimizer: {name: sgd, learning_rate: 1e-2}
+discriminator_optimizer: {name: sgd, learning_rate: 1e-2}
+batch_size: 4
+steps: 12
+seed: 3
+log_every: 1
+sample_every: 6
+num_samples: 4
+checkpoint_every: 4
+"""
+SEED = 3
+
+
+def tiny(**fields: Any) -> config.TrainConfig:
+    return config.parse(TINY, "tiny").model_copy(update=fields)
+
+
+def local(directory: Path, **fields: Any) -> tuple[Path, Any]:
+    """(file, configuration) of a cluster on loopback, whose state is in `directory`/state."""
+    file = local_cluster(directory / "cluster", "../state", **fields)
+    return file, load_cluster(file)
+
+
+def jobs(file: Path, settings: config.TrainConfig, out: Path, seed: int | None) -> list[Job]:
+    text = config.dump(settings)
+    return [
+        Job("serve", "s1", str(file)),
+        Job("serve", "s2", str(file)),
+        Job("deal", "ds", str(file), train=text, seed=seed),
+        Job("collect", "sp", str(file), out=str(out)),
+    ]
+
+
+class Simulated:
+    """DS, S1 and S2 in this process, from the same keys as a cluster's."""
+
+    def __init__(self, settings: config.TrainConfig, seed: int = SEED) -> None:
+        self.settings, self.seed = settings, seed
+        self.gan = build(settings)
+        self.source = DataSource(settings, seed, data.load_images(settings.data))
+        self.images: dict[int, np.ndarray] = {}
+        self.shares: dict[int, Any] = {}
+        self._state: Any = None
+
+    def attempt(self, number: int, start: int, end: int) -> None:
+        """Go through an attempt's tasks from one step to another."""
+        state_key, steps_key = jax.random.split(master_key(self.seed, number))
+        if start == 0:
+            state = share_state(self.gan, state_key, self.source.initial_state(self.gan))
+        else:
+            state = self._state_at[start]
+        simulation = Simulation(self.gan, jax.tree.map(np.asarray, state), steps_key)
+        noise = self.source.sample_noise()
+        if start == 0:
+            self._state_at = {}
+            self.images[0] = simulation.generate(noise)
+        for step in range(start, end):
+            simulation.train_step(step, self.source.batch(step))
+            if self.settings.samples_after(step + 1):
+                self.images[step + 1] = simulation.generate(noise)
+            if self.settings.saves_after(step + 1):
+                self.shares[step + 1] = simulation.shares()
+                self._state_at[step + 1] = jax.tree.map(np.asarray, simulation.state)
+        self.last = simulation
+
+
+def events(state: Path, role: str, event: str | None = None) -> list[dict[str, Any]]:
+    """Lines of a role's log: its events, or those of one name."""
+    lines = map(json.loads, (state / "logs" / f"{role}.jsonl").read_text().splitlines())
+    return [r for r in lines if r["kind"] == "event" and event in (None, r["event"])]
+
+
+def statuses(state: Path, role: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (state / "logs" / f"{role}.jsonl").read_text().splitlines())
+    return [r for r in lines if r["kind"] == "status"]
+
+
+class Deaf(Reporter):
+    """A reporter that nobody listens to, for a role in this process."""
+
+    def __init__(self, role: str) -> None:
+        import os
+
+        self.lines: list[dict[str, Any]] = []
+        super().__init__(role, os.open(os.devnull, os.O_WRONLY))
+
+    def event(self, event: str, **fields: Any) -> None:
+        self.lines.append({"event": event, **fields})

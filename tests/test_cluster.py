@@ -1,0 +1,369 @@
+"""Four processes on loopback train as the simulation does, bit by bit, and then make images."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from clusters import SEED, Simulated, events, jobs, local, statuses, tiny
+from PIL import Image
+
+from lpgan_jax import checkpoint, config
+from lpgan_jax.cluster import dealer, roles
+from lpgan_jax.cluster.supervisor import Supervisor
+from lpgan_jax.cluster.worker import Job
+from lpgan_jax.cost_model import program_cost
+from lpgan_jax.fixed_point import encode
+from lpgan_jax.party import server_seeds
+from lpgan_jax.programs import training_program
+from lpgan_jax.simulation import reveal_tree, share_state, share_tree
+from lpgan_jax.training import export
+
+
+class Running:
+    """Supervisors of some jobs, in threads."""
+
+    def __init__(self, work, cluster):
+        self.supervisors = {job.role: Supervisor(job, cluster) for job in work}
+        self.statuses = {}
+        self._threads = {
+            role: threading.Thread(target=self._run, args=(role,)) for role in self.supervisors
+        }
+        for thread in self._threads.values():
+            thread.start()
+
+    def _run(self, role):
+        self.statuses[role] = self.supervisors[role].run()
+
+    def wait(self, role, seconds):
+        self._threads[role].join(seconds)
+        assert not self._threads[role].is_alive(), f"{role} is still at it after {seconds} s"
+        return self.statuses[role]
+
+    def pid(self, role):
+        return self.supervisors[role].process.pid
+
+    def stop(self):
+        for supervisor in self.supervisors.values():
+            supervisor.stop()
+        for thread in self._threads.values():
+            thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def simulated(settings):
+    simulated = Simulated(settings)
+    simulated.attempt(1, 0, settings.steps)
+    return simulated
+
+
+@pytest.fixture(scope="module")
+def trained(settings, tmp_path_factory):
+    """(directory, file, cluster, what is still running) after a training; S1's and S2's memory."""
+    directory = tmp_path_factory.mktemp("cluster")
+    file, cluster = local(directory)
+    running = Running(jobs(file, settings, directory / "run", SEED), cluster)
+    try:
+        assert running.wait("sp", 240) == 0
+        yield directory, file, cluster, running
+    finally:
+        running.stop()
+    assert set(running.statuses.values()) == {0}
+
+
+def test_shares_are_bit_identical_to_the_simulation(trained, simulated):
+    directory = trained[0]
+    step, shares = checkpoint.load(directory / "state")
+    assert step == 12
+    jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[12])
+    for step in (4, 8):
+        shares = checkpoint.load(directory / "state", step)[1]
+        jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[step])
+
+
+def test_sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
+    run = trained[0] / "run"
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == [str(step) for step in range(1, 13)]
+    assert json.loads((run / "summary.json").read_text())["steps"] == 12
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        f"step_{step:06d}.png" for step in (0, 6, 12)
+    ]
+    from lpgan_jax.images import save_png
+
+    for step, images in simulated.images.items():
+        save_png(tmp_path / "grid.png", images)
+        ours = np.asarray(Image.open(run / "samples" / f"step_{step:06d}.png"))
+        np.testing.assert_array_equal(ours, np.asarray(Image.open(tmp_path / "grid.png")))
+    # `export`, on the two servers' directories together, reconstructs the same parameters.
+    both = tmp_path / "both"
+    both.mkdir()
+    (both / "config.yaml").write_text(config.dump(settings))
+    (both / "checkpoints").symlink_to(trained[0] / "state" / "checkpoints")
+    export(both, tmp_path / "exported")
+    assert (tmp_path / "exported").read_bytes() == (run / "parameters.msgpack").read_bytes()
+
+
+def test_nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
+    state = trained[0] / "state"
+    for file in ("session-s1.json", "session-s2.json"):
+        known = config.parse(json.loads((state / file).read_text())["config"], file)
+        assert known.seed == 0
+        assert known.data.path is None
+    private = settings.model_copy(
+        update={"seed": 77, "data": settings.data.model_copy(update={"limit": 5})}
+    )
+    assert "77" not in config.dump(dealer.public_part(private))
+
+
+def test_byte_counts_agree_with_the_cost_model(trained, settings):
+    function, secrets, public = training_program(settings)
+    cost = program_cost(function, secrets, public, inputs=secrets[1])
+    state = trained[0] / "state"
+    last = {role: statuses(state, role)[-1] for role in ("s1", "s2", "ds")}
+    # One message's head and the frames of gRPC's are not counted by the model: under 400 bytes.
+    tasks = 3 + 12 + 3 + 1  # state and finish with the samples; steps; checkpoints
+    noise = 8 * settings.num_samples * settings.model.noise_size
+    for server, bytes_dealt in (("s1", cost.dealer_bytes_s1), ("s2", cost.dealer_bytes_s2)):
+        least = settings.steps * (bytes_dealt + cost.input_bytes) + 3 * noise
+        sent = last["ds"]["sent"][server]
+        assert last[server]["received"]["ds"] == sent
+        state_and_samples = 2**17 if server == "s1" else 2**20
+        assert least < sent < least + state_and_samples + 400 * tasks
+    # The kernel's count of what went over the servers' line, gloo's heads (48 bytes a message and
+    # 48 for each notice) and JAX's coordination included.
+    line = settings.steps * cost.online_bytes
+    heads = settings.steps * cost.messages * 2 * 48
+    for server, other in (("s1", "s2"), ("s2", "s1")):
+        counted = last[server]["sent"][other]
+        assert line < counted < 1.05 * line + heads + 2**19
+
+
+def test_logs_have_known_fields_only(trained):
+    known = {
+        *("time", "kind", "role", "event", "pid", "attempt", "start", "step", "out", "line"),
+        *("reason", "blames", "phase", "failures", "sender", "peer", "so_far", "images"),
+        *("steps", "s_per_step", "ahead", "sent", "received", "waited_s"),
+    }
+    for file in (trained[0] / "state" / "logs").glob("*.jsonl"):
+        for line in file.read_text().splitlines():
+            report = json.loads(line)
+            assert report.keys() <= known
+            assert not re.search(r"[0-9a-f]{32}|\d{17}", line), "a key or a share, perhaps"
+
+
+def _memory(pid):
+    """All that a process has in its memory."""
+    parts = []
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            bounds, access = line.split()[:2]
+            if "r" not in access or "[v" in line:
+                continue
+            start, end = (int(bound, 16) for bound in bounds.split("-"))
+            try:
+                memory.seek(start)
+                parts.append(memory.read(end - start))
+            except (OSError, ValueError):
+                continue
+    return b"\0".join(parts)
+
+
+def _readable(pid):
+    try:
+        with open(f"/proc/{pid}/mem", "rb") as memory:
+            return memory.readable()
+    except OSError:
+        return False
+
+
+def test_a_server_holds_nothing_but_its_own(trained, settings, simulated):
+    """Search the memory of both workers, after training, for what they may and may not hold."""
+    running = trained[3]
+    if not _readable(running.pid("s1")):
+        pytest.skip("this user may not read another process's memory")
+    source, gan = simulated.source, simulated.gan
+    state_key, steps_key = jax.random.split(dealer.master_key(SEED, 1))
+    initial = source.initial_state(gan)
+    shared = share_state(gan, state_key, initial)
+    plain = jax.tree.map(encode, initial, gan.scales(initial))
+    # The keys of the last step, as DS takes them: two for each sample and step before it.
+    keys = _keys(steps_key, pairs=1 + 5 + 1 + 1 + 5)
+    batch = source.batch(settings.steps - 1)
+    batch_shares = share_tree(keys[-1][0], batch, jax.tree.map(lambda _: 18, batch))
+    seeds = np.asarray(jax.random.key_data(server_seeds(keys[-1][1])))
+    final = simulated.shares[12]
+    kernel = ("params", "discriminator", "conv0", "kernel")
+
+    def words(tree, *path):
+        for name in path:
+            tree = getattr(tree, name) if not isinstance(tree, dict) else tree[name]
+        return np.asarray(tree.share if hasattr(tree, "share") else tree)
+
+    def pattern(array):
+        return np.ascontiguousarray(array).reshape(-1).tobytes()[:64]
+
+    last_state = words(final, *kernel)
+    patterns = {
+        "DS's master key": [np.asarray(jax.random.key_data(dealer.master_key(SEED, 1))).tobytes()],
+        "DS's key of a step": [np.asarray(jax.random.key_data(keys[-1][1])).tobytes()],
+        "an initial parameter": [pattern(words(plain, *kernel))],
+        "a trained parameter": [pattern(last_state[0] + last_state[1])],
+        "images of a batch": [
+            pattern(encode(batch.images, 18)),
+            pattern(np.asarray(batch.images, np.float32)),
+        ],
+        "noise of a batch": [pattern(encode(batch.noise_d, 18)), pattern(batch.noise_d)],
+    }
+    for place, server in enumerate(("s1", "s2")):
+        memory = _memory(running.pid(server))
+        own = {
+            "its share of the parameters": pattern(last_state[place]),
+            "its share of the last batch": pattern(batch_shares.images.share[place]),
+            "its seed of the last step": seeds[place].tobytes(),
+        }
+        other = 1 - place
+        forbidden = patterns | {
+            "the other's initial share": [pattern(words(shared, *kernel)[other])],
+            "the other's share": [pattern(last_state[other])],
+            "the other's share of a batch": [pattern(batch_shares.images.share[other])],
+            "the other's seed": [seeds[other].tobytes()],
+        }
+        found = {name for name, mine in own.items() if mine in memory}
+        assert found, "the search finds what is there"
+        for name, bytes_of in forbidden.items():
+            for needle in bytes_of:
+                assert len(set(needle)) > 8, name
+                assert needle not in memory, f"{server} holds {name}"
+
+
+def _keys(parent, pairs):
+    keys = []
+    for _ in range(pairs):
+        pair = []
+        for _ in range(2):
+            parent, key = jax.random.split(parent)
+            pair.append(key)
+        keys.append(pair)
+    return keys
+
+
+@pytest.mark.parametrize("own_noise", [False, True], ids=["DS's noise", "SP's noise"])
+def test_images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise):
+    _, file, cluster, _ = trained
+    out = tmp_path / "grid.png"
+    job = Job("sample", "sp", str(file), out=str(out), num=6, own_noise=own_noise, seed=9)
+    assert Supervisor(job, cluster).run() == 0
+    ours = np.asarray(Image.open(out)).astype(int)
+    assert ours.std() > 0
+    if own_noise:  # then the images are known
+        from lpgan_jax.images import save_png
+
+        noise = np.random.default_rng(9).normal(size=(2, 4, settings.model.noise_size))
+        images = [simulated.last.generate(part) for part in noise]
+        save_png(tmp_path / "expected.png", np.concatenate(images)[:6])
+        expected = np.asarray(Image.open(tmp_path / "expected.png")).astype(int)
+        # Roundings differ by some LSB of 18 bits, which can move a pixel of 8 bits by one.
+        assert np.abs(ours - expected).max() <= 1
+
+
+def test_two_owners_feed_one_training(settings, tmp_path):
+    """Each owner's batches, in turn; the result is the simulation's but for roundings."""
+    settings = settings.model_copy(update={"steps": 5, "open_samples": False})
+    file, cluster = local(tmp_path, turns=["ds", "clinic", "clinic"])
+    work = jobs(file, settings, tmp_path / "run", SEED)
+    work.append(Job("feed", "clinic", str(file), train=config.dump(settings)))
+    running = Running(work, cluster)
+    try:
+        assert running.wait("sp", 240) == 0
+        (private,) = (tmp_path / "state").glob("private-*.json")
+        clinic_seed = json.loads(private.read_text())["seed"]
+    finally:
+        running.stop()
+    ds, clinic = Simulated(settings), Simulated(settings, clinic_seed)
+    batches = [
+        ds.source.batch(0),
+        clinic.source.batch(0),
+        clinic.source.batch(1),
+        ds.source.batch(1),
+        clinic.source.batch(2),
+    ]
+    ds.source.batch = batches.__getitem__
+    ds.attempt(1, 0, 5)
+    _, shares = checkpoint.load(tmp_path / "state")
+
+    def whole(tree):
+        return jax.tree.map(lambda s: (s[0] + s[1]).astype(np.int64), tree)
+
+    ours, expected = whole(shares)["params"], whole(ds.shares[5])["params"]
+    moved = whole(ds.shares[5])
+    initial = jax.tree.map(lambda v: encode(v, 18).astype(np.int64), ds.source.initial_state(ds.gan))
+    for one, other, first in zip(*map(jax.tree.leaves, (ours, expected, initial.params)), strict=True):
+        assert np.abs(one - other).max() <= 16  # LSB; each of 5 updates rounds once, gradients too
+        assert np.abs(other - np.asarray(first)).max() > 100 or one.size == 1
+    assert moved
+
+
+# What ends an attempt -----------------------------------------------------------------------------
+
+
+def _wait_for_step(state, role, step, seconds=120.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if any((s["step"] or 0) >= step for s in statuses(state, role)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{role} did not get to step {step}")
+
+
+def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
+    settings = settings.model_copy(update={"steps": 400, "checkpoint_every": 20})
+    file, cluster = local(tmp_path, timeouts={"silence_s": 10.0, "wait_s": 40.0})
+    running = Running(jobs(file, settings, tmp_path / "run", SEED), cluster)
+    state = tmp_path / "state"
+    try:
+        _wait_for_step(state, "s2", 25)
+        os.kill(running.pid("s2"), signal.SIGKILL)
+        assert running.wait("sp", 240) == 0
+    finally:
+        running.stop()
+    (reason,) = [e["reason"] for e in events(state, "s2", "restarting")]
+    assert re.match(r"s2: .* at step \d+: ended by SIGKILL", reason)
+    opened = events(state, "ds", "opened")
+    assert [(e["attempt"]) for e in opened] == [1, 2]
+    start = opened[1]["start"]
+    assert start >= 20
+    simulated = Simulated(settings)
+    simulated.attempt(1, 0, start)
+    simulated.attempt(2, start, 400)
+    step, shares = checkpoint.load(state)
+    assert step == 400
+    jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[400])
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(1, 401))
+
+
+def test_bad_input_ends_at_once_with_a_reason(settings, tmp_path, capfd):
+    file, cluster = local(tmp_path)
+    (Path(cluster.certificates) / "s1.key").unlink()
+    with pytest.raises(FileNotFoundError, match=r"s1\.key: missing, expected the certificates of s1"):
+        roles.play(Job("serve", "s1", str(file)))
+    bad = dataclasses.replace(
+        jobs(file, settings, tmp_path / "run", None)[2],
+        train=config.dump(settings.model_copy(update={"batch_size": 5000})),
+    )
+    assert roles.play(bad) == 1
+    assert "batch_size: 5000 given, expected 1 to 1797" in capfd.readouterr().err
+    assert reveal_tree

@@ -23,7 +23,7 @@ from lpgan_jax.cost_model import program_cost
 from lpgan_jax.fixed_point import encode
 from lpgan_jax.party import server_seeds
 from lpgan_jax.programs import training_program
-from lpgan_jax.simulation import reveal_tree, share_state, share_tree
+from lpgan_jax.simulation import share_state, share_tree
 from lpgan_jax.training import export
 
 
@@ -212,8 +212,8 @@ def test_a_server_holds_nothing_but_its_own(trained, settings, simulated):
             tree = getattr(tree, name) if not isinstance(tree, dict) else tree[name]
         return np.asarray(tree.share if hasattr(tree, "share") else tree)
 
-    def pattern(array):
-        return np.ascontiguousarray(array).reshape(-1).tobytes()[:64]
+    def pattern(array, size=64):
+        return np.ascontiguousarray(array).reshape(-1).tobytes()[:size]
 
     last_state = words(final, *kernel)
     patterns = {
@@ -222,8 +222,8 @@ def test_a_server_holds_nothing_but_its_own(trained, settings, simulated):
         "an initial parameter": [pattern(words(plain, *kernel))],
         "a trained parameter": [pattern(last_state[0] + last_state[1])],
         "images of a batch": [
-            pattern(encode(batch.images, 18)),
-            pattern(np.asarray(batch.images, np.float32)),
+            pattern(encode(batch.images, 18), 512),
+            pattern(np.asarray(batch.images, np.float32), 256),
         ],
         "noise of a batch": [pattern(encode(batch.noise_d, 18)), pattern(batch.noise_d)],
     }
@@ -245,7 +245,7 @@ def test_a_server_holds_nothing_but_its_own(trained, settings, simulated):
         assert found, "the search finds what is there"
         for name, bytes_of in forbidden.items():
             for needle in bytes_of:
-                assert len(set(needle)) > 8, name
+                assert len(set(needle)) > 5, name
                 assert needle not in memory, f"{server} holds {name}"
 
 
@@ -305,15 +305,17 @@ def test_two_owners_feed_one_training(settings, tmp_path):
     _, shares = checkpoint.load(tmp_path / "state")
 
     def whole(tree):
-        return jax.tree.map(lambda s: (s[0] + s[1]).astype(np.int64), tree)
+        return [(s[0] + s[1]).astype(np.int64) for s in jax.tree.leaves(tree["params"])]
 
-    ours, expected = whole(shares)["params"], whole(ds.shares[5])["params"]
-    moved = whole(ds.shares[5])
-    initial = jax.tree.map(lambda v: encode(v, 18).astype(np.int64), ds.source.initial_state(ds.gan))
-    for one, other, first in zip(*map(jax.tree.leaves, (ours, expected, initial.params)), strict=True):
-        assert np.abs(one - other).max() <= 16  # LSB; each of 5 updates rounds once, gradients too
-        assert np.abs(other - np.asarray(first)).max() > 100 or one.size == 1
-    assert moved
+    def distance(one, other):
+        return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
+
+    ours = whole(shares)
+    # LSB: a step rounds each gradient and each update once, and there are five.
+    assert distance(ours, whole(ds.shares[5])) <= 16
+    alone = Simulated(settings)
+    alone.attempt(1, 0, 5)
+    assert distance(ours, whole(alone.shares[5])) > 100, "the order of owners matters"
 
 
 # What ends an attempt -----------------------------------------------------------------------------
@@ -358,7 +360,9 @@ def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
 def test_bad_input_ends_at_once_with_a_reason(settings, tmp_path, capfd):
     file, cluster = local(tmp_path)
     (Path(cluster.certificates) / "s1.key").unlink()
-    with pytest.raises(FileNotFoundError, match=r"s1\.key: missing, expected the certificates of s1"):
+    with pytest.raises(
+        FileNotFoundError, match=r"s1\.key: missing, expected the certificates of s1"
+    ):
         roles.play(Job("serve", "s1", str(file)))
     bad = dataclasses.replace(
         jobs(file, settings, tmp_path / "run", None)[2],
@@ -366,4 +370,3 @@ def test_bad_input_ends_at_once_with_a_reason(settings, tmp_path, capfd):
     )
     assert roles.play(bad) == 1
     assert "batch_size: 5000 given, expected 1 to 1797" in capfd.readouterr().err
-    assert reveal_tree

@@ -384,7 +384,8 @@ class _Run:
             self._deal(task, None, samples)
             step = task.step + (task.kind == "train")
             if step > first:
-                self.reporter.set(s_per_step=(time.monotonic() - started) / (step - first))
+                seconds = (time.monotonic() - started) / (step - first)
+                self.reporter.set(s_per_step=round(seconds, 4))
             self.reporter.set(step=step)
         serial = self.serial
         for server in SERVERS:

@@ -122,7 +122,7 @@ def collect(cluster: ClusterConfig, out: str | os.PathLike[str], reporter: Repor
             losses = float(value.real + value.fake) / size, float(value.generator) / size
             if settings.logs_after(head.step) or head.step == 1:
                 metrics.append(head.step, *losses, head.seconds, size / head.seconds)
-            reporter.set(step=head.step, s_per_step=head.seconds)
+            reporter.set(step=head.step, s_per_step=round(head.seconds, 4))
         elif head.kind == "images":
             save_png(run.sample_file(head.step), value)
             reporter.set(step=head.step)

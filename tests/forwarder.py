@@ -7,6 +7,7 @@ line each: `cut NET`, `heal NET`, `delay SECONDS`.
 SETTINGS is JSON: {"delay_s": 0.02, "ends": [[net, namespace, address], ...], "mtu": 1500}
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -85,10 +86,8 @@ def main() -> None:
         now = time.monotonic()
         while waiting and waiting[0][0] <= now:
             _, end, packet = waiting.popleft()
-            try:
+            with contextlib.suppress(OSError):  # as a full queue drops packets
                 os.write(end, packet)
-            except OSError:
-                pass  # as a full queue drops packets
 
 
 if __name__ == "__main__":

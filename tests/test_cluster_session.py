@@ -1,6 +1,7 @@
 """What a server accepts and what it refuses, over real gRPC with real certificates."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import threading
@@ -50,10 +51,12 @@ class Server:
             self.config, load_identity(self.config, "s1"), self.session, self.journal, self.reporter
         )
         self.taken = []
+        self.at_work = threading.Event()
+        self.at_work.set()
         threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self):
-        while True:
+        while self.at_work.wait():
             task = self.session.next_task()
             self.taken.append((task.parcel.serial, hashlib.sha256(task.payload).hexdigest()))
             images = b"images" if task.parcel.request else None
@@ -92,13 +95,29 @@ class Server:
         self.client("ds").open(self.opening())
         self.session.prepare(SIZES)
 
+    def close(self):
+        self.session.close()
+        self.service._server.stop(0).wait()
+        self.journal.close()
+
 
 @pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path)
-    yield server
-    server.session.close()
-    server.service._server.stop(0)
+def start(tmp_path):
+    """Starts a server, which the test's end stops."""
+    started = []
+
+    def start(**fields):
+        started.append(Server(tmp_path, **fields))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def server(start):
+    return start()
 
 
 def payload(parcel):
@@ -175,8 +194,8 @@ def test_the_other_servers_certificate_gets_nothing(server):
     assert server.session.describe().attempt == 0
 
 
-def test_a_role_may_do_its_own_part_only(tmp_path):
-    server = Server(tmp_path, turns=["ds", "clinic"])
+def test_a_role_may_do_its_own_part_only(start):
+    server = start(turns=["ds", "clinic"])
     allowed = {
         "ds": {"Describe", "Open", "Watch"},
         "clinic": {"Describe", "Watch"},
@@ -205,7 +224,6 @@ def test_a_role_may_do_its_own_part_only(tmp_path):
         server.client("sp").send(frames(server.parcel("state", role="sp")))
     with pytest.raises(RefusedBy, match="kind: state is for ds to send"):
         server.client("clinic").send(frames(server.parcel("state", role="clinic")))
-    server.service._server.stop(0)
 
 
 def test_a_client_knows_a_server_by_its_certificate(server, tmp_path):
@@ -338,7 +356,7 @@ def test_a_parcel_out_of_turn_is_refused_and_changes_nothing(server, wrong, reas
 @pytest.mark.parametrize("chunk", [b"", b"x" * 4000, b"x" * (wire.CHUNK + 1)])
 def test_a_payload_of_another_size_is_refused(server, chunk):
     server.begin()
-    with pytest.raises(RefusedBy, match="payload: a chunk of|larger than max"):
+    with pytest.raises(RefusedBy, match=r"payload: a chunk of|larger than max"):
         server.client("ds").send([wire.encode(server.parcel("state")), chunk])
     assert server.taken == []
 
@@ -363,39 +381,32 @@ def test_a_second_stream_is_refused_and_the_first_goes_on(server):
     _until(lambda: len(server.taken) == len(parcels))
 
 
-def test_a_server_takes_so_many_parcels_ahead_and_no_more(tmp_path):
-    server = Server.__new__(Server)
-    Server._work = lambda self: None  # it takes nothing
-    try:
-        server.__init__(tmp_path, look_ahead=2)
-        server.begin()
-        sent = []
+def test_a_server_takes_so_many_parcels_ahead_and_no_more(start):
+    server, size = start(look_ahead=2), 2**22
+    server.at_work.clear()
+    time.sleep(0.1)
+    server.client("ds").open(server.opening())
+    server.session.prepare(dataclasses.replace(SIZES, train=size, inputs=0))
+    parcels = [server.parcel("state")]
+    parcels += [server.parcel(serial=step, step=step - 1, size=size) for step in range(1, 30)]
+    sent = []
 
-        def counted():
-            for step in range(1000):
-                parcel = (
-                    server.parcel("state")
-                    if step == 0
-                    else server.parcel(serial=step, step=step - 1)
-                )
-                yield from frames(parcel)
-                sent.append(step)
+    def counted():
+        for parcel in parcels:
+            yield wire.encode(parcel)
+            yield from wire.chunks([bytes(parcel.size)])
+            sent.append(parcel.serial)
 
-        threading.Thread(
-            target=_quietly(server.client("ds").send), args=(counted(),), daemon=True
-        ).start()
-        time.sleep(2)
-        # Two wait to be worked on, one waits for a place; the rest is in gRPC's buffers, whose size
-        # is of the order of 64 kB a stream and end.
-        assert server.session.ahead == 3
-        assert len(sent) * 5200 < 2**20
-    finally:
-        Server._work = _work
-        server.session.close()
-        server.service._server.stop(0)
-
-
-_work = Server._work
+    client = server.client("ds")
+    stream = threading.Thread(target=_quietly(client.send), args=(counted(),))
+    stream.start()
+    time.sleep(3)
+    # The worker has one, two wait, and one waits for a place; gRPC's buffers hold a few megabytes.
+    assert server.session.ahead <= 4
+    assert len(sent) <= 4 + 16 * 2**20 // size
+    server.at_work.set()
+    stream.join()
+    _until(lambda: len(server.taken) == len(parcels))
 
 
 def _quietly(function):
@@ -406,8 +417,8 @@ def _quietly(function):
     return run
 
 
-def test_owners_send_when_it_is_their_turn(tmp_path):
-    server = Server(tmp_path, turns=["ds", "clinic", "clinic"])
+def test_owners_send_when_it_is_their_turn(start):
+    server = start(turns=["ds", "clinic", "clinic"])
     server.begin()
     inputs = [
         server.parcel("inputs", serial, step, "clinic") for serial, step in ((0, 1), (1, 2), (2, 4))
@@ -424,8 +435,6 @@ def test_owners_send_when_it_is_their_turn(tmp_path):
     ).start()
     for parcel in inputs:
         assert server.session.inputs_of("clinic", parcel.step) == payload(parcel)
-    server.session.close()
-    server.service._server.stop(0)
 
 
 # SP -----------------------------------------------------------------------------------------------
@@ -518,25 +527,30 @@ def test_the_schedule_is_that_of_a_simulated_run():
 
 
 def test_a_journal_survives_a_cut_tail(tmp_path):
-    journal = Journal(tmp_path / "j")
     heads = [
         Result(attempt=1, serial=n, kind="losses", step=n, seconds=0.0, size=n) for n in range(4)
     ]
-    for head in heads:
-        journal.append(head, bytes(head.size))
+
+    def opened():
+        return contextlib.closing(Journal(tmp_path / "j"))
+
+    with opened() as journal:
+        for head in heads:
+            journal.append(head, bytes(head.size))
     whole = (tmp_path / "j").read_bytes()
     for cut in range(1, 60):
         (tmp_path / "j").write_bytes(whole[:-cut])
-        again = Journal(tmp_path / "j")
-        kept = [again.wait(n, 0) for n in range(4)]
-        assert kept[:3] == [(head, bytes(head.size)) for head in heads[:3]]
-        assert kept[3] is None
-        again.append(heads[3], bytes(3))
-        assert Journal(tmp_path / "j").wait(3, 0) == (heads[3], bytes(3))
-    journal = Journal(tmp_path / "j")
-    journal.append(heads[3].model_copy(update={"kind": "parameters", "step": 1}), bytes(3))
-    journal.forget(after=1)
-    assert [journal.wait(n, 0) for n in range(3)] == [(heads[0], b""), (heads[1], b"\0"), None]
+        with opened() as journal:
+            kept = [journal.wait(n, 0) for n in range(4)]
+            assert kept[:3] == [(head, bytes(head.size)) for head in heads[:3]]
+            assert kept[3] is None
+            journal.append(heads[3], bytes(3))
+        with opened() as journal:
+            assert journal.wait(3, 0) == (heads[3], bytes(3))
+    with opened() as journal:
+        journal.append(heads[3].model_copy(update={"kind": "parameters", "step": 1}), bytes(3))
+        journal.forget(after=1)
+        assert [journal.wait(n, 0) for n in range(3)] == [(heads[0], b""), (heads[1], b"\0"), None]
 
 
 # Nonsense -----------------------------------------------------------------------------------------

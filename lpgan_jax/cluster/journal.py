@@ -63,6 +63,10 @@ class Journal:
         """Wait until everything is on the disk."""
         os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def forget(self, after: int) -> None:
         """Drop the results of steps after this one, and parameters: they will be computed again."""
         with self._changed:

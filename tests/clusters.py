@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax import config, data
@@ -15,7 +16,7 @@ from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.simulation import Simulation, share_state
+from lpgan_jax.simulation import Simulation, StepKeys, share_state
 from lpgan_jax.training import DataSource, build
 
 TINY = """
@@ -63,7 +64,8 @@ class Simulated:
         self.source = DataSource(settings, seed, data.load_images(settings.data))
         self.images: dict[int, np.ndarray] = {}
         self.shares: dict[int, Any] = {}
-        self._state: Any = None
+        self.last: Simulation | None = None
+        self._state_at: dict[int, Any] = {}
 
     def attempt(self, number: int, start: int, end: int) -> None:
         """Go through an attempt's tasks from one step to another."""
@@ -72,19 +74,21 @@ class Simulated:
             state = share_state(self.gan, state_key, self.source.initial_state(self.gan))
         else:
             state = self._state_at[start]
-        simulation = Simulation(self.gan, jax.tree.map(np.asarray, state), steps_key)
+        if self.last is None:
+            self.last = Simulation(self.gan, state, steps_key)
+        simulation = self.last
+        simulation.state = jax.tree.map(jnp.asarray, state)
+        simulation._keys = StepKeys(steps_key)
         noise = self.source.sample_noise()
-        if start == 0:
-            self._state_at = {}
+        if start == 0 and self.settings.open_samples:
             self.images[0] = simulation.generate(noise)
         for step in range(start, end):
             simulation.train_step(step, self.source.batch(step))
-            if self.settings.samples_after(step + 1):
+            if self.settings.open_samples and self.settings.samples_after(step + 1):
                 self.images[step + 1] = simulation.generate(noise)
             if self.settings.saves_after(step + 1):
                 self.shares[step + 1] = simulation.shares()
-                self._state_at[step + 1] = jax.tree.map(np.asarray, simulation.state)
-        self.last = simulation
+                self._state_at[step + 1] = jax.tree.map(np.array, simulation.state)
 
 
 def events(state: Path, role: str, event: str | None = None) -> list[dict[str, Any]]:

@@ -99,6 +99,8 @@ class Machines:
     def close(self) -> None:
         self._forwarder.kill()
         self._forwarder.wait()
+        self._forwarder.stdin.close()
+        self._forwarder.stdout.close()
         for role in ROLES:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self._ip("netns", "del", self.namespace(role))

@@ -281,7 +281,15 @@ def test_images_are_generated_on_demand(trained, simulated, settings, tmp_path, 
 
 def test_two_owners_feed_one_training(settings, tmp_path):
     """Each owner's batches, in turn; the result is the simulation's but for roundings."""
-    settings = settings.model_copy(update={"steps": 5, "open_samples": False})
+    faster = settings.generator_optimizer.model_copy(update={"learning_rate": 0.1})
+    settings = settings.model_copy(
+        update={
+            "steps": 5,
+            "open_samples": False,
+            "generator_optimizer": faster,
+            "discriminator_optimizer": faster,
+        }
+    )
     file, cluster = local(tmp_path, turns=["ds", "clinic", "clinic"])
     work = jobs(file, settings, tmp_path / "run", SEED)
     work.append(Job("feed", "clinic", str(file), train=config.dump(settings)))
@@ -311,8 +319,9 @@ def test_two_owners_feed_one_training(settings, tmp_path):
         return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
 
     ours = whole(shares)
-    # LSB: a step rounds each gradient and each update once, and there are five.
-    assert distance(ours, whole(ds.shares[5])) <= 16
+    # LSB: a step rounds each gradient and each update once, and there are five; what one step
+    # rounded, the next ones amplify a little.
+    assert distance(ours, whole(ds.shares[5])) <= 32
     alone = Simulated(settings)
     alone.attempt(1, 0, 5)
     assert distance(ours, whole(alone.shares[5])) > 100, "the order of owners matters"

@@ -8,6 +8,7 @@ import threading
 import time
 
 import grpc
+import msgpack
 import numpy as np
 import pytest
 from clusters import Deaf, tiny
@@ -559,7 +560,7 @@ def test_a_journal_survives_a_cut_tail(tmp_path):
 def _mutated(rng, data):
     """A message with some of its bytes changed, cut, doubled or replaced."""
     data = bytearray(data)
-    kind = rng.integers(6)
+    kind = rng.integers(7)
     if kind == 0:
         return rng.bytes(int(rng.integers(0, 200)))
     if kind == 1 and data:
@@ -571,6 +572,11 @@ def _mutated(rng, data):
         data += rng.bytes(int(rng.integers(1, 40)))
     elif kind == 4:
         data = data * 2
+    elif kind == 5:  # a message, but for a field
+        fields = msgpack.unpackb(bytes(data))
+        odd = (None, -1, 0, 2**63, "", "x" * 70, b"\xff", [], [[]], {}, 1.5, True, "checkpoint")
+        fields[list(fields)[rng.integers(len(fields))]] = odd[rng.integers(len(odd))]
+        data = msgpack.packb(fields)
     return bytes(data)
 
 

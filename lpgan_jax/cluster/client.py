@@ -43,7 +43,6 @@ class Client:
     ) -> None:
         """Connects when it is used."""
         self.server, self._config, self._role, self._reporter = server, config, role, reporter
-        where = config.address(server)
         # The name, not the address, is what its certificate must show.
         name = ("grpc.ssl_target_name_override", config.certificate_name(server))
         backoff = [
@@ -51,7 +50,7 @@ class Client:
             ("grpc.initial_reconnect_backoff_ms", 200),
         ]
         self._channel = grpc.secure_channel(
-            f"{where.host}:{where.port}",
+            config.address(server).target,
             identity.for_channel(),
             options=[*link_options(config.timeouts), *backoff, name],
         )

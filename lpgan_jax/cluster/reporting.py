@@ -97,6 +97,13 @@ class Reporter:
             self._phase = {**outer, "number": number + 1}
             self._phase_since = ended
 
+    @property
+    def waits_for(self) -> str | None:
+        """The role that is waited for, or worked with, at the moment."""
+        with self._lock:
+            on: str | None = self._phase["on"]
+            return on
+
     def status(self) -> dict[str, Any]:
         """What the next report says."""
         for measure in self._gauges:

@@ -212,12 +212,12 @@ def _join(config: ClusterConfig, server: ServerName) -> None:
     own = getattr(link, server)
     _check_host_name(config, own)
     jax.distributed.initialize(
-        f"{link.s1}:{link.port}",
+        link.coordinator,
         len(SERVERS),
         SERVERS.index(server),
         initialization_timeout=int(limit.wait_s),
         heartbeat_timeout_seconds=max(10, int(limit.silence_s)),
-        coordinator_bind_address=f"{link.s1}:{link.port}",
+        coordinator_bind_address=link.coordinator,
     )
 
 

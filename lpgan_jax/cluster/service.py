@@ -100,8 +100,7 @@ class Service:
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(SERVICE, handlers)]
         )
-        own = config.address(session.server)
-        where = f"{own.listen or own.host}:{own.port}"
+        where = config.address(session.server).place
         try:
             self.port = self._server.add_secure_port(where, identity.for_server())
         except RuntimeError as error:

@@ -29,6 +29,20 @@ class ServerAddress(Fields):
     listen: str | None = None
     """The address to listen at, if it is not that of `host` (behind a translated address, say)."""
 
+    @property
+    def target(self) -> str:
+        """Where to connect to, as gRPC writes it."""
+        return _target(self.host, self.port)
+
+    @property
+    def place(self) -> str:
+        """Where to listen."""
+        return _target(self.listen or self.host, self.port)
+
+
+def _target(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 class Servers(Fields):
     """Both servers."""
@@ -56,6 +70,11 @@ class Link(Fields):
                     "expected", "{name}: expected an IP address", {"name": name}
                 ) from None
         return self
+
+    @property
+    def coordinator(self) -> str:
+        """Where JAX's coordinator listens, and S2 connects to."""
+        return _target(self.s1, self.port)
 
     @property
     def on_one_machine(self) -> bool:

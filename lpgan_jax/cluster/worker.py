@@ -101,9 +101,6 @@ def _play_and_report(job: Job, reporter: Reporter) -> None:
     from lpgan_jax.cluster.client import RefusedBy
     from lpgan_jax.cluster.wire import Refused
 
-    def say(error: BaseException) -> str:
-        return " ".join(f"{type(error).__name__}: {error}".split())[:600]
-
     try:
         play(job, reporter)
     except Lost as error:
@@ -115,8 +112,10 @@ def _play_and_report(job: Job, reporter: Reporter) -> None:
         reporter.fail(str(error)[:600], REFUSED)
     except BaseException as error:
         _trace()
-        # A collective that broke; the phase says with whom.
-        reporter.fail(say(error))
+        # A collective that broke, say; the phase knows with whom.
+        reason, other = f"{type(error).__name__}: {error}", reporter.waits_for
+        lost = f"lost {other}: {reason}" if other else reason
+        reporter.fail(" ".join(lost.split())[:600], blames=other)
 
 
 def _trace() -> None:

@@ -4,7 +4,8 @@
 namespace, and forwards IP packets from end to end. It reads commands from its standard input, a
 line each: `cut NET`, `heal NET`, `delay SECONDS`.
 
-SETTINGS is JSON: {"delay_s": 0.02, "ends": [[net, namespace, address], ...], "mtu": 1500}
+SETTINGS is JSON: {"delay_s": 0.02, "ends": [[net, namespace, address], ...], "mtu": 1500,
+"record": [net, file] or null}. A record has each packet after its length (4 bytes, big-endian).
 """
 
 import contextlib
@@ -43,6 +44,8 @@ def make_end(number: int, net: str, namespace: str, address: str, mtu: int) -> i
 def main() -> None:
     settings = json.loads(sys.argv[1])
     delay, cut = settings["delay_s"], set()
+    recorded, path = settings["record"] or (None, os.devnull)
+    record = open(path, "wb", 2**20)  # noqa: SIM115
     net_of, towards = {}, {}
     for number, (net, namespace, address) in enumerate(settings["ends"]):
         descriptor = make_end(number, net, namespace, address, settings["mtu"])
@@ -63,6 +66,7 @@ def main() -> None:
             if descriptor == 0:
                 data = os.read(0, 4096)
                 if not data:
+                    record.close()
                     return
                 *lines, commands = (commands + data).split(b"\n")
                 for line in lines:
@@ -80,6 +84,8 @@ def main() -> None:
                     packet = os.read(descriptor, LARGEST_PACKET)
                 except BlockingIOError:
                     break
+                if net == recorded:
+                    record.write(struct.pack("!I", len(packet)) + packet)
                 end = towards.get((net, packet[16:20]))
                 if end is not None and net not in cut:
                     waiting.append((now + delay, end, packet))

@@ -10,6 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+from clusters import events
+
+from lpgan_jax import config
+from lpgan_jax.cluster.certificates import make_certificates
+
 FORWARDER = Path(__file__).parent / "forwarder.py"
 ROLES = ("s1", "s2", "ds", "sp")
 LINK = {"s1": "10.77.1.1", "s2": "10.77.1.2"}
@@ -31,10 +37,13 @@ def possible() -> bool:
 class Machines:
     """Namespaces of S1, S2, DS and SP: `line` between S1 and S2, and `wide` for all.
 
-    Each end sends at most so many bits a second; each packet takes so long.
+    Each end sends at most so many bits a second; each packet takes so long. `record`: a file for
+    the packets of `line`.
     """
 
-    def __init__(self, bits_per_s: float, delay_s: float, mtu: int) -> None:
+    def __init__(
+        self, bits_per_s: float, delay_s: float, mtu: int, record: Path | None = None
+    ) -> None:
         self._tag = secrets.token_hex(2)
         self._etc: list[Path] = []
         for role in ROLES:
@@ -48,7 +57,8 @@ class Machines:
             self._etc.append(etc)
         ends = [["line", self.namespace(r), a] for r, a in LINK.items()]
         ends += [["wide", self.namespace(r), a] for r, a in WIDE.items()]
-        settings = {"delay_s": delay_s, "ends": ends, "mtu": mtu}
+        recorded = None if record is None else ["line", str(record)]
+        settings = {"delay_s": delay_s, "ends": ends, "mtu": mtu, "record": recorded}
         self._forwarder = subprocess.Popen(
             [sys.executable, str(FORWARDER), json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -97,12 +107,80 @@ class Machines:
         }
 
     def close(self) -> None:
-        self._forwarder.kill()
-        self._forwarder.wait()
-        self._forwarder.stdin.close()
+        self._forwarder.stdin.close()  # it ends
+        self._forwarder.wait(30)
         self._forwarder.stdout.close()
         for role in ROLES:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self._ip("netns", "del", self.namespace(role))
         for etc in self._etc:
             shutil.rmtree(etc)
+
+
+class Roles:
+    """The commands of the four roles on their machines, as operators would run them."""
+
+    def __init__(self, machines, directory, settings, seed=None, **fields):
+        """`fields`: of the cluster's configuration."""
+        self._machines, self.directory = machines, directory
+        self._seed = [] if seed is None else ["--seed", str(seed)]
+        make_certificates(directory / "certificates", ROLES)
+        for role in ROLES:
+            cluster = machines.cluster(directory / "certificates", directory / role, **fields)
+            (directory / f"{role}.yaml").write_text(yaml.safe_dump(cluster))
+        self.train = directory / "train.yaml"
+        self.train.write_text(config.dump(settings))
+        self._processes = {}
+        for role in ROLES:
+            self.start(role)
+
+    def start(self, role):
+        own = {
+            "s1": ["serve", "s1"],
+            "s2": ["serve", "s2"],
+            "ds": ["ds", "--train", str(self.train), *self._seed],
+            "sp": ["sp", "--out", str(self.directory / "run")],
+        }[role]
+        command = [sys.executable, "-m", "lpgan_jax.cli", *own]
+        command += ["--config", str(self.directory / f"{role}.yaml")]
+        with open(self.directory / f"{role}.err", "a") as errors:
+            self._processes[role] = subprocess.Popen(
+                self._machines.command(role, *command), stderr=errors
+            )
+
+    def status(self, role):
+        """The exit status of its command; None while it runs."""
+        return self._processes[role].poll()
+
+    def wait(self, role, seconds):
+        return self._processes[role].wait(seconds)
+
+    def errors(self, role):
+        return (self.directory / f"{role}.err").read_text()
+
+    def supervisor(self, role):
+        return self._processes[role].pid  # `ip netns exec` becomes the command
+
+    def worker(self, role):
+        """The process of the role's newest worker; None if there is none."""
+        started = events(self.directory / role, role, "started")
+        pid = started[-1]["pid"] if started else 0
+        alive = Path(f"/proc/{pid}/cmdline")
+        return pid if alive.exists() and b"worker" in alive.read_bytes() else None
+
+    def last(self, role):
+        """(time, step) of its last status; (0, -1) before the first."""
+        log = self.directory / role / "logs" / f"{role}.jsonl"
+        if log.exists():
+            for line in reversed(log.read_text().splitlines()[-40:]):
+                report = json.loads(line)
+                if report["kind"] == "status" and report["step"] is not None:
+                    return report["time"], report["step"]
+        return 0.0, -1
+
+    def stop(self, *roles):
+        for role in roles or ROLES:
+            if self.status(role) is None:
+                self._processes[role].terminate()
+        for role in roles or ROLES:
+            self._processes[role].wait(30)

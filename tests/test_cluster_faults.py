@@ -3,11 +3,9 @@
 Four machines (network namespaces), a supervisor and a worker on each. Slow: `pytest -m slow`.
 """
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,12 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import yaml
 from clusters import SEED, Simulated, events, tiny
-from networks import ROLES, Machines, possible
+from networks import ROLES, Machines, Roles, possible
 
 from lpgan_jax import checkpoint, config
-from lpgan_jax.cluster.certificates import make_certificates
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,69 +29,11 @@ LIMIT = SILENCE + 2 * WAIT + START / 2
 """Seconds from the end of a fault to the next step: noticed, named, started again, compiled."""
 
 
-class Roles:
-    """The commands of the four roles on their machines, as operators would run them."""
+LIMITS = {"silence_s": SILENCE, "wait_s": WAIT, "start_s": START}
 
-    def __init__(self, machines, directory, settings):
-        self._machines, self.directory = machines, directory
-        make_certificates(directory / "certificates", ROLES)
-        for role in ROLES:
-            fields = machines.cluster(
-                directory / "certificates",
-                directory / role,
-                timeouts={"silence_s": SILENCE, "wait_s": WAIT, "start_s": START},
-                restarts=4,
-            )
-            (directory / f"{role}.yaml").write_text(yaml.safe_dump(fields))
-        self.train = directory / "train.yaml"
-        self.train.write_text(config.dump(settings))
-        self._processes = {}
-        for role in ROLES:
-            self.start(role)
 
-    def start(self, role):
-        own = {
-            "s1": ["serve", "s1"],
-            "s2": ["serve", "s2"],
-            "ds": ["ds", "--train", str(self.train), "--seed", str(SEED)],
-            "sp": ["sp", "--out", str(self.directory / "run")],
-        }[role]
-        command = [sys.executable, "-m", "lpgan_jax.cli", *own]
-        command += ["--config", str(self.directory / f"{role}.yaml")]
-        with open(self.directory / f"{role}.err", "a") as errors:
-            self._processes[role] = subprocess.Popen(
-                self._machines.command(role, *command), stderr=errors
-            )
-
-    def status(self, role):
-        """The exit status of its command; None while it runs."""
-        return self._processes[role].poll()
-
-    def wait(self, role, seconds):
-        return self._processes[role].wait(seconds)
-
-    def errors(self, role):
-        return (self.directory / f"{role}.err").read_text()
-
-    def supervisor(self, role):
-        return self._processes[role].pid  # `ip netns exec` becomes the command
-
-    def worker(self, role):
-        """The process of the role's newest worker; None if there is none."""
-        started = events(self.directory / role, role, "started")
-        pid = started[-1]["pid"] if started else 0
-        alive = Path(f"/proc/{pid}/cmdline")
-        return pid if alive.exists() and b"worker" in alive.read_bytes() else None
-
-    def last(self, role):
-        """(time, step) of its last status; (0, -1) before the first."""
-        log = self.directory / role / "logs" / f"{role}.jsonl"
-        if log.exists():
-            for line in reversed(log.read_text().splitlines()[-40:]):
-                report = json.loads(line)
-                if report["kind"] == "status" and report["step"] is not None:
-                    return report["time"], report["step"]
-        return 0.0, -1
+class Operated(Roles):
+    """With an operator, who starts again what was given up."""
 
     def keep_running(self):
         """Start again what was given up, as an operator would; the roles."""
@@ -119,13 +57,6 @@ class Roles:
             time.sleep(0.2)
         tails = {r: self.errors(r)[-600:] for r in ROLES}
         raise AssertionError(f"{role}: no step within {seconds} s: {tails}")
-
-    def stop(self, *roles):
-        for role in roles or ROLES:
-            if self.status(role) is None:
-                self._processes[role].terminate()
-        for role in roles or ROLES:
-            self._processes[role].wait(30)
 
 
 @pytest.fixture
@@ -189,7 +120,7 @@ def _inject(rng, roles, machines):
 
 def test_fifty_faults(machines, tmp_path):
     settings = tiny(steps=10**6, checkpoint_every=10, sample_every=10**6, keep_checkpoints=2)
-    roles = Roles(machines, tmp_path, settings)
+    roles = Operated(machines, tmp_path, settings, SEED, timeouts=LIMITS, restarts=4)
     rng = np.random.default_rng(int(os.environ.get("LPGAN_FAULTS_SEED", "0")))
     took: dict[str, list[float]] = {}
     try:
@@ -248,7 +179,7 @@ def test_a_full_disk_stops_the_session_and_loses_nothing(machines, tmp_path):
     roles = None
     try:
         filler = state / "filler"
-        roles = Roles(machines, tmp_path, settings)
+        roles = Operated(machines, tmp_path, settings, SEED, timeouts=LIMITS, restarts=4)
         end = time.time() + START
         while not checkpoint.saves(state, "s1"):
             assert time.time() < end

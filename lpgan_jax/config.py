@@ -60,16 +60,16 @@ class DataConfig(Fields):
     def _path_fits_dataset(cls, path: str | None, info: ValidationInfo) -> str | None:
         dataset = info.data.get("dataset")
         if dataset == "digits" and path is not None:
-            raise _expected("no path, because the digits come with scikit-learn")
+            raise expected("no path, because the digits come with scikit-learn")
         if dataset not in (None, "digits") and not path:
-            raise _expected(f"the path of the {dataset} data")
+            raise expected(f"the path of the {dataset} data")
         return path
 
     @field_validator("channels")
     @classmethod
     def _grey_or_colour(cls, channels: int) -> int:
         if channels not in (1, 3):
-            raise _expected("1 (grey) or 3 (colour)")
+            raise expected("1 (grey) or 3 (colour)")
         return channels
 
 
@@ -173,9 +173,9 @@ class RunsConfig(Fields):
     @model_validator(mode="after")
     def _fields_fit_mode(self) -> "RunsConfig":
         if self.mode != "shadow" and self.rounding != ["stochastic"]:
-            raise _expected("a rounding for shadow runs only: the protocols round stochastically")
+            raise expected("a rounding for shadow runs only: the protocols round stochastically")
         if self.mode != "plaintext" and self.perturbation:
-            raise _expected("a perturbation for plaintext runs only")
+            raise expected("a perturbation for plaintext runs only")
         return self
 
 
@@ -198,14 +198,15 @@ class SweepConfig(Fields):
     @classmethod
     def _seeds_differ(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise _expected("different numbers of at least 0")
+            raise expected("different numbers of at least 0")
         return seeds
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _expected(wanted: str) -> PydanticCustomError:
+def expected(wanted: str) -> PydanticCustomError:
+    """The error of a validator: what a field should have been."""
     return PydanticCustomError("expected", "expected {wanted}", {"wanted": wanted})
 
 

@@ -26,6 +26,8 @@ from lpgan_jax.programs import training_program
 from lpgan_jax.simulation import share_state, share_tree
 from lpgan_jax.training import export
 
+pytestmark = pytest.mark.xdist_group("cluster")  # they share a trained cluster
+
 
 class Running:
     """Supervisors of some jobs, in threads."""

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator
 
-from lpgan_jax.config import ConfigError, DataConfig, Fields, TrainConfig, load_yaml, validated
+from lpgan_jax.config import (
+    ConfigError,
+    DataConfig,
+    Fields,
+    TrainConfig,
+    expected,
+    load_yaml,
+    validated,
+)
 
 DEALER, PROVIDER = "ds", "sp"
 SERVERS: tuple[ServerName, ServerName] = ("s1", "s2")
@@ -60,16 +68,14 @@ class Link(Fields):
     port: int = Field(ge=1, le=65535)
     """Of JAX's coordinator at S1. The servers' messages take another port, at random."""
 
-    @model_validator(mode="after")
-    def _addresses(self) -> Link:
-        for name in SERVERS:
-            try:
-                ipaddress.ip_address(getattr(self, name))
-            except ValueError:
-                raise PydanticCustomError(
-                    "expected", "{name}: expected an IP address", {"name": name}
-                ) from None
-        return self
+    @field_validator("s1", "s2")
+    @classmethod
+    def _is_address(cls, address: str) -> str:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise expected("an IP address") from None
+        return address
 
     @property
     def coordinator(self) -> str:
@@ -116,14 +122,12 @@ class ClusterConfig(Fields):
     restarts: int = Field(default=5, ge=0)
     """Attempts in a row that may fail without a step of progress."""
 
-    @model_validator(mode="after")
-    def _turns_are_owners(self) -> ClusterConfig:
-        for owner in self.turns:
-            if owner in (*SERVERS, PROVIDER):
-                raise PydanticCustomError(
-                    "expected", "turns: expected data owners, got {owner}", {"owner": owner}
-                )
-        return self
+    @field_validator("turns")
+    @classmethod
+    def _turns_are_owners(cls, turns: list[str]) -> list[str]:
+        if {*SERVERS, PROVIDER} & set(turns) or not all(re.match(_NAME, name) for name in turns):
+            raise expected("names of data owners: neither server, nor sp")
+        return turns
 
     @property
     def owners(self) -> list[str]:

@@ -106,7 +106,8 @@ def _play_and_report(job: Job, reporter: Reporter) -> None:
     except Lost as error:
         reporter.fail(str(error)[:600], blames=error.role)
     except (RefusedBy, Refused) as error:
-        reporter.fail(str(error)[:600])
+        # A server that restarts may take the next attempt; images are there or not.
+        reporter.fail(str(error)[:600], REFUSED if job.play == "sample" else FAILED)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportError) as error:
         _trace()
         reporter.fail(str(error)[:600], REFUSED)

@@ -26,7 +26,8 @@ from lpgan_jax.programs import training_program
 from lpgan_jax.simulation import share_state, share_tree
 from lpgan_jax.training import export
 
-pytestmark = pytest.mark.xdist_group("cluster")  # they share a trained cluster
+shares_a_cluster = pytest.mark.xdist_group("cluster")
+"""On the tests that take `trained`, so that one process trains it for all of them."""
 
 
 class Running:
@@ -85,6 +86,7 @@ def trained(settings, tmp_path_factory):
     assert set(running.statuses.values()) == {0}
 
 
+@shares_a_cluster
 def test_shares_are_bit_identical_to_the_simulation(trained, simulated):
     directory = trained[0]
     step, shares = checkpoint.load(directory / "state")
@@ -95,6 +97,7 @@ def test_shares_are_bit_identical_to_the_simulation(trained, simulated):
         jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[step])
 
 
+@shares_a_cluster
 def test_sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
     run = trained[0] / "run"
     rows = (run / "metrics.csv").read_text().splitlines()
@@ -118,6 +121,7 @@ def test_sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_p
     assert (tmp_path / "exported").read_bytes() == (run / "parameters.msgpack").read_bytes()
 
 
+@shares_a_cluster
 def test_nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
     state = trained[0] / "state"
     for file in ("session-s1.json", "session-s2.json"):
@@ -130,6 +134,7 @@ def test_nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings
     assert "77" not in config.dump(dealer.public_part(private))
 
 
+@shares_a_cluster
 def test_byte_counts_agree_with_the_cost_model(trained, settings):
     function, secrets, public = training_program(settings)
     cost = program_cost(function, secrets, public, inputs=secrets[1])
@@ -153,10 +158,11 @@ def test_byte_counts_agree_with_the_cost_model(trained, settings):
         assert line < counted < 1.05 * line + heads + 2**19
 
 
+@shares_a_cluster
 def test_logs_have_known_fields_only(trained):
     known = {
         *("time", "kind", "role", "event", "pid", "attempt", "start", "step", "out", "line"),
-        *("reason", "blames", "phase", "failures", "sender", "peer", "so_far", "images"),
+        *("reason", "blames", "phase", "on", "failures", "sender", "peer", "so_far", "images"),
         *("steps", "s_per_step", "ahead", "sent", "received", "waited_s"),
     }
     for file in (trained[0] / "state" / "logs").glob("*.jsonl"):
@@ -191,6 +197,7 @@ def _readable(pid):
         return False
 
 
+@shares_a_cluster
 def test_a_server_holds_nothing_but_its_own(trained, settings, simulated):
     """Search the memory of both workers, after training, for what they may and may not hold."""
     running = trained[3]
@@ -262,6 +269,7 @@ def _keys(parent, pairs):
     return keys
 
 
+@shares_a_cluster
 @pytest.mark.parametrize("own_noise", [False, True], ids=["DS's noise", "SP's noise"])
 def test_images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise):
     _, file, cluster, _ = trained

@@ -229,7 +229,7 @@ class Script(Job):
             "def say(step=None, number=0, limit=None, on='s2', **event):\n"
             "    phase = {'name': 'step', 'number': number, 'on': on, 'limit_s': limit}\n"
             "    report = {'kind': 'status', 'role': 's1', 'phase': phase, 'step': step}\n"
-            "    if event: report = {'kind': 'event', 'role': 's1', **event}\n"
+            "    if event: report = {'kind': 'event', 'role': 's1', 'step': step, 'on': on, **event}\n"
             "    os.write(int(os.environ['LPGAN_REPORTS']), json.dumps(report).encode() + b'\\n')\n"
         )
         return [sys.executable, "-c", prelude + self.lines]
@@ -256,7 +256,10 @@ def _supervised(tmp_path, lines, restarts=0, **timeouts):
         ("say(7); sys.exit(5)", "s1: step with s2 at step 7: ended with status 5"),
         ("say(7); time.sleep(60)", "s1: step with s2 at step 7: it was silent for 2 s"),
         ("time.sleep(60)", "s1: starting: it was silent for 2 s"),
-        ("say(event='failed', reason='lost ds: why'); sys.exit(3)", "s1: starting: lost ds: why"),
+        (
+            "say(event='failed', reason='lost ds: why', phase='saving', on=None, step=4); sys.exit(3)",
+            "s1: saving at step 4: lost ds: why",
+        ),
         (
             "for _ in range(99): say(7, 1, 0.5); time.sleep(0.1)",
             "s1: step with s2 at step 7: it took more than 0.5 s",
@@ -288,7 +291,7 @@ def test_a_supervisor_restarts_while_there_is_progress(tmp_path):
 
 
 def test_bad_input_is_not_tried_again(tmp_path):
-    lines = "say(event='failed', reason='steps: wrong'); sys.exit(2)"
+    lines = "say(event='failed', reason='steps: wrong', phase='x', on=None, step=None); sys.exit(2)"
     supervisor, state, shown = _supervised(tmp_path, lines, restarts=5)
     assert supervisor.run() == 1
     assert len(events(state, "s1", "started")) == 1

@@ -55,13 +55,16 @@ class Reporter:
         threading.Thread(target=self._run, daemon=True, name="reports").start()
 
     def gauge(self, measure: Callable[[], None]) -> None:
-        """Have `measure` called before each report."""
+        """Have `measure` called before each regular report."""
         self._gauges.append(measure)
 
     def set(self, **values: Any) -> None:
-        """Set what is reported: step, steps, s_per_step, ahead."""
+        """Set what is reported: step, steps, s_per_step, ahead. A new step is reported at once."""
         with self._lock:
+            new = "step" in values and values["step"] != self._values["step"]
             self._values.update(values)
+        if new:
+            self.report()
 
     def count(self, peer: str, *, sent: int = 0, received: int = 0) -> None:
         """Add bytes to or from another role."""
@@ -106,8 +109,6 @@ class Reporter:
 
     def status(self) -> dict[str, Any]:
         """What the next report says."""
-        for measure in self._gauges:
-            measure()
         with self._lock:
             waited = dict(self._waited)
             on = self._phase["on"]
@@ -130,7 +131,8 @@ class Reporter:
     def fail(self, reason: str, status: int = FAILED, *, blames: str | None = None) -> NoReturn:
         """Report why the worker ends, and end it."""
         with self._lock:
-            where = {"phase": self._phase["name"], "step": self._values["step"]}
+            where = {"phase": self._phase["name"], "on": self._phase["on"]}
+            where["step"] = self._values["step"]
         self.event("failed", reason=reason, blames=blames, **where)
         os._exit(status)
 
@@ -140,6 +142,8 @@ class Reporter:
 
     def _run(self) -> None:
         while True:
+            for measure in self._gauges:
+                measure()
             self.report()
             time.sleep(INTERVAL_S)
 

@@ -201,7 +201,10 @@ class Session:
                 raise Unexpected(f"start: step {opening.start}, which has no such checkpoint here")
             if opening.start > settings.steps:
                 raise Unexpected(f"start: step {opening.start} of {settings.steps}")
-            self._write_down(opening.attempt, opening.config)
+            try:
+                self._write_down(opening.attempt, opening.config)
+            except OSError as error:
+                raise Unexpected(f"state: cannot be written here: {error}") from None
             self._attempt, self._known, self._busy = opening.attempt, opening.config, True
             self._opening, self._next_step = opening, opening.start
             self._changed.notify_all()

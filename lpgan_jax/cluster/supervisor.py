@@ -180,6 +180,8 @@ class Supervisor:
         else:
             if report["event"] == "failed":
                 watched.failure = report["reason"]
+                phase = {**watched.status["phase"], "name": report["phase"], "on": report["on"]}
+                watched.status = {**watched.status, "phase": phase, "step": report["step"]}
             watched.advanced |= report["event"] == "trained"
             self.log.event(report)
         self._show(report)

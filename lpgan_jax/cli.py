@@ -398,6 +398,8 @@ def _role(args: argparse.Namespace) -> int:
     if args.command == "ds":
         if args.seed is not None and args.seed < 0:
             raise ValueError(f"--seed: expected at least 0, got {args.seed}")
+        if args.seed is not None and args.owner != "ds":
+            raise ValueError("--seed: expected of ds only: another owner's shares are never seeded")
         settings = config.load(args.train, args.set)
         if args.seed is not None:
             settings = settings.model_copy(update={"seed": args.seed})

@@ -264,8 +264,8 @@ def validated(model: type[_Model], fields: object, source: str) -> _Model:
         raise ConfigError("\n".join(lines)) from None
 
 
-def dump(config: TrainConfig | SweepConfig) -> str:
-    """Return `config` as YAML that `load` reads back as an equal configuration."""
+def dump(config: Fields) -> str:
+    """Return `config` as YAML that reads back as an equal configuration."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False)
 
 

@@ -16,7 +16,7 @@ from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.simulation import Simulation, StepKeys, share_state
+from lpgan_jax.simulation import Simulation, StepKeys, reveal_tree, share_state
 from lpgan_jax.training import DataSource, build
 
 TINY = """
@@ -63,6 +63,7 @@ class Simulated:
         self.gan = build(settings)
         self.source = DataSource(settings, seed, data.load_images(settings.data))
         self.images: dict[int, np.ndarray] = {}
+        self.losses: dict[int, tuple[float, float]] = {}
         self.shares: dict[int, Any] = {}
         self.last: Simulation | None = None
         self._state_at: dict[int, Any] = {}
@@ -83,7 +84,10 @@ class Simulated:
         if start == 0 and self.settings.open_samples:
             self.images[0] = simulation.generate(noise)
         for step in range(start, end):
-            simulation.train_step(step, self.source.batch(step))
+            losses = reveal_tree(simulation.train_step(step, self.source.batch(step)))
+            size = self.settings.batch_size
+            both = float(losses.real + losses.fake) / size, float(losses.generator) / size
+            self.losses[step + 1] = both
             if self.settings.open_samples and self.settings.samples_after(step + 1):
                 self.images[step + 1] = simulation.generate(noise)
             if self.settings.saves_after(step + 1):

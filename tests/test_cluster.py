@@ -21,9 +21,10 @@ from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.cost_model import program_cost
 from lpgan_jax.fixed_point import encode
+from lpgan_jax.parameters import save_parameters
 from lpgan_jax.party import server_seeds
 from lpgan_jax.programs import training_program
-from lpgan_jax.simulation import share_state, share_tree
+from lpgan_jax.simulation import reveal_tree, share_state, share_tree
 from lpgan_jax.training import export
 
 shares_a_cluster = pytest.mark.xdist_group("cluster")
@@ -372,8 +373,16 @@ def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     step, shares = checkpoint.load(state)
     assert step == 400
     jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[400])
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(1, 401))
+    # SP's table has the losses of these attempts, and of no step that came to nothing.
+    rows = [r.split(",") for r in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
+    assert [int(row[0]) for row in rows] == list(range(1, 401))
+    found = {int(row[0]): (float(row[1]), float(row[2])) for row in rows}
+    assert found == simulated.losses
+    parameters = (tmp_path / "run" / "parameters.msgpack").read_bytes()
+    save_parameters(
+        tmp_path / "p", *reveal_tree((simulated.last.state.params, simulated.last.state.stats))
+    )
+    assert parameters == (tmp_path / "p").read_bytes()
 
 
 def test_bad_input_ends_at_once_with_a_reason(settings, tmp_path, capfd):

@@ -15,18 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from clusters import events, tiny
+from clusters import Deaf, events, tiny
 
 from lpgan_jax import cli, config
 from lpgan_jax.cluster import provider, servers, tcp
-from lpgan_jax.cluster.certificates import load_identity, make_certificates
+from lpgan_jax.cluster.certificates import make_certificates
 from lpgan_jax.cluster.provider import _Pairs
-from lpgan_jax.cluster.reporting import Lost
+from lpgan_jax.cluster.reporting import BadInput
 from lpgan_jax.cluster.roles import local_cluster, up
 from lpgan_jax.cluster.settings import (
     Link,
     changed_field,
-    dump_cluster,
     load_cluster,
     public_part,
 )
@@ -53,7 +52,7 @@ def test_the_guides_example_is_a_configuration(tmp_path):
     assert cluster.roles == ["ds", "s1", "s2", "sp"]
     assert cluster.certificates == str(tmp_path / "certificates")
     assert cluster.timeouts == type(cluster.timeouts)(), "the example shows the defaults"
-    file.write_text(dump_cluster(cluster))
+    file.write_text(config.dump(cluster))
     assert load_cluster(file) == cluster
 
 
@@ -141,9 +140,13 @@ def test_a_server_starts_only_where_its_messages_take_the_tunnel(tmp_path, monke
     with pytest.raises(
         ConfigError, match=r"this machine's name, edge, points to .*10\.8\.0\.1 alone"
     ):
-        servers._check_host_name(cluster, "10.8.0.1")
+        servers._check_host_name(cluster, "10.8.0.1", Deaf("s1"))
+    on_one = cluster.model_copy(update={"link": Link(s1="127.0.0.1", s2="127.0.0.1", port=7)})
+    deaf = Deaf("s1")
+    servers._check_host_name(on_one, "127.0.0.1", deaf)
+    assert bool(found) == any("other machines may reach it" in e["reason"] for e in deaf.lines)
     found[:] = ["10.8.0.1"]
-    servers._check_host_name(cluster, "10.8.0.1")
+    servers._check_host_name(cluster, "10.8.0.1", Deaf("s1"))
 
 
 def test_the_kernel_counts_a_connections_bytes():
@@ -161,7 +164,6 @@ def test_the_kernel_counts_a_connections_bytes():
                 after = tcp.bytes_with({"127.0.0.1"}, without_port=1)
                 assert after[1] - before[1] == 1050  # both ends are in this process
                 assert after[0] - before[0] == 1050
-                assert tcp.bytes_with({"127.0.0.1"}, without_port=port) == (0, 0) or before[0] > 0
                 assert tcp.bytes_with({"10.0.0.1"}, without_port=1) == (0, 0)
 
 
@@ -210,8 +212,7 @@ def test_sp_pairs_shares_of_one_result_only():
         head, payloads = pairs.next()
         assert (head.attempt, head.serial) == expected
         assert payloads == [bytearray(expected)] * 2
-    with pytest.raises(Lost, match="lost s1: its results ended"):
-        pairs.next()
+    assert pairs.next() is None  # and SP begins again
 
 
 # Supervision --------------------------------------------------------------------------------------
@@ -229,7 +230,8 @@ class Script(Job):
             "def say(step=None, number=0, limit=None, on='s2', **event):\n"
             "    phase = {'name': 'step', 'number': number, 'on': on, 'limit_s': limit}\n"
             "    report = {'kind': 'status', 'role': 's1', 'phase': phase, 'step': step}\n"
-            "    if event: report = {'kind': 'event', 'role': 's1', 'step': step, 'on': on, **event}\n"
+            "    if event: report = {'kind': 'event', 'role': 's1', 'step': step, 'on': on}\n"
+            "    report |= event\n"
             "    os.write(int(os.environ['LPGAN_REPORTS']), json.dumps(report).encode() + b'\\n')\n"
         )
         return [sys.executable, "-c", prelude + self.lines]
@@ -257,7 +259,7 @@ def _supervised(tmp_path, lines, restarts=0, **timeouts):
         ("say(7); time.sleep(60)", "s1: step with s2 at step 7: it was silent for 2 s"),
         ("time.sleep(60)", "s1: starting: it was silent for 2 s"),
         (
-            "say(event='failed', reason='lost ds: why', phase='saving', on=None, step=4); sys.exit(3)",
+            "say(4, on=None, event='failed', reason='lost ds: why', phase='saving'); sys.exit(3)",
             "s1: saving at step 4: lost ds: why",
         ),
         (
@@ -291,7 +293,7 @@ def test_a_supervisor_restarts_while_there_is_progress(tmp_path):
 
 
 def test_bad_input_is_not_tried_again(tmp_path):
-    lines = "say(event='failed', reason='steps: wrong', phase='x', on=None, step=None); sys.exit(2)"
+    lines = "say(event='failed', reason='steps: wrong', phase='x'); sys.exit(2)"
     supervisor, state, shown = _supervised(tmp_path, lines, restarts=5)
     assert supervisor.run() == 1
     assert len(events(state, "s1", "started")) == 1
@@ -344,7 +346,6 @@ def test_a_worker_ends_with_its_supervisor(tmp_path):
 def test_the_commands_name_what_is_wrong(tmp_path, capsys):
     assert cli.main(["certificates", "--out", str(tmp_path / "c")]) == 0
     assert "certificates of ds, s1, s2, sp" in capsys.readouterr().out
-    assert load_identity  # made for these roles
     assert cli.main(["serve", "s1", "--config", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml: no such file" in capsys.readouterr().err
     file = str(local_cluster(tmp_path / "l", "state"))
@@ -359,6 +360,10 @@ def test_the_commands_name_what_is_wrong(tmp_path, capsys):
             "role 'x': expected one of",
         ),
         (["sp", "--config", file, "--out", "x", "--sample", "0"], "--sample: expected at least 1"),
+        (
+            ["ds", "--config", file, "--train", "digits", "--owner", "x", "--seed", "1"],
+            "of ds only",
+        ),
         (["up", "--out", str(tmp_path / "u")], "--config: expected a YAML file"),
         (["up", "--config", "mnist", "--out", str(tmp_path / "u")], "no such"),
     ):
@@ -377,6 +382,6 @@ def test_up_writes_over_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a run of `lpgan up`"):
         up(tiny(), run, resume=True)
     assert provider._run_directory(run, public_part(tiny(steps=99))).config().steps == 99
-    with pytest.raises(ValueError, match=r"has another run in it \(batch_size\)"):
+    with pytest.raises(BadInput, match=r"has another run in it \(batch_size\)"):
         provider._run_directory(run, public_part(tiny(batch_size=8)))
     assert os.listdir(run)

@@ -17,24 +17,17 @@ from lpgan_jax import checkpoint, config
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy
-from lpgan_jax.cluster.dealer import newest_common, schedule
+from lpgan_jax.cluster.dealer import _new_attempt, newest_common, schedule
 from lpgan_jax.cluster.journal import Journal
-from lpgan_jax.cluster.reporting import Lost
+from lpgan_jax.cluster.reporting import BadInput, Lost
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.service import SERVICE, Service, link_options
 from lpgan_jax.cluster.session import Session, Sizes
 from lpgan_jax.cluster.settings import load_cluster
-from lpgan_jax.cluster.wire import Hello, Opening, Parcel, Result, SampleRequest, Save
+from lpgan_jax.cluster.wire import Hello, Opening, Parcel, Result, SampleRequest, Save, Watching
 
 SIZES = Sizes(state=3000, inputs=200, noise=50, train=5000, generate=900)
-METHODS = {
-    "Describe": "unary_unary",
-    "Open": "unary_unary",
-    "Send": "stream_unary",
-    "Watch": "unary_stream",
-    "Results": "unary_stream",
-    "Sample": "stream_stream",
-}
+METHODS = ("Describe", "Open", "Send", "Watch", "Results", "Sample")
 SETTINGS = config.dump(tiny())
 
 
@@ -140,12 +133,9 @@ def taken(parcels):
 
 def call(channel, method, data):
     """A raw call: what it answers, or the code of its refusal."""
-    kind = METHODS[method]
-    stub = getattr(channel, kind)(f"/{SERVICE}/{method}")
-    request = iter([data]) if kind.startswith("stream") else data
     try:
-        answer = stub(request, timeout=20)
-        return next(iter(answer), b"") if kind.endswith("stream") else answer
+        answers = channel.stream_stream(f"/{SERVICE}/{method}")(iter([data]), timeout=20)
+        return next(answers, b"")
     except grpc.RpcError as error:
         return error.code()
 
@@ -206,10 +196,13 @@ def test_a_role_may_do_its_own_part_only(start):
         identity = load_identity(server.config, role)
         with channel_of(server, identity.for_channel()) as channel:
             hello = wire.encode(Hello(session=server.config.session, role=role))
-            for method in ("Describe", "Watch", "Open", "Results"):
+            for method in ("Describe", "Open", "Watch", "Results"):
                 data = hello
                 if method == "Open":
                     data = wire.encode(server.opening(role=role))
+                if method == "Watch":
+                    watching = Watching(session=server.config.session, role=role, attempt=1)
+                    data = wire.encode(watching)
                 if method == "Results":
                     server.journal.append(
                         Result(attempt=1, serial=0, kind="losses", step=1, seconds=0, size=3),
@@ -221,6 +214,7 @@ def test_a_role_may_do_its_own_part_only(start):
                 else:
                     assert answer == grpc.StatusCode.PERMISSION_DENIED, (role, method)
     server.session.prepare(SIZES)
+    assert server.lost == [("ds", "it is gone")]  # its call of Watch has ended
     with pytest.raises(RefusedBy, match="sp may not do this"):
         server.client("sp").send(frames(server.parcel("state", role="sp")))
     with pytest.raises(RefusedBy, match="kind: state is for ds to send"):
@@ -292,6 +286,35 @@ def test_an_attempt_goes_on_from_a_checkpoint_that_is_intact(server):
     with pytest.raises(wire.Unexpected, match="start: step 8"):
         session.open(server.opening(start=8, save="save8"))
     session.open(server.opening(start=4, save="save4"))
+
+
+def test_ds_is_there_from_the_beginning_to_the_end(start):
+    """It opens an attempt and dies before its first parcel: the attempt is over."""
+    server = start(timeouts={"wait_s": 2.0})
+    server.client("ds").open(server.opening())
+    _until(lambda: server.lost == [("ds", "it did not come back in 2 s")])
+    again = Session(server.config, "s1", lambda *of: again_lost.append(of))
+    again_lost = []
+    again.open(server.opening(2))
+    again.watch(Watching(session=server.config.session, role="ds", attempt=2))
+    with pytest.raises(wire.Unexpected, match="ds watches this attempt already"):
+        again.watch(Watching(session=server.config.session, role="ds", attempt=2))
+    with pytest.raises(wire.Unexpected, match="attempt: 1, which is not going on"):
+        again.watch(Watching(session=server.config.session, role="clinic", attempt=1))
+    time.sleep(2.5)
+    assert again_lost == []
+    again.gone("clinic")
+    again.gone("ds")
+    assert again_lost == [("ds", "it is gone")]
+
+
+def test_a_watching_ds_that_dies_is_missed(server):
+    server.begin()
+    client = server.client("ds")
+    watch = client.watch(1)
+    assert next(watch).attempt == 1
+    client.close()
+    _until(lambda: server.lost == [("ds", "it is gone")])
 
 
 # Parcels ------------------------------------------------------------------------------------------
@@ -487,12 +510,12 @@ def test_images_are_for_who_asked(server):
 # DS's choice --------------------------------------------------------------------------------------
 
 
-def _described(saves):
+def _described(saves, attempt=1):
     return wire.Description(
         session="s",
         role="s1",
         phase="ready",
-        attempt=1,
+        attempt=attempt,
         start=0,
         prepared=False,
         config=None,
@@ -501,15 +524,37 @@ def _described(saves):
 
 
 def test_ds_goes_on_from_the_newest_step_that_both_have():
+    settings = tiny(steps=20, checkpoint_every=4)
     both = [_described([(4, "a"), (8, "b"), (12, "c")]), _described([(4, "a"), (8, "b")])]
-    assert newest_common(both, 20) == (8, "b")
+    assert newest_common(both, settings) == (8, "b")
     half = [_described([(4, "a"), (8, "x")]), _described([(4, "a"), (8, "b")])]
-    assert newest_common(half, 20) == (4, "a")
-    assert newest_common([_described([]), _described([(4, "a")])], 20) == (0, None)
-    with pytest.raises(ValueError, match="steps: 6 given, and 8 are done"):
-        newest_common(both, 6)
-    with pytest.raises(ValueError, match="a server's state is lost"):
-        newest_common([_described([]), _described([(4, "a"), (8, "b")])], 20)
+    assert newest_common(half, settings) == (4, "a")
+    assert newest_common([_described([]), _described([])], settings) == (0, None)
+    # The first of a session, that one server was about to write.
+    assert newest_common([_described([]), _described([(4, "a")])], settings) == (0, None)
+    with pytest.raises(BadInput, match="steps: 6 given, and 8 are done"):
+        newest_common(both, tiny(steps=6, checkpoint_every=4))
+
+
+@pytest.mark.parametrize(
+    "descriptions",
+    [
+        (_described([]), _described([(4, "a"), (8, "b")])),
+        (_described([]), _described([(8, "b")])),  # after a resumption
+        (_described([], attempt=0), _described([(4, "a")])),  # it has forgotten everything
+        (_described([(4, "a")]), _described([(8, "b")])),
+    ],
+)
+def test_ds_does_not_begin_again_where_shares_are_lost(descriptions):
+    with pytest.raises(BadInput, match="a server's state is lost, so start a new session"):
+        newest_common(descriptions, tiny(steps=20, checkpoint_every=4))
+
+
+def test_an_attempts_number_is_written_down_at_ds_too(server):
+    numbers = [_new_attempt(server.config, [_described([], n)] * 2) for n in (0, 0, 7, 0)]
+    assert numbers == [1, 2, 8, 9]
+    other = server.config.model_copy(update={"session": "other"})
+    assert _new_attempt(other, [_described([], 0)] * 2) == 1
 
 
 def test_the_schedule_is_that_of_a_simulated_run():
@@ -554,7 +599,56 @@ def test_a_journal_survives_a_cut_tail(tmp_path):
         assert [journal.wait(n, 0) for n in range(3)] == [(heads[0], b""), (heads[1], b"\0"), None]
 
 
+def test_sp_begins_again_when_results_are_dropped(server):
+    """A new attempt computes them again, at the same places: what SP has read is void."""
+    sizes = {"losses": 3}
+    heads = [
+        Result(attempt=1, serial=n, kind="losses", step=n, seconds=0.5, size=3) for n in range(1, 7)
+    ]
+    for head in heads:
+        server.journal.append(head, b"old")
+    results = server.client("sp").results(sizes)
+    assert [next(results)[0] for _ in heads] == heads
+    server.journal.forget(after=3)
+    again = [head.model_copy(update={"attempt": 2}) for head in heads[3:]]
+    for head in again:
+        server.journal.append(head, b"new")
+    assert list(results) == []
+    results = server.client("sp").results(sizes)
+    assert [next(results)[0] for _ in heads] == heads[:3] + again
+
+
 # Nonsense -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["s2", "sp"])
+def test_no_role_can_keep_the_others_out(server, role):
+    """Calls that say nothing, many of them: they wait, or are refused, and DS is answered."""
+    silence = threading.Event()
+
+    def nothing():
+        silence.wait(60)
+        yield b""
+
+    with channel_of(server, load_identity(server.config, role).for_channel()) as channel:
+        calls = [
+            channel.stream_stream(f"/{SERVICE}/{METHODS[n % len(METHODS)]}")(nothing(), timeout=30)
+            for n in range(60)
+        ]
+        time.sleep(1)
+        assert server.client("ds").describe().phase == "ready"
+        server.begin()
+        for one in calls:
+            one.cancel()
+        silence.set()
+
+
+def test_a_large_map_is_refused_unread(server):
+    fields = msgpack.packb({f"f{n}": 0 for n in range(100_000)})
+    with channel_of(server, load_identity(server.config, "ds").for_channel()) as channel:
+        started = time.monotonic()
+        assert call(channel, "Describe", fields) == grpc.StatusCode.INVALID_ARGUMENT
+        assert time.monotonic() - started < 1
 
 
 def _mutated(rng, data):
@@ -587,7 +681,7 @@ def attack(server, count, seed):
         "Describe": [Hello(session=server.config.session, role="ds")],
         "Open": [server.opening(1), server.opening(2, session="x")],
         "Send": [server.parcel("state"), server.parcel("train", 2, 0), server.parcel(attempt=9)],
-        "Watch": [Hello(session="another", role="ds")],
+        "Watch": [Watching(session="another", role="ds", attempt=1)],
         "Results": [Hello(session=server.config.session, role="ds")],
         "Sample": [
             SampleRequest(session=server.config.session, role="sp", name="f" * 16, size=10**15)
@@ -601,7 +695,7 @@ def attack(server, count, seed):
     answers = {}
     huge = bytes(wire.LARGEST_MESSAGE + 1)
     for number in range(count):
-        method = list(METHODS)[int(rng.integers(len(METHODS)))]
+        method = METHODS[int(rng.integers(len(METHODS)))]
         role = ("ds", "sp", "s2")[int(rng.integers(3))]
         data = _mutated(rng, encoded[method][int(rng.integers(len(encoded[method])))])
         if number % 1000 == 0:

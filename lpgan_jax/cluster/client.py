@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -13,11 +14,18 @@ from lpgan_jax.cluster.certificates import Identity
 from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.service import SERVICE, link_options
 from lpgan_jax.cluster.settings import ClusterConfig, ServerName
-from lpgan_jax.cluster.wire import Description, Hello, Opening, Progress, Result, SampleRequest
+from lpgan_jax.cluster.wire import (
+    Description,
+    Hello,
+    Opening,
+    Progress,
+    Result,
+    SampleRequest,
+    Watching,
+)
 
 _POLL_S = 0.3
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-_T = TypeVar("_T")
 
 
 class RefusedBy(Exception):
@@ -58,12 +66,6 @@ class Client:
     def _hello(self) -> bytes:
         return wire.encode(Hello(session=self._config.session, role=self._role))
 
-    def _guarded(self, call: Callable[[], _T]) -> _T:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            raise self._explained(error) from None
-
     def _explained(self, error: Any) -> Exception:
         code, details = error.code(), error.details()
         if code in _GONE:
@@ -72,54 +74,76 @@ class Client:
             return Lost(self.server, f"an error there: {details}")
         return RefusedBy(f"{self.server} refuses: {details}")
 
+    def _call(
+        self, method: str, frames: Iterable[bytes], limit_s: float | None = None
+    ) -> Iterator[bytes]:
+        """The answers of a method."""
+        call = self._channel.stream_stream(f"/{SERVICE}/{method}")
+        try:
+            yield from call(iter(frames), timeout=limit_s)
+        except grpc.RpcError as error:
+            raise self._explained(error) from None
+
+    def _answer(self, method: str, frames: Iterable[bytes], limit_s: float | None = None) -> bytes:
+        """The only answer of a method."""
+        answers = list(self._call(method, frames, limit_s))
+        return answers[0] if answers else b""
+
     def describe(self) -> Description:
         """What the server says of itself."""
         limit = self._config.timeouts.silence_s
-        call = self._channel.unary_unary(f"/{SERVICE}/Describe")
-        data = self._guarded(lambda: call(self._hello(), timeout=limit))
-        return wire.decode(Description, data)
+        return wire.decode(Description, self._answer("Describe", [self._hello()], limit))
 
-    def wait_until(self, wanted: Callable[[Description], bool], limit_s: float) -> Description:
-        """What the server says, once it is as wanted."""
-        end, last = time.monotonic() + limit_s, "not as wanted"
+    def wait_until(
+        self, wanted: Callable[[Description], bool], *, patient: bool = False
+    ) -> Description:
+        """What the server says, once it is as wanted.
+
+        It must be so within `wait_s`, or, if `patient`, at any time while the server answers.
+        """
+        limit = self._config.timeouts.wait_s
+        end, last = time.monotonic() + limit, "not as wanted"
         while time.monotonic() < end:
             try:
                 description = self.describe()
                 if wanted(description):
                     return description
                 last = f"still {description.phase}"
+                if patient:
+                    end = time.monotonic() + limit
             except Lost as error:
                 last = str(error)
             time.sleep(_POLL_S)
-        raise Lost(self.server, f"not ready within {limit_s:g} s: {last}")
+        raise Lost(self.server, f"not ready within {limit:g} s: {last}")
 
     def open(self, opening: Opening) -> None:
         """Begin an attempt."""
-        call = self._channel.unary_unary(f"/{SERVICE}/Open")
-        limit = self._config.timeouts.wait_s
-        self._guarded(lambda: call(wire.encode(opening), timeout=limit))
+        self._answer("Open", [wire.encode(opening)], self._config.timeouts.wait_s)
 
     def send(self, frames: Iterable[bytes]) -> None:
         """Send parcels; returns when all are accepted."""
-        call = self._channel.stream_unary(f"/{SERVICE}/Send")
-        self._guarded(lambda: call(self._counted(frames)))
+        self._answer("Send", self._counted(frames))
 
     def _counted(self, frames: Iterable[bytes]) -> Iterator[bytes]:
         for frame in frames:
             self._reporter.count(self.server, sent=len(frame))
             yield frame
 
-    def watch(self) -> Iterator[Progress]:
-        """The server's progress, whenever it changes."""
-        for data in self._stream("Watch", self._hello()):
+    def watch(self, attempt: int) -> Iterator[Progress]:
+        """The server's progress in an attempt, whenever it changes."""
+        watching = Watching(session=self._config.session, role=self._role, attempt=attempt)
+        for data in self._call("Watch", [wire.encode(watching)]):
             yield wire.decode(Progress, data)
 
     def results(self, sizes: Mapping[str, int]) -> Iterator[tuple[Result, bytearray]]:
-        """The server's shares of results, from the first one on; never ends by itself.
+        """The server's shares of results, from the first one on.
 
-        `sizes`: bytes of a share of each kind of result.
+        It ends when the server has dropped some: a new attempt will compute them again.
+
+        Args:
+            sizes: bytes of a share of each kind of result.
         """
-        frames = self._stream("Results", self._hello())
+        frames = self._call("Results", [self._hello()])
         for data in frames:
             yield self._result(data, frames, sizes)
 
@@ -127,14 +151,9 @@ class Client:
         self, request: SampleRequest, noise: list[Any], sizes: Mapping[str, int], limit_s: float
     ) -> tuple[Result, bytearray]:
         """The server's share of the images that SP asks for."""
-
-        def frames() -> Iterator[bytes]:
-            yield wire.encode(request)
-            yield from wire.chunks(noise)
-
-        call = self._channel.stream_stream(f"/{SERVICE}/Sample")
-        answer = self._checked(call(frames(), timeout=limit_s))
-        return self._result(next(answer, b""), answer, sizes)
+        frames = itertools.chain([wire.encode(request)], wire.chunks(noise))
+        answers = self._call("Sample", frames, limit_s)
+        return self._result(next(answers, b""), answers, sizes)
 
     def _result(
         self, data: bytes, frames: Iterator[bytes], sizes: Mapping[str, int]
@@ -145,15 +164,6 @@ class Client:
         payload = wire.receive(frames, head.size)
         self._reporter.count(self.server, received=head.size)
         return head, payload
-
-    def _stream(self, method: str, data: bytes) -> Iterator[bytes]:
-        return self._checked(self._channel.unary_stream(f"/{SERVICE}/{method}")(data))
-
-    def _checked(self, answers: Iterator[bytes]) -> Iterator[bytes]:
-        try:
-            yield from answers
-        except grpc.RpcError as error:
-            raise self._explained(error) from None
 
     def close(self) -> None:
         """Hang up."""

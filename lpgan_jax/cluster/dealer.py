@@ -3,7 +3,7 @@
 It takes its keys in the same order as the simulation does, so that a run with the same seed gives
 the same words. Each attempt has a master key of its own, which is written nowhere: without a seed
 it comes from the operating system, and with one (for experiments) from the seed and the attempt's
-number, which no attempt after it has.
+number, which no attempt of the session has after it. So a seed is for one session.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ import numpy as np
 from lpgan_jax import checkpoint, config, data
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
-from lpgan_jax.cluster.reporting import Lost, Reporter
-from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, public_part
+from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
+from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, changed_field, public_part
 from lpgan_jax.cluster.wire import (
     Description,
     Opening,
     Parcel,
     ParcelKind,
     Progress,
+    Request,
     buffers,
     chunks,
     encode,
@@ -156,10 +157,11 @@ def share_batch(key: jax.Array, batch: Batch, frac_bits: int) -> Any:
 
 
 def checked_batch(source: DataSource, fxp: FixedPoint, turn: int) -> Batch:
-    """The batch of an owner's turn. ValueError if a value is out of range."""
+    """The batch of an owner's turn. BadInput if a value is out of range."""
     batch = source.batch(turn)
-    for values in jax.tree.leaves(batch):
-        fxp.check(values)
+    with reading_input():
+        for values in jax.tree.leaves(batch):
+            fxp.check(values)
     return batch
 
 
@@ -208,8 +210,8 @@ class _Lines:
         threading.Thread(target=run, daemon=True).start()
 
     def _watch(self, client: Client) -> None:
-        for progress in client.watch():
-            if progress.attempt > self._attempt:
+        for progress in client.watch(self._attempt):
+            if progress.attempt != self._attempt:
                 raise Lost(client.server, "another attempt was opened there")
             with self._changed:
                 self.progress[client.server] = progress
@@ -261,31 +263,58 @@ class _Lines:
         if self._error is not None:
             raise self._error
 
+    def advanced(self, server: str, done: int) -> Callable[[], bool]:
+        """Whether a server has done more parcels than these."""
+        return lambda: self.progress[server].done > done
+
     def done(self) -> int:
         """Parcels that both servers are done with."""
         return min((p.done for p in self.progress.values()), default=0)
 
 
-def newest_common(descriptions: list[Description], steps: int) -> tuple[int, str | None]:
+def newest_common(
+    descriptions: Sequence[Description], settings: TrainConfig
+) -> tuple[int, str | None]:
     """The newest checkpoint that both servers have: (step, name), or (0, None) for none.
 
     Raises:
-        ValueError: going on would throw away what was trained.
+        BadInput: going on would throw away what was trained.
     """
     first, second = ({(s.step, s.name) for s in d.saves} for d in descriptions)
     if common := first & second:
         newest = max(common)
-        if newest[0] > steps:
-            raise ValueError(f"steps: {steps} given, and {newest[0]} are done: expected more")
+        if newest[0] > settings.steps:
+            raise BadInput(
+                f"steps: {settings.steps} given, and {newest[0]} are done: expected more"
+            )
         return newest
-    # One alone is the first of a session: the other server was about to write it.
-    if max(len(first), len(second)) > 1:
+    # Without a common one, a server may have the session's very first, which the other one was
+    # about to write. Anything else means that shares are lost.
+    beginning = next(s for s in range(1, settings.steps + 1) if settings.saves_after(s))
+    known = all(d.attempt > 0 for d in descriptions)
+    if (first or second) and not (known and {s for s, _ in first | second} <= {beginning}):
         have = [sorted(step for step, _ in saves) for saves in (first, second)]
-        raise ValueError(
+        raise BadInput(
             f"checkpoints: s1 has steps {have[0]} and s2 {have[1]}, expected a step of one save at "
             "both: a server's state is lost, so start a new session"
         )
     return 0, None
+
+
+def _new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> int:
+    """A number that no attempt had, neither here nor at a server; written down here.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file, last = Path(cluster.state) / f"session-{DEALER}.json", 0
+    if file.exists():
+        kept = json.loads(file.read_bytes())
+        last = int(kept["attempt"]) if kept.get("session") == cluster.session else 0
+    attempt = 1 + max(last, *(d.attempt for d in descriptions))
+    kept = {"session": cluster.session, "attempt": attempt}
+    atomic_write(file, json.dumps(kept).encode(), mode=0o600)
+    return attempt
 
 
 def _source(
@@ -303,9 +332,10 @@ def _source(
             atomic_write(file, json.dumps(drawn).encode(), mode=0o600)
         kept = json.loads(file.read_bytes())
         if kept.get("session") != cluster.session:
-            raise ValueError(f"{file}: of another session, expected a directory (state) of its own")
+            raise BadInput(f"{file}: of another session, expected a directory (state) of its own")
         seed = int(kept["seed"])
-    return DataSource(settings, seed, data.load_images(settings.data))
+    with reading_input():
+        return DataSource(settings, seed, data.load_images(settings.data))
 
 
 def deal_and_feed(
@@ -316,17 +346,17 @@ def deal_and_feed(
     Raises:
         Lost: a server is gone: there should be another attempt.
         RefusedBy: a server accepts none.
-        ValueError, FileNotFoundError: bad input.
+        BadInput, FileNotFoundError: bad input.
     """
     limits = cluster.timeouts
     clients = _clients(cluster, DEALER, reporter)
     source = _source(cluster, DEALER, settings, seed)
     descriptions = []
     for client in clients:
-        with reporter.phase("looking for", on=client.server, limit_s=limits.wait_s + 10):
-            descriptions.append(client.wait_until(lambda d: d.phase == "ready", limits.wait_s))
-    attempt = 1 + max(d.attempt for d in descriptions)
-    start, name = newest_common(descriptions, settings.steps)
+        with reporter.phase("looking for", on=client.server, limit_s=limits.patience_s):
+            descriptions.append(client.wait_until(lambda d: d.phase == "ready"))
+    start, name = newest_common(descriptions, settings)
+    attempt = _new_attempt(cluster, descriptions)
     opening = Opening(
         session=cluster.session,
         role=DEALER,
@@ -335,15 +365,15 @@ def deal_and_feed(
         start=start,
         save=name,
     )
-    with reporter.phase("opening", on="s1", limit_s=limits.wait_s):
-        for client in clients:
+    for client in clients:
+        with reporter.phase("opening", on=client.server, limit_s=limits.patience_s):
             client.open(opening)
     reporter.event("opened", attempt=attempt, start=start)
     reporter.set(step=start, steps=settings.steps)
     lines = _Lines(clients, reporter, attempt)
     with reporter.phase("compiling", limit_s=limits.start_s):
         if start == 0:
-            reporter.event("headroom", line=_headroom(settings, source))
+            print(_headroom(settings, source), flush=True)  # of DS's images: not into the log
         dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
     for server in SERVERS:
         with reporter.phase("waiting to compile", on=server, limit_s=limits.start_s):
@@ -360,7 +390,7 @@ def _clients(cluster: ClusterConfig, role: str, reporter: Reporter) -> list[Clie
 def _headroom(settings: TrainConfig, source: DataSource) -> str:
     gan: LPGAN = build(settings)
     place, bits = worst(headroom(gan, source.initial_state(gan), [source.batch(0)]))
-    return f"{bits:.1f} bits at {place}"
+    return f"headroom: {bits:.1f} bits at {place} (first step)"
 
 
 @dataclass
@@ -387,10 +417,11 @@ class _Run:
                 seconds = (time.monotonic() - started) / (step - first)
                 self.reporter.set(s_per_step=round(seconds, 4))
             self.reporter.set(step=step)
-        serial = self.serial
         for server in SERVERS:
-            with self.reporter.phase("finishing", on=server, limit_s=self.cluster.timeouts.wait_s):
-                self.lines.wait(lambda: self.lines.done() >= serial)
+            while (done := self.lines.progress[server].done) < self.serial:
+                limit = self.cluster.timeouts.wait_s
+                with self.reporter.phase("finishing", on=server, limit_s=limit):
+                    self.lines.wait(self.lines.advanced(server, done))
         self.reporter.event("trained", step=self.settings.steps)
         self._serve()
 
@@ -401,21 +432,18 @@ class _Run:
         served: set[str] = set()
         with self.reporter.phase("idle", on="sp", limit_s=None):
             while True:
-                self.lines.wait(lambda: bool(self._wishes() - served))
-                for name in sorted(self._wishes() - served):
-                    own = any(
-                        request.own_noise
-                        for request in self.lines.progress["s1"].requests
-                        if request.name == name
-                    )
-                    noise = None if own else rng.normal(size=shape)
-                    self._deal(Planned("generate", self.settings.steps), name, noise)
-                    served.add(name)
+                self.lines.wait(lambda: any(w.name not in served for w in self._wishes()))
+                for wish in self._wishes():
+                    if wish.name not in served:
+                        noise = None if wish.own_noise else rng.normal(size=shape)
+                        self._deal(Planned("generate", self.settings.steps), wish.name, noise)
+                        served.add(wish.name)
                 self.reporter.event("dealt images", so_far=len(served))
 
-    def _wishes(self) -> set[str]:
-        of = [{r.name for r in p.requests} for p in self.lines.progress.values()]
-        return set.intersection(*of) if len(of) == len(SERVERS) else set()
+    def _wishes(self) -> list[Request]:
+        """SP's wishes of which both servers know, and know the same."""
+        first, second = (self.lines.progress[server].requests for server in SERVERS)
+        return [wish for wish in first if wish in second]
 
     def _deal(self, task: Planned, request: str | None, noise: np.ndarray | None) -> None:
         save = checkpoint.new_name() if task.kind == "checkpoint" else None
@@ -449,9 +477,8 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     Raises:
         Lost: a server is gone.
         RefusedBy: a server accepts nothing.
-        ValueError, FileNotFoundError: bad input.
+        BadInput, FileNotFoundError: bad input.
     """
-    limits = cluster.timeouts
     clients = _clients(cluster, owner, reporter)
     source = _source(cluster, owner, settings, None)
     fxp, f = FixedPoint(settings.frac_bits), settings.frac_bits
@@ -459,15 +486,19 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     descriptions: list[Description] = []
     for client in clients:
         with reporter.phase("waiting for an attempt", on=client.server, limit_s=None):
-            descriptions.append(client.wait_until(lambda d: d.prepared, limits.start_s))
-    if len({(d.attempt, d.start) for d in descriptions}) > 1:
+            descriptions.append(client.wait_until(lambda d: d.prepared, patient=True))
+    if len({(d.attempt, d.start, d.config) for d in descriptions}) > 1:
         raise Lost("s2", "in another attempt than s1")
     attempt, start = descriptions[0].attempt, descriptions[0].start
+    trained = config.parse(str(descriptions[0].config), "the configuration of DS")
+    if (field := changed_field(public_part(settings), trained)) is not None:
+        raise BadInput(f"{field}: differs from what DS trains with, expected {trained!r}")
+    steps = trained.steps
     lines = _Lines(clients, reporter, attempt)
     lines.send_from_now_on()
     keys = StepKeys(make_key())  # never from a seed: DS may have the same one
-    reporter.set(step=start, steps=settings.steps)
-    turns = [s for s in range(start, settings.steps) if cluster.owner_of(s) == owner]
+    reporter.set(step=start, steps=steps)
+    turns = [s for s in range(start, steps) if cluster.owner_of(s) == owner]
     for serial, step in enumerate(turns):
         batch = checked_batch(source, fxp, cluster.turn_of(owner, step))
         payloads = halves(share(keys.take(), batch))
@@ -481,8 +512,8 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
                 step=step,
                 size=nbytes(payload),
             )
-            limit = limits.start_s if serial < cluster.look_ahead + 2 else None
-            with reporter.phase("feeding", on=server, limit_s=limit):
+            # Between an owner's turns there may be many of others: the servers' lives are enough.
+            with reporter.phase("feeding", on=server, limit_s=None):
                 lines.put(server, parcel, payload)
         reporter.set(step=step + 1)
     with reporter.phase("idle", on=DEALER, limit_s=None):

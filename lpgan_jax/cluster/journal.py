@@ -18,7 +18,11 @@ from lpgan_jax.files import atomic_write
 
 
 class Journal:
-    """Results in their order; thread-safe. A tail that a crash cut short is dropped."""
+    """Results in their order; thread-safe. A tail that a crash cut short is dropped.
+
+    Attributes:
+        generation: counts the calls of `forget`.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """`path`: the file, made if it is not there.
@@ -30,6 +34,7 @@ class Journal:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._heads: list[tuple[Result, int]] = []  # with the place of each in the file
         self._changed = threading.Condition()
+        self.generation = 0
         if not self._path.exists():
             atomic_write(self._path, b"", mode=0o600)
         self._file = open(self._path, "r+b")  # noqa: SIM115
@@ -70,20 +75,21 @@ class Journal:
     def forget(self, after: int) -> None:
         """Drop the results of steps after this one, and parameters: they will be computed again."""
         with self._changed:
-            kept = [
-                (head, self._payload(head, place))
-                for head, place in self._heads
-                if head.step <= after and head.kind != "parameters"
-            ]
-            records = [msgpack.packb((encode(head), payload)) for head, payload in kept]
-            atomic_write(self._path, b"".join(records), mode=0o600)
-            self._file.close()
-            self._file = open(self._path, "r+b")  # noqa: SIM115
-            self._heads = []
-            self._recover()
+            void = [h.step > after or h.kind == "parameters" for h, _ in self._heads]
+            if True in void:
+                first = void.index(True)  # what is later is of later steps
+                end = self._heads[first][1]
+                del self._heads[first:]
+                self._file.seek(end)
+                self._file.truncate()
+            self.generation += 1
+            self._changed.notify_all()
 
     def wait(self, index: int, seconds: float) -> tuple[Result, bytes] | None:
-        """The result at a place, from 0; None if it is not there after so long."""
+        """The result at a place, from 0; None if it is not there after so long.
+
+        Places mean something within one `generation`.
+        """
         with self._changed:
             if not self._changed.wait_for(lambda: index < len(self._heads), seconds):
                 return None

@@ -23,7 +23,7 @@ import numpy as np
 from lpgan_jax import config
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
-from lpgan_jax.cluster.reporting import Lost, Reporter
+from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter
 from lpgan_jax.cluster.settings import (
     DEALER,
     PROVIDER,
@@ -66,7 +66,7 @@ class Results:
             for kind, shapes in self._shapes.items()
         }
         self._layouts = {kind: Layout(shapes) for kind, shapes in halves.items()}
-        self.sizes = {kind: layout.size for kind, layout in self._layouts.items()}
+        self.sizes = {"step": 0} | {k: layout.size for k, layout in self._layouts.items()}
 
     def put_together(self, kind: str, payloads: list[bytearray]) -> Any:
         """The result, as float64 arrays, from S1's and S2's share."""
@@ -78,17 +78,13 @@ class Results:
 
 def _connect(cluster: ClusterConfig, reporter: Reporter) -> tuple[list[Client], TrainConfig]:
     """Lines to both servers, once there is a training, and what is trained."""
-    limits = cluster.timeouts
     identity = load_identity(cluster, PROVIDER)
     clients = [Client(cluster, identity, PROVIDER, server, reporter) for server in SERVERS]
     texts = []
     for client in clients:
-        with reporter.phase("looking for", on=client.server, limit_s=limits.wait_s + 10):
-            client.wait_until(lambda d: True, limits.wait_s)
-        with reporter.phase("waiting for a training", on=DEALER, limit_s=None):
-            while (text := client.describe().config) is None:
-                time.sleep(0.5)
-            texts.append(text)
+        with reporter.phase("waiting for a training", on=client.server, limit_s=None):
+            known = client.wait_until(lambda d: d.config is not None, patient=True)
+        texts.append(str(known.config))
     if texts[0] != texts[1]:
         raise Lost("s2", "its configuration of the training is not the one of s1")
     return clients, config.parse(texts[0], "the servers' configuration")
@@ -102,10 +98,24 @@ def collect(cluster: ClusterConfig, out: str | os.PathLike[str], reporter: Repor
 
     Raises:
         Lost: a server is gone.
-        ValueError, FileExistsError: the directory has another run in it.
+        BadInput, FileExistsError: the directory has another run in it.
     """
+    while not _collect_from_the_first(cluster, Path(out), reporter):
+        reporter.event("results begin again")
+
+
+def _collect_from_the_first(cluster: ClusterConfig, out: Path, reporter: Reporter) -> bool:
+    """Read all results; False if a new attempt began meanwhile, which computes some again."""
     clients, settings = _connect(cluster, reporter)
-    run = _run_directory(Path(out), settings)
+    try:
+        return _collect(clients, settings, out, reporter)
+    finally:
+        for client in clients:
+            client.close()
+
+
+def _collect(clients: list[Client], settings: TrainConfig, out: Path, reporter: Reporter) -> bool:
+    run = _run_directory(out, settings)
     reporter.set(step=0, steps=settings.steps)
     results = Results(settings)
     pairs = _Pairs(clients, results)
@@ -113,21 +123,26 @@ def collect(cluster: ClusterConfig, out: str | os.PathLike[str], reporter: Repor
     started, durations, losses, attempts = time.time(), [0.0], None, 0
     while True:
         with reporter.phase("waiting for results", on="s1", limit_s=None):
-            head, payloads = pairs.next()
-        value = results.put_together(head.kind, payloads)
+            pair = pairs.next()
+        if pair is None:
+            return False
+        head, payloads = pair
         attempts = max(attempts, head.attempt)
-        if head.kind == "losses":
+        if head.kind in ("losses", "step"):
             durations.append(head.seconds)
             size = settings.batch_size
-            losses = float(value.real + value.fake) / size, float(value.generator) / size
+            if head.kind == "losses":
+                sums = results.put_together("losses", payloads)
+                losses = float(sums.real + sums.fake) / size, float(sums.generator) / size
             if settings.logs_after(head.step) or head.step == 1:
-                metrics.append(head.step, *losses, head.seconds, size / head.seconds)
+                loss_d, loss_g = losses or (None, None)
+                metrics.append(head.step, loss_d, loss_g, head.seconds, size / head.seconds)
             reporter.set(step=head.step, s_per_step=round(head.seconds, 4))
         elif head.kind == "images":
-            save_png(run.sample_file(head.step), value)
+            save_png(run.sample_file(head.step), results.put_together("images", payloads))
             reporter.set(step=head.step)
         else:
-            save_parameters(run.parameters_file, *value)
+            save_parameters(run.parameters_file, *results.put_together("parameters", payloads))
             break
     summary = {
         "mode": "two servers",
@@ -142,6 +157,7 @@ def collect(cluster: ClusterConfig, out: str | os.PathLike[str], reporter: Repor
     atomic_write(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
     reporter.set(step=head.step)
     reporter.event("collected", step=head.step, out=str(out))
+    return True
 
 
 def _run_directory(path: Path, settings: TrainConfig) -> RunDirectory:
@@ -151,7 +167,7 @@ def _run_directory(path: Path, settings: TrainConfig) -> RunDirectory:
     run = RunDirectory.open(path)
     before = run.config()  # of SP, or on one machine of DS, who knows more
     if (field := changed_field(public_part(before), settings)) is not None:
-        raise ValueError(f"{path}: has another run in it ({field}), expected a new directory")
+        raise BadInput(f"{path}: has another run in it ({field}), expected a new directory")
     now = settings.model_copy(update={"data": before.data, "seed": before.seed})
     atomic_write(run.config_file, config.dump(now).encode())
     return run
@@ -172,20 +188,23 @@ class _Pairs:
         try:
             for result in client.results(sizes):
                 into.put(result)
-            into.put(Lost(client.server, "its results ended"))
+            into.put(None)
         except Exception as error:
             into.put(error)
 
-    def next(self) -> tuple[Result, list[bytearray]]:
-        """The next result's head as S1 gives it, and both shares."""
-        heads: list[Any] = [self._take(index) for index in range(len(self._queues))]
-        # A server may have a result that the other one lost in a crash: it was computed again.
-        while (first := _order(heads[0][0])) != (second := _order(heads[1][0])):
+    def next(self) -> tuple[Result, list[bytearray]] | None:
+        """The next result's head as S1 gives it, and both shares; None if there are no more."""
+        heads = [self._take(index) for index in range(len(self._queues))]
+        while None not in heads:
+            first, second = (_order(head) for head, _ in heads)
+            if first == second:
+                return heads[0][0], [payload for _, payload in heads]
+            # A server may have a result that the other one lost in a crash: it was computed again.
             behind = 0 if first < second else 1
             heads[behind] = self._take(behind)
-        return heads[0][0], [payload for _, payload in heads]
+        return None
 
-    def _take(self, index: int) -> tuple[Result, bytearray]:
+    def _take(self, index: int) -> Any:
         result = self._queues[index].get()
         if isinstance(result, Exception):
             raise result
@@ -227,7 +246,7 @@ def sample(
     batch = settings.num_samples
     images: list[np.ndarray] = []
     reporter.set(step=0, steps=num)
-    limit = 2 * cluster.timeouts.wait_s
+    limit = cluster.timeouts.patience_s
     while len(images) * batch < num:
         noise: list[list[np.ndarray]] = [[], []]
         if own_noise:

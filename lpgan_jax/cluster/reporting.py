@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 INTERVAL_S = 0.5
@@ -30,6 +31,23 @@ class Lost(Exception):
     def __init__(self, role: str, reason: str) -> None:
         super().__init__(f"lost {role}: {reason}")
         self.role = role
+
+
+class BadInput(Exception):
+    """What another attempt would not mend: the configuration, the images."""
+
+
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """Errors inside are `BadInput`."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise BadInput(str(error)) from error
+
+
+_LONGEST_TEXT = 300
+_UNPRINTABLE = re.compile(r"[^ -~]+")
 
 
 class Reporter:
@@ -126,7 +144,11 @@ class Reporter:
 
     def event(self, event: str, **fields: Any) -> None:
         """Report that something happened; `fields` must not depend on a secret."""
-        self._write({"kind": "event", "role": self.role, "event": event, **fields})
+        said = {
+            name: _UNPRINTABLE.sub("?", value)[:_LONGEST_TEXT] if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+        self._write({"kind": "event", "role": self.role, "event": event, **said})
 
     def fail(self, reason: str, status: int = FAILED, *, blames: str | None = None) -> NoReturn:
         """Report why the worker ends, and end it."""
@@ -143,7 +165,8 @@ class Reporter:
     def _run(self) -> None:
         while True:
             for measure in self._gauges:
-                measure()
+                with suppress(Exception):  # a gauge that fails must not look like a dead worker
+                    measure()
             self.report()
             time.sleep(INTERVAL_S)
 

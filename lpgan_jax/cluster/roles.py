@@ -20,7 +20,6 @@ from lpgan_jax.cluster.settings import (
     PROVIDER,
     SERVERS,
     ClusterConfig,
-    dump_cluster,
     load_cluster,
     require_role,
 )
@@ -94,7 +93,7 @@ def local_cluster(directory: Path, state: str, **fields: Any) -> Path:
     )
     make_certificates(directory / "certificates", cluster.roles)
     file = directory / "cluster.yaml"
-    atomic_write(file, dump_cluster(cluster).encode())
+    atomic_write(file, config.dump(cluster).encode())
     return file
 
 
@@ -141,7 +140,7 @@ def up(
             raise FileNotFoundError(f"{file}: missing, expected a run of `lpgan up`")
         ports = _free_ports(3)
         cluster = _moved(load_cluster(file), ports)
-        atomic_write(file, dump_cluster(_relative(cluster)).encode())
+        atomic_write(file, config.dump(_relative(cluster)).encode())
     else:
         RunDirectory.create(out, settings)
         local_cluster(file.parent, "..")
@@ -182,9 +181,12 @@ def play_all(jobs: list[Job], cluster: ClusterConfig) -> int:
                 supervisor.stop()
 
         def run(supervisor: Supervisor, job: Job) -> None:
-            statuses[job.role] = supervisor.run()
-            if statuses[job.role] or job is jobs[-1]:
-                stop()
+            statuses[job.role] = 1  # unless it ends otherwise
+            try:
+                statuses[job.role] = supervisor.run()
+            finally:
+                if statuses[job.role] or job is jobs[-1]:
+                    stop()
 
         threads = [
             threading.Thread(target=run, args=pair) for pair in zip(supervisors, jobs, strict=True)

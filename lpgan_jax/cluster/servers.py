@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
 import socket
 import time
 from typing import Any
@@ -189,8 +190,8 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
     reporter.event("opened", attempt=opening.attempt, start=opening.start)
     reporter.set(step=opening.start, steps=settings.steps)
     journal.forget(after=opening.start if opening.save else -1)
-    with reporter.phase("joining", on=other, limit_s=config.timeouts.wait_s):
-        _join(config, server)
+    with reporter.phase("joining", on=other, limit_s=config.timeouts.wait_s + 5):
+        _join(config, server, reporter)
     reporter.gauge(functools.partial(_measure_link, config, server, other, reporter))
     with reporter.phase("compiling", limit_s=config.timeouts.start_s):
         gan = build(settings)
@@ -206,11 +207,11 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
     )
 
 
-def _join(config: ClusterConfig, server: ServerName) -> None:
+def _join(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None:
     """Meet the other server in a JAX runtime."""
     link, limit = config.link, config.timeouts
     own = getattr(link, server)
-    _check_host_name(config, own)
+    _check_host_name(config, own, reporter)
     jax.distributed.initialize(
         link.coordinator,
         len(SERVERS),
@@ -221,19 +222,25 @@ def _join(config: ClusterConfig, server: ServerName) -> None:
     )
 
 
-def _check_host_name(config: ClusterConfig, own: str) -> None:
+def _check_host_name(config: ClusterConfig, own: str, reporter: Reporter) -> None:
     """Gloo listens where the machine's name points to, so that must be the link's address.
 
     Raises:
         ConfigError: the messages would take another way than the one that is configured.
     """
-    if config.link.on_one_machine:
-        return
     name = socket.gethostname()
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None)}
     except OSError:
         found = set()
+    if config.link.on_one_machine:
+        if any(not ipaddress.ip_address(address).is_loopback for address in found):
+            reporter.event(
+                "warning",
+                reason=f"this machine's name, {name}, points to {', '.join(sorted(found))}: gloo "
+                "listens there, and other machines may reach it",
+            )
+        return
     if found != {own}:
         raise ConfigError(
             f"link: this machine's name, {name}, points to "
@@ -314,12 +321,12 @@ class _Work:
             jax.block_until_ready(state)
         seconds = time.monotonic() - started
         self.reporter.set(step=step + 1, s_per_step=round(seconds, 4))
-        if losses is not None and self.settings.open_losses:
-            self._publish(attempt, task, "losses", seconds, _bytes(losses))
+        kind = "step" if losses is None else "losses"
+        self._publish(attempt, task, kind, seconds, b"" if losses is None else _bytes(losses))
         return state
 
     def _generate(self, state: State, task: Task, attempt: int) -> bytes:
-        view, noise = memoryview(task.payload), self.session.noise_of(task.parcel.request)
+        view, noise = memoryview(task.payload), task.noise
         size = 0 if noise is not None else self.programs.sizes.noise
         started = time.monotonic()
         with self.reporter.phase("generating", on=self.other, limit_s=self.config.timeouts.wait_s):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import grpc
 
@@ -26,13 +27,15 @@ from lpgan_jax.cluster.wire import (
     Refused,
     Result,
     SampleRequest,
+    Unexpected,
+    Watching,
     decode,
     encode,
 )
 
 SERVICE = "lpgan.Server"
-_THREADS = 32
-_STREAMS = 16  # that last as long as their sender likes; the other threads answer questions
+_CALLS = 8
+"""That one role may have open at a time, so that no role can keep the others out."""
 _HEARTBEAT_S = 1.0
 
 _CODES = {
@@ -40,6 +43,7 @@ _CODES = {
     Forbidden: grpc.StatusCode.PERMISSION_DENIED,
 }
 
+_M = TypeVar("_M", bound=wire.Message)
 Context = Any
 """A `grpc.ServicerContext`; grpc has no types."""
 
@@ -83,20 +87,29 @@ class Service:
         self._reporter = reporter
         self._roles = {config.certificate_name(role): role for role in config.roles}
         self._refused, self._refused_at = 0, -math.inf
-        self._streams = queue.Queue[None](_STREAMS)
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(_THREADS),
-            options=[*link_options(config.timeouts), ("grpc.so_reuseport", 0)],
-        )
-        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-        handlers = {
-            "Describe": unary(self._guarded(self._describe)),
-            "Open": unary(self._guarded(self._open)),
-            "Send": grpc.stream_unary_rpc_method_handler(self._guarded(self._send)),
-            "Watch": stream(self._guarded_stream(self._watch)),
-            "Results": stream(self._guarded_stream(self._results)),
-            "Sample": grpc.stream_stream_rpc_method_handler(self._guarded_stream(self._sample)),
+        self._open_calls = dict.fromkeys(config.roles, 0)
+        self._lock = threading.Lock()
+        owners = config.owners
+        methods: dict[str, tuple[Callable[..., Iterator[bytes]], list[str]]] = {
+            "Describe": (self._describe, [*owners, PROVIDER]),
+            "Open": (self._open, [DEALER]),
+            "Send": (self._send, owners),
+            "Watch": (self._watch, owners),
+            "Results": (self._results, [PROVIDER]),
+            "Sample": (self._sample, [PROVIDER]),
         }
+        # All take streams, and so are called before anything is received: gRPC would read a single
+        # message in one of its few threads, however long the sender takes, whoever it is.
+        handlers = {
+            name: grpc.stream_stream_rpc_method_handler(self._guarded(method, allowed))
+            for name, (method, allowed) in methods.items()
+        }
+        threads = _CALLS * len(config.roles)
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(threads),
+            options=[*link_options(config.timeouts), ("grpc.so_reuseport", 0)],
+            maximum_concurrent_rpcs=threads,
+        )
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(SERVICE, handlers)]
         )
@@ -130,58 +143,64 @@ class Service:
             self._refused_at = now
         context.abort(_CODES.get(type(error), grpc.StatusCode.FAILED_PRECONDITION), str(error))
 
-    def _guarded(self, method: Callable[[str, Any], bytes]) -> Callable[[Any, Context], bytes]:
+    def _guarded(
+        self, method: Callable[..., Iterator[bytes]], allowed: list[str]
+    ) -> Callable[[Iterator[bytes], Context], Iterator[bytes]]:
         @functools.wraps(method)
-        def call(request: Any, context: Context) -> bytes:
+        def call(frames: Iterator[bytes], context: Context) -> Iterator[bytes]:
             sender = "nobody"
             try:
                 sender = self._sender(context)
-                return method(sender, request)
-            except Refused as error:
-                self._refuse(context, sender, error)
-                raise AssertionError from None  # abort raises
-
-        return call
-
-    def _guarded_stream(
-        self, method: Callable[[str, Any, Context], Iterator[bytes]]
-    ) -> Callable[[Any, Context], Iterator[bytes]]:
-        @functools.wraps(method)
-        def call(request: Any, context: Context) -> Iterator[bytes]:
-            sender = "nobody"
-            try:
-                sender = self._sender(context)
-                with self._one_stream():
-                    yield from method(sender, request, context)
+                if sender not in allowed:
+                    raise Forbidden(f"{sender} may not do this, expected {' or '.join(allowed)}")
+                with self._one_call_of(sender):
+                    yield from method(sender, frames, context)
             except Refused as error:
                 self._refuse(context, sender, error)
 
         return call
+
+    @contextmanager
+    def _one_call_of(self, sender: str) -> Iterator[None]:
+        with self._lock:
+            if self._open_calls[sender] >= _CALLS - 1:
+                raise Unexpected(f"{sender} has {_CALLS - 1} calls open already: try later")
+            self._open_calls[sender] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open_calls[sender] -= 1
+
+    def _read(self, model: type[_M], sender: str, frames: Iterator[bytes]) -> _M:
+        """The first message of a call, checked."""
+        message = decode(model, next(frames, b""))
+        self._session.check(message, sender)
+        return message
 
     # The methods ------------------------------------------------------------------------------
 
-    def _describe(self, sender: str, data: bytes) -> bytes:
-        self._session.check(decode(Hello, data), sender, *self._config.owners, PROVIDER)
-        return encode(self._session.describe())
+    def _describe(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
+        self._read(Hello, sender, frames)
+        yield encode(self._session.describe())
 
-    def _open(self, sender: str, data: bytes) -> bytes:
-        opening = decode(Opening, data)
-        self._session.check(opening, sender, DEALER)
-        self._session.open(opening)
-        return b""
+    def _open(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
+        self._session.open(self._read(Opening, sender, frames))
+        yield b""
 
-    def _send(self, sender: str, frames: Iterator[bytes]) -> bytes:
-        with self._one_stream():
-            self._session.accept(sender, self._counted(sender, frames))
-        return b""
+    def _send(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
+        self._session.accept(sender, self._counted(sender, frames))
+        yield b""
 
     def _counted(self, sender: str, frames: Iterator[bytes]) -> Iterator[bytes]:
         for frame in frames:
             self._reporter.count(sender, received=len(frame))
             yield frame
 
-    def _watch(self, sender: str, data: bytes, context: Context) -> Iterator[bytes]:
-        self._session.check(decode(Hello, data), sender, *self._config.owners)
+    def _watch(self, sender: str, frames: Iterator[bytes], context: Context) -> Iterator[bytes]:
+        self._session.watch(self._read(Watching, sender, frames))
+        if not context.add_callback(functools.partial(self._session.gone, sender)):
+            self._session.gone(sender)
         seen = None
         while context.is_active():
             progress = self._session.progress(seen, _HEARTBEAT_S)
@@ -189,12 +208,12 @@ class Service:
                 seen = progress
                 yield encode(progress)
 
-    def _results(self, sender: str, data: bytes, context: Context) -> Iterator[bytes]:
-        self._session.check(decode(Hello, data), sender, PROVIDER)
-        index = 0
-        while context.is_active():
+    def _results(self, sender: str, frames: Iterator[bytes], context: Context) -> Iterator[bytes]:
+        self._read(Hello, sender, frames)
+        index, generation = 0, self._journal.generation
+        while context.is_active() and self._journal.generation == generation:
             entry = self._journal.wait(index, _HEARTBEAT_S)
-            if entry is not None:
+            if entry is not None and self._journal.generation == generation:
                 index += 1
                 yield from self._sent(sender, *entry)
 
@@ -205,8 +224,7 @@ class Service:
             yield from wire.chunks([payload])
 
     def _sample(self, sender: str, frames: Iterator[bytes], context: Context) -> Iterator[bytes]:
-        request = decode(SampleRequest, next(frames, b""))
-        self._session.check(request, sender, PROVIDER)
+        request = self._read(SampleRequest, sender, frames)
         self._session.check_wish(request)
         noise = wire.receive(frames, request.size) if request.size else None
         images = self._session.wish(request, noise)
@@ -214,32 +232,7 @@ class Service:
         try:
             payload = images.result(limit)
         except TimeoutError:
-            context.abort(
-                grpc.StatusCode.UNAVAILABLE, f"{DEALER} dealt nothing for this within {limit:g} s"
-            )
-        finally:
-            self._session.abandon_wish(request.name)
-        attempt = self._session.describe().attempt
-        head = Result(
-            attempt=attempt, serial=0, kind="images", step=0, seconds=0.0, size=len(payload)
-        )
+            reason = f"{DEALER} dealt nothing for this within {limit:g} s"
+            context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+        head = Result(attempt=0, serial=0, kind="images", step=0, seconds=0.0, size=len(payload))
         yield from self._sent(sender, head, payload)
-
-    def _one_stream(self) -> _Slot:
-        return _Slot(self._streams)
-
-
-class _Slot:
-    """A place among the streams that may be open at a time."""
-
-    def __init__(self, places: queue.Queue[None]) -> None:
-        self._places = places
-
-    def __enter__(self) -> None:
-        try:
-            self._places.put_nowait(None)
-        except queue.Full:
-            raise wire.Unexpected(f"there are {_STREAMS} streams already: try later") from None
-
-    def __exit__(self, *exception: object) -> None:
-        self._places.get_nowait()

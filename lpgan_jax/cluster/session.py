@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from lpgan_jax.cluster.wire import (
     SampleRequest,
     Save,
     Unexpected,
+    Watching,
 )
 from lpgan_jax.config import ConfigError, TrainConfig, parse
 from lpgan_jax.files import atomic_write
@@ -62,10 +62,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Task:
-    """Something to do: a parcel of DS, whole."""
+    """Something to do.
+
+    Attributes:
+        parcel: of DS.
+        payload: its own.
+        noise: that SP shared for it, if it did.
+    """
 
     parcel: Parcel
     payload: bytearray
+    noise: bytearray | None = None
 
 
 @dataclass
@@ -74,7 +81,6 @@ class _Wish:
 
     noise: bytearray | None
     images: Future[bytes]
-    abandoned: float | None = None  # since when nobody waits for it
 
 
 class Session:
@@ -98,10 +104,10 @@ class Session:
         self._changed = threading.Condition()
         self._opening: Opening | None = None
         self._sizes: Sizes | None = None
-        self._busy = False
         self._bound: set[str] = set()
         self._serial = dict.fromkeys(config.owners, 0)
-        self._next_step = 0
+        self._next_step = self._steps = 0
+        self._watched = False
         self._finished = False
         self._received = self._done = 0
         self._inputs: dict[str, queue.Queue[tuple[int, bytearray]]] = {
@@ -144,20 +150,17 @@ class Session:
 
     # For everybody ----------------------------------------------------------------------------
 
-    def check(self, message: Message, sender: str, *allowed: str) -> None:
+    def check(self, message: Message, sender: str) -> None:
         """Check what a message says of itself.
 
         Args:
             message: any.
-            sender: the role that was authenticated.
-            allowed: who may send it.
+            sender: the role that was authenticated, and may send it.
 
         Raises:
-            Forbidden: another role's message, or none that this role may send.
+            Forbidden: another role's message.
             Unexpected: of another session.
         """
-        if sender not in allowed:
-            raise Forbidden(f"{sender} may not do this, expected {' or '.join(allowed)}")
         if message.role != sender:
             raise Forbidden(f"role: {message.role!r}, expected {sender!r}, as the certificate says")
         if message.session != self.config.session:
@@ -169,7 +172,7 @@ class Session:
             return Description(
                 session=self.config.session,
                 role=self.server,
-                phase="busy" if self._busy else "ready",
+                phase="busy" if self._opening else "ready",
                 attempt=self._attempt,
                 start=self._opening.start if self._opening else 0,
                 prepared=self._sizes is not None,
@@ -188,7 +191,7 @@ class Session:
         """
         settings = self._settings(opening.config)
         with self._changed:
-            if self._busy:
+            if self._opening is not None:
                 raise Unexpected(f"attempt: busy with attempt {self._attempt}")
             if opening.attempt <= self._attempt:
                 raise Unexpected(
@@ -205,9 +208,37 @@ class Session:
                 self._write_down(opening.attempt, opening.config)
             except OSError as error:
                 raise Unexpected(f"state: cannot be written here: {error}") from None
-            self._attempt, self._known, self._busy = opening.attempt, opening.config, True
-            self._opening, self._next_step = opening, opening.start
+            self._attempt, self._known = opening.attempt, opening.config
+            self._opening, self._next_step, self._steps = opening, opening.start, settings.steps
             self._changed.notify_all()
+        limit = self.config.timeouts.wait_s
+        timer = threading.Timer(
+            limit, self._unless_watched, [f"it did not come back in {limit:g} s"]
+        )
+        timer.daemon = True
+        timer.start()
+
+    def _unless_watched(self, reason: str) -> None:
+        if not self._watched and not self._over:
+            self._lost(DEALER, reason)
+
+    def watch(self, watching: Watching) -> None:
+        """An owner begins to watch an attempt; `gone` when it ends to.
+
+        Raises:
+            Unexpected: it is another attempt.
+        """
+        with self._changed:
+            if self._opening is None or watching.attempt != self._attempt:
+                raise Unexpected(f"attempt: {watching.attempt}, which is not going on")
+            if watching.role == DEALER and self._watched:
+                raise Unexpected(f"{DEALER} watches this attempt already")
+            self._watched |= watching.role == DEALER
+
+    def gone(self, owner: str) -> None:
+        """An owner has ended to watch. DS is there from an attempt's beginning to its end."""
+        if owner == DEALER and not self._over:
+            self._lost(DEALER, "it is gone")
 
     def _settings(self, text: str) -> TrainConfig:
         try:
@@ -260,7 +291,7 @@ class Session:
 
         def check(parcel: Parcel) -> None:
             nonlocal mine
-            self.check(parcel, sender, *self.config.owners)
+            self.check(parcel, sender)
             with self._changed:
                 if sender in self._bound and not mine:
                     raise Unexpected(f"{sender} sends in another stream already")
@@ -275,8 +306,15 @@ class Session:
             reason = f"its stream broke: {str(error) or type(error).__name__}"
             raise
         finally:
-            if mine and not self._over:
+            if mine and not self._over and not self._has_given_all(sender):
                 self._lost(sender, reason)
+
+    def _has_given_all(self, owner: str) -> bool:
+        """Whether an owner, other than DS, has had all its turns."""
+        if owner == DEALER or self._opening is None:
+            return False
+        first, end = (self.config.turn_of(owner, s) for s in (self._opening.start, self._steps))
+        return self._serial[owner] >= end - first
 
     def _check_parcel(self, sender: str, parcel: Parcel) -> None:
         sizes = self._sizes
@@ -337,8 +375,9 @@ class Session:
                 self._finished |= parcel.kind == "finish"
                 self._received += 1
                 self._changed.notify_all()
+            wish = self._wishes.get(parcel.request or "")
         if sender == DEALER:
-            self._tasks.put(Task(parcel, payload))
+            self._tasks.put(Task(parcel, payload, None if wish is None else wish.noise))
         else:
             self._inputs[sender].put((parcel.step, payload))
 
@@ -356,7 +395,6 @@ class Session:
                 raise Unexpected("no training is done here: images come after it")
             if request.name in self._wishes:
                 raise Unexpected(f"name: {request.name!r} is asked for already")
-            self._drop_old_wishes()
             if len(self._wishes) >= _MOST_REQUESTS:
                 raise Unexpected(f"there are {_MOST_REQUESTS} requests waiting: ask later")
             if request.size not in (0, self._sizes.noise):
@@ -365,25 +403,16 @@ class Session:
                 )
 
     def wish(self, request: SampleRequest, noise: bytearray | None) -> Future[bytes]:
-        """Ask for images: the future has this server's share of them."""
-        self.check_wish(request)
+        """Ask for images: the future has this server's share of them.
+
+        A wish stays if nobody waits any more: DS may be about to deal for it, at both servers.
+        """
         images: Future[bytes] = Future()
         with self._changed:
+            self.check_wish(request)
             self._wishes[request.name] = _Wish(noise, images)
             self._changed.notify_all()
         return images
-
-    def abandon_wish(self, name: str) -> None:
-        """SP is gone. Its wish stays: DS may be about to deal for it, at both servers."""
-        with self._changed:
-            if wish := self._wishes.get(name):
-                wish.abandoned = time.monotonic()
-
-    def _drop_old_wishes(self) -> None:
-        limit = time.monotonic() - self.config.timeouts.wait_s
-        for name, wish in list(self._wishes.items()):
-            if wish.abandoned is not None and wish.abandoned < limit:
-                del self._wishes[name]
 
     # For this server's worker -----------------------------------------------------------------
 
@@ -410,19 +439,13 @@ class Session:
         assert of == step, "owners' parcels are checked to be in order"
         return payload
 
-    def noise_of(self, request: str | None) -> bytearray | None:
-        """The noise that SP shared with a request, if it did."""
-        with self._changed:
-            wish = self._wishes.get(request or "")
-            return None if wish is None else wish.noise
-
     def done(self, task: Task, images: bytes | None = None) -> None:
         """A task is done; images go to whoever asked for them."""
         with self._changed:
             self._done += 1
             wish = self._wishes.pop(task.parcel.request or "", None)
             self._changed.notify_all()
-        if wish is not None and images is not None:
+        if wish is not None and images is not None and not wish.images.done():
             wish.images.set_result(images)
 
     @property

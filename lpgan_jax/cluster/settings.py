@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, field_validator
 
 from lpgan_jax.config import (
@@ -89,14 +88,24 @@ class Link(Fields):
 
 
 class Timeouts(Fields):
-    """How long a role waits, in seconds. Nothing waits longer, but a server that nobody needs."""
+    """How long a role waits, in seconds, before the attempt is over.
+
+    Without a limit wait only those who are not needed yet or any more: a server or an owner before
+    DS has opened an attempt, SP for the next result of servers that answer, DS for SP's wishes.
+    """
 
     silence_s: float = Field(default=20.0, ge=2)
     """A worker that reports nothing, and a line that answers nothing, for so long, is dead."""
     wait_s: float = Field(default=60.0, ge=2)
-    """For another role to do its part of a step, or to be there at all."""
+    """For another role to be there, to do its part of a step, or to take in what a step needs: more
+    than a step takes, and than DS needs to send its randomness."""
     start_s: float = Field(default=900.0, ge=10)
     """For the programs to be compiled, at the start of an attempt."""
+
+    @property
+    def patience_s(self) -> float:
+        """After this, whoever should have waited `wait_s` and said so is stuck itself."""
+        return self.wait_s + self.silence_s + 5
 
 
 class ClusterConfig(Fields):
@@ -176,11 +185,6 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterConfig:
             "state": str(path.parent / config.state),
         }
     )
-
-
-def dump_cluster(config: ClusterConfig) -> str:
-    """The configuration as YAML that `load_cluster` reads."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
 def require_role(config: ClusterConfig, role: str) -> str:

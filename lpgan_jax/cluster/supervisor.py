@@ -6,6 +6,7 @@ moment; so what is to be said about it is said here. A supervisor touches no sha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -28,23 +29,33 @@ _TICK_S = 0.1
 _BEFORE_RESTART_S = 0.5
 
 
+def private_directory(path: Path) -> None:
+    """Make a directory that only its owner may enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def append_private(path: Path, data: bytes) -> None:
+    """Add to a file that only its owner may read."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with open(descriptor, "ab") as file:
+        file.write(data)
+
+
 class Log:
     """JSON lines of what happened to one role, with the time; no line depends on a secret."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """`path`: appended to; made with its directory if it is not there."""
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(self.path.parent.parent)
+        private_directory(self.path.parent)
         self._last = -1.0
 
     def event(self, report: Report) -> None:
         """Write an event."""
         line = json.dumps({"time": round(time.time(), 3), **report})
-        try:
-            with open(self.path, "a") as file:
-                file.write(line + "\n")
-        except OSError:
-            pass  # a full disk must not end the one who would tell
+        with contextlib.suppress(OSError):  # a full disk must not end the one who would tell
+            append_private(self.path, line.encode() + b"\n")
 
     def status(self, report: Report) -> None:
         """Write a status, at most one a second."""
@@ -120,32 +131,42 @@ class Supervisor:
         self._show(report)
 
     def _play_once(self) -> tuple[_Watched, int]:
+        starting = {"phase": {"name": "starting", "number": -1, "on": None, "limit_s": None}}
+        watched = _Watched({"step": None, **starting}, time.monotonic())
+        with contextlib.suppress(OSError):
+            append_private(self._output, b"")  # not for others to read, whoever writes first
         reading, writing = os.pipe()
+        try:
+            process = self.process = self._start(writing)
+            os.close(writing)
+            self._say("started", pid=process.pid)
+            killed = self._listen(reading, watched)
+        finally:
+            os.close(reading)
+            if self.process is not None:
+                self.process.kill()
+                self.process.communicate()  # waits, and closes its input
+        status = process.returncode
+        if status != 0 and not self._stopping.is_set():
+            watched.failure = self._explain(watched, status, killed)
+        return watched, status
+
+    def _start(self, reports: int) -> subprocess.Popen[bytes]:
         with open(self._output, "ab") as output:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 self._job.command(),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                pass_fds=[writing],
+                pass_fds=[reports],
                 start_new_session=True,  # Ctrl-C is for the supervisor
-                env=os.environ | {"LPGAN_REPORTS": str(writing)},
+                env=os.environ | {"LPGAN_REPORTS": str(reports)},
             )
-        os.close(writing)
-        self._say("started", pid=self.process.pid)
-        starting = {"phase": {"name": "starting", "number": -1, "on": None, "limit_s": None}}
-        watched = _Watched({"step": None, **starting}, time.monotonic())
-        try:
-            killed = self._listen(reading, watched)
-        finally:
-            os.close(reading)
-            self.process.kill()
-            status = self.process.wait()
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-        if status != 0 and not self._stopping.is_set():
-            watched.failure = self._explain(watched, status, killed)
-        return watched, status
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            process.stdin.write(self._job.line())
+            process.stdin.flush()
+        return process
 
     def _listen(self, reading: int, watched: _Watched) -> str | None:
         """Read reports until the worker ends; why it was ended, if the supervisor did it."""
@@ -160,7 +181,8 @@ class Supervisor:
                 *lines, rest = (rest + data).split(b"\n")
                 heard = now
                 for line in lines:
-                    self._hear(json.loads(line), watched, now)
+                    with contextlib.suppress(ValueError, KeyError):  # half a line, of a full pipe
+                        self._hear(json.loads(line), watched, now)
             phase = watched.status["phase"]
             if now - heard > limit:
                 return f"it was silent for {limit:g} s"
@@ -196,5 +218,6 @@ class Supervisor:
         if watched.failure is not None:
             return f"{where}: {watched.failure}"
         if status < 0:
-            return f"{where}: ended by {signal.Signals(-status).name} (see {self._output})"
+            name = signal.Signals(-status).name if -status in list(signal.Signals) else -status
+            return f"{where}: ended by {name} (see {self._output})"
         return f"{where}: ended with status {status} (see {self._output})"

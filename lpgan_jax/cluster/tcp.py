@@ -25,15 +25,13 @@ def bytes_with(addresses: Collection[str], without_port: int) -> tuple[int, int]
             descriptor = int(entry)
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
-                if connection.type != socket.SOCK_STREAM or connection.family == socket.AF_UNIX:
-                    continue
+            with socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as connection:
                 local, remote = connection.getsockname(), connection.getpeername()
                 ends = {str(end[0]).removeprefix("::ffff:") for end in (local, remote)}
                 if not ends <= set(addresses) or without_port in (local[1], remote[1]):
                     continue
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        except (OSError, ValueError):
+        except (OSError, ValueError, IndexError, TypeError):
             continue
         sent += struct.unpack_from("Q", info, _ACKED_AT)[0]
         received += struct.unpack_from("Q", info, _RECEIVED_AT)[0]

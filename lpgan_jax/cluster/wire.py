@@ -24,6 +24,8 @@ CHUNK = 2**20
 LARGEST_MESSAGE = CHUNK + 2**16
 """Bytes of a message, at most: gRPC refuses larger ones unread."""
 LONGEST_CONFIG = 2**15
+LONGEST_HEAD = LONGEST_CONFIG + 2**12
+"""Bytes of a message that is no chunk, at most."""
 
 
 class Refused(Exception):
@@ -51,7 +53,13 @@ class Message(Fields):
 
 
 class Hello(Message):
-    """A question without more to say: `describe`, `watch`, `results`."""
+    """A question without more to say: `describe`, `results`."""
+
+
+class Watching(Message):
+    """An owner wants to know the progress of an attempt, and is there for as long as it asks."""
+
+    attempt: int
 
 
 class Save(Fields):
@@ -80,7 +88,7 @@ class Description(Message):
 class Opening(Message):
     """DS opens an attempt."""
 
-    attempt: int = Field(ge=1, lt=2**62)
+    attempt: int = Field(ge=1, lt=2**32)
     """Higher than any before."""
     config: str = Field(max_length=LONGEST_CONFIG)
     """Of the training, YAML: public."""
@@ -138,7 +146,8 @@ class Progress(Fields):
     requests: list[Request]
 
 
-ResultKind = Literal["losses", "images", "parameters"]
+ResultKind = Literal["losses", "step", "images", "parameters"]
+"""`step`: that a step is done whose losses are not opened; without a payload."""
 
 
 class Result(Fields):
@@ -178,6 +187,8 @@ def decode(model: type[_Model], data: bytes) -> _Model:
     Raises:
         Malformed: there is none of this kind.
     """
+    if len(data) > LONGEST_HEAD:
+        raise Malformed(f"{len(data)} bytes, expected a {model.__name__} of at most {LONGEST_HEAD}")
     try:
         fields = msgpack.unpackb(data, strict_map_key=True)
     except Exception as error:  # msgpack's errors have no common class

@@ -1,21 +1,24 @@
-"""The process that plays a role for one attempt: `python -m lpgan_jax.cluster.worker JOB`.
+"""The process that plays a role for one attempt: `python -m lpgan_jax.cluster.worker`.
 
-The supervisor starts it, reads its reports from a pipe, and holds its standard input: when that
-ends, so does the worker.
+The supervisor starts it, gives it its job in the first line of its standard input (nobody else can
+read that), and reads its reports from a pipe. When its input ends, so does the worker.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import sys
 import threading
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
-from lpgan_jax.cluster.reporting import FAILED, REFUSED, Lost, Reporter
+from lpgan_jax.cluster.reporting import FAILED, REFUSED, BadInput, Lost, Reporter
 from lpgan_jax.cluster.settings import DEALER, SERVERS, load_cluster, require_role
 
 Play = Literal["serve", "deal", "feed", "collect", "sample"]
@@ -47,7 +50,11 @@ class Job:
 
     def command(self) -> list[str]:
         """The command of a worker that does it."""
-        return [sys.executable, "-m", __name__, json.dumps(dataclasses.asdict(self))]
+        return [sys.executable, "-m", __name__, self.role]
+
+    def line(self) -> bytes:
+        """The job as the worker reads it."""
+        return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
 
 def play(job: Job, reporter: Reporter) -> None:
@@ -58,6 +65,8 @@ def play(job: Job, reporter: Reporter) -> None:
     use_compilation_cache()
     cluster = load_cluster(job.cluster)
     role = require_role(cluster, job.role)
+    if job.play in ("serve", "deal", "feed"):
+        _lock(Path(cluster.state) / f"{role}.lock")
     if job.play == "serve":
         from lpgan_jax.cluster.servers import serve
 
@@ -81,14 +90,31 @@ def play(job: Job, reporter: Reporter) -> None:
         sample(cluster, job.num, out, reporter, own_noise=own, seed=job.seed)
 
 
+_held: list[IO[bytes]] = []
+
+
+def _lock(path: Path) -> None:
+    """Hold a file until this process ends.
+
+    Raises:
+        Lost: another process does.
+    """
+    file = path.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Lost(path.stem, f"another process plays it with this state ({path})") from None
+    _held.append(file)
+
+
 def _end_with_supervisor() -> None:
     sys.stdin.buffer.read()
     os._exit(FAILED)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Play a role; never returns."""
-    job = Job(**json.loads(arguments[0]))
+    job = Job(**json.loads(sys.stdin.buffer.readline()))
     reporter = Reporter(job.role, int(os.environ["LPGAN_REPORTS"]))
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     _play_and_report(job, reporter)
@@ -100,31 +126,25 @@ def main(arguments: list[str]) -> None:
 def _play_and_report(job: Job, reporter: Reporter) -> None:
     from lpgan_jax.cluster.client import RefusedBy
     from lpgan_jax.cluster.wire import Refused
+    from lpgan_jax.config import ConfigError
 
     try:
         play(job, reporter)
     except Lost as error:
-        reporter.fail(str(error)[:600], blames=error.role)
+        reporter.fail(str(error), blames=error.role)
     except (RefusedBy, Refused) as error:
         # A server that restarts may take the next attempt; images are there or not.
-        reporter.fail(str(error)[:600], REFUSED if job.play == "sample" else FAILED)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportError) as error:
-        _trace()
-        reporter.fail(str(error)[:600], REFUSED)
+        reporter.fail(str(error), REFUSED if job.play == "sample" else FAILED)
+    except (BadInput, ConfigError, FileNotFoundError, FileExistsError, ImportError) as error:
+        reporter.fail(str(error), REFUSED)
     except BaseException as error:
-        _trace()
+        with contextlib.suppress(OSError):  # the disk may be full, and that the reason
+            traceback.print_exc()
+            sys.stderr.flush()
         # A collective that broke, say; the phase knows with whom.
         reason, other = f"{type(error).__name__}: {error}", reporter.waits_for
-        lost = f"lost {other}: {reason}" if other else reason
-        reporter.fail(" ".join(lost.split())[:600], blames=other)
-
-
-def _trace() -> None:
-    import traceback
-
-    traceback.print_exc()
-    sys.stderr.flush()
+        reporter.fail(f"lost {other}: {reason}" if other else reason, blames=other)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

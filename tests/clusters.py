@@ -97,13 +97,16 @@ class Simulated:
 
 def events(state: Path, role: str, event: str | None = None) -> list[dict[str, Any]]:
     """Lines of a role's log: its events, or those of one name."""
-    lines = map(json.loads, (state / "logs" / f"{role}.jsonl").read_text().splitlines())
-    return [r for r in lines if r["kind"] == "event" and event in (None, r["event"])]
+    return [r for r in _log(state, role) if r["kind"] == "event" and event in (None, r["event"])]
 
 
 def statuses(state: Path, role: str) -> list[dict[str, Any]]:
-    lines = map(json.loads, (state / "logs" / f"{role}.jsonl").read_text().splitlines())
-    return [r for r in lines if r["kind"] == "status"]
+    return [r for r in _log(state, role) if r["kind"] == "status"]
+
+
+def _log(state: Path, role: str) -> list[dict[str, Any]]:
+    file = state / "logs" / f"{role}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 class Deaf(Reporter):

@@ -27,9 +27,6 @@ from lpgan_jax.programs import training_program
 from lpgan_jax.simulation import reveal_tree, share_state, share_tree
 from lpgan_jax.training import export
 
-shares_a_cluster = pytest.mark.xdist_group("cluster")
-"""On the tests that take `trained`, so that one process trains it for all of them."""
-
 
 class Running:
     """Supervisors of some jobs, in threads."""
@@ -61,19 +58,19 @@ class Running:
             thread.join(30)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def settings():
     return tiny()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def simulated(settings):
     simulated = Simulated(settings)
     simulated.attempt(1, 0, settings.steps)
     return simulated
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def trained(settings, tmp_path_factory):
     """(directory, file, cluster, what is still running) after a training; S1's and S2's memory."""
     directory = tmp_path_factory.mktemp("cluster")
@@ -87,8 +84,26 @@ def trained(settings, tmp_path_factory):
     assert set(running.statuses.values()) == {0}
 
 
-@shares_a_cluster
-def test_shares_are_bit_identical_to_the_simulation(trained, simulated):
+def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests):
+    """One training, and all that should be so after it (one test, so that it trains once)."""
+    with subtests.test("shares are bit-identical to the simulation's"):
+        shares_are_bit_identical_to_the_simulation(trained, simulated)
+    with subtests.test("SP gets what a simulated run leaves"):
+        sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path)
+    with subtests.test("nobody but DS learns the seed, or where the images are"):
+        nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings)
+    with subtests.test("byte counts agree with the cost model"):
+        byte_counts_agree_with_the_cost_model(trained, settings)
+    with subtests.test("logs have known fields only"):
+        logs_have_known_fields_only(trained)
+    with subtests.test("a server holds nothing but its own"):
+        a_server_holds_nothing_but_its_own(trained, settings, simulated)
+    for own_noise in (False, True):
+        with subtests.test("images are generated on demand", own_noise=own_noise):
+            images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise)
+
+
+def shares_are_bit_identical_to_the_simulation(trained, simulated):
     directory = trained[0]
     step, shares = checkpoint.load(directory / "state")
     assert step == 12
@@ -98,8 +113,7 @@ def test_shares_are_bit_identical_to_the_simulation(trained, simulated):
         jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[step])
 
 
-@shares_a_cluster
-def test_sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
+def sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
     run = trained[0] / "run"
     rows = (run / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [str(step) for step in range(1, 13)]
@@ -122,8 +136,7 @@ def test_sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_p
     assert (tmp_path / "exported").read_bytes() == (run / "parameters.msgpack").read_bytes()
 
 
-@shares_a_cluster
-def test_nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
+def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
     state = trained[0] / "state"
     for file in ("session-s1.json", "session-s2.json"):
         known = config.parse(json.loads((state / file).read_text())["config"], file)
@@ -135,8 +148,7 @@ def test_nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings
     assert "77" not in config.dump(dealer.public_part(private))
 
 
-@shares_a_cluster
-def test_byte_counts_agree_with_the_cost_model(trained, settings):
+def byte_counts_agree_with_the_cost_model(trained, settings):
     function, secrets, public = training_program(settings)
     cost = program_cost(function, secrets, public, inputs=secrets[1])
     state = trained[0] / "state"
@@ -159,8 +171,7 @@ def test_byte_counts_agree_with_the_cost_model(trained, settings):
         assert line < counted < 1.05 * line + heads + 2**19
 
 
-@shares_a_cluster
-def test_logs_have_known_fields_only(trained):
+def logs_have_known_fields_only(trained):
     known = {
         *("time", "kind", "role", "event", "pid", "attempt", "start", "step", "out", "line"),
         *("reason", "blames", "phase", "on", "failures", "sender", "peer", "so_far", "images"),
@@ -198,8 +209,7 @@ def _readable(pid):
         return False
 
 
-@shares_a_cluster
-def test_a_server_holds_nothing_but_its_own(trained, settings, simulated):
+def a_server_holds_nothing_but_its_own(trained, settings, simulated):
     """Search the memory of both workers, after training, for what they may and may not hold."""
     running = trained[3]
     if not _readable(running.pid("s1")):
@@ -270,9 +280,7 @@ def _keys(parent, pairs):
     return keys
 
 
-@shares_a_cluster
-@pytest.mark.parametrize("own_noise", [False, True], ids=["DS's noise", "SP's noise"])
-def test_images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise):
+def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise):
     _, file, cluster, _ = trained
     out = tmp_path / "grid.png"
     job = Job("sample", "sp", str(file), out=str(out), num=6, own_noise=own_noise, seed=9)

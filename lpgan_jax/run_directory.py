@@ -9,8 +9,9 @@ from lpgan_jax import checkpoint
 from lpgan_jax.config import TrainConfig, dump, load
 from lpgan_jax.files import atomic_write
 
-Servers = Literal["simulated", "apart", "none"]
-"""Whether both servers' shares lie in a directory, SP's results only, or there was no sharing."""
+Servers = Literal["simulated", "together", "apart", "none"]
+"""Where the servers were: in one process, on one machine, elsewhere (so that only SP's results are
+in a directory), or nowhere: there was no sharing."""
 
 _README = """\
 A training run of lpgan_jax.
@@ -27,6 +28,17 @@ Keep this directory as private as the training images. The run was SIMULATED: on
 both servers, so both servers' shares lie here, and whoever reads s1/ and s2/ can add them up and
 reconstruct the parameters. In a deployment each server has only its own share.
 """
+_SHARES_TOGETHER = """\
+    parameters.msgpack    what was learnt, as `lpgan export` writes it
+    checkpoints/   s1/ and s2/: the servers' shares of everything secret
+    results/       the servers' shares of what SP put together
+    cluster/       the configuration and certificates
+    logs/          what each role did
+    session-*.json, private-ds.json, *.lock    what each role must remember
+
+Keep this directory as private as the training images: all roles were played on one machine, to try
+a cluster out, so both servers' shares lie here, and whoever reads them can add them up.
+"""
 _SHARES_APART = """\
     parameters.msgpack    what was learnt, as `lpgan export` writes it
 
@@ -38,6 +50,12 @@ _NO_SHARES = """\
 
 The run was in the clear, on plaintext integers or floats: nothing was shared.
 """
+_WHERE: dict[Servers, str] = {
+    "simulated": _SHARES,
+    "together": _SHARES_TOGETHER,
+    "apart": _SHARES_APART,
+    "none": _NO_SHARES,
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +77,7 @@ class RunDirectory:
         Args:
             path: the directory.
             config: of the run.
-            servers: whether both servers' shares lie here, SP's results only, or no sharing was;
-                the README explains it.
+            servers: where they are, which the README explains.
 
         Raises:
             FileExistsError: there is something already.
@@ -73,9 +90,7 @@ class RunDirectory:
                 f"go on with that run by --resume, or choose another --out"
             )
         run = cls(path)
-        readme = (
-            _README + {"simulated": _SHARES, "apart": _SHARES_APART, "none": _NO_SHARES}[servers]
-        )
+        readme = _README + _WHERE[servers]
         atomic_write(path / "README.txt", readme.encode())
         atomic_write(run.config_file, dump(config).encode())
         return run

@@ -142,7 +142,7 @@ def up(
         cluster = _moved(load_cluster(file), ports)
         atomic_write(file, config.dump(_relative(cluster)).encode())
     else:
-        RunDirectory.create(out, settings)
+        RunDirectory.create(out, settings, servers="together")
         local_cluster(file.parent, "..")
     cluster = load_cluster(file)
     text, path = config.dump(settings), str(file)
@@ -171,8 +171,12 @@ def play_all(jobs: list[Job], cluster: ClusterConfig) -> int:
 
     Returns:
         The status of the last, or 1.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM ended it.
     """
     statuses: dict[str, int] = {}
+    interrupted = threading.Event()
     with Display([job.role for job in jobs]) as display:
         supervisors = [Supervisor(job, cluster, display.show) for job in jobs]
 
@@ -191,12 +195,19 @@ def play_all(jobs: list[Job], cluster: ClusterConfig) -> int:
         threads = [
             threading.Thread(target=run, args=pair) for pair in zip(supervisors, jobs, strict=True)
         ]
-        with _stopped_by_signals(stop):
+
+        def interrupt() -> None:
+            interrupted.set()
+            stop()
+
+        with _stopped_by_signals(interrupt):
             for thread in threads:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():  # a join without a limit would keep signals waiting
                     thread.join(0.2)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     return max(statuses.values())
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from lpgan_jax import checkpoint, config
 from lpgan_jax.cluster import dealer, roles
+from lpgan_jax.cluster.settings import public_part
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.cost_model import program_cost
@@ -145,7 +146,7 @@ def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
     private = settings.model_copy(
         update={"seed": 77, "data": settings.data.model_copy(update={"limit": 5})}
     )
-    assert "77" not in config.dump(dealer.public_part(private))
+    assert "77" not in config.dump(public_part(private))
 
 
 def byte_counts_agree_with_the_cost_model(trained, settings):

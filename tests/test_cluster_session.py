@@ -17,8 +17,9 @@ from lpgan_jax import checkpoint, config
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy
-from lpgan_jax.cluster.dealer import _new_attempt, newest_common, schedule
+from lpgan_jax.cluster.dealer import schedule
 from lpgan_jax.cluster.journal import Journal
+from lpgan_jax.cluster.owners import _new_attempt, newest_common
 from lpgan_jax.cluster.reporting import BadInput, Lost
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.service import SERVICE, Service, link_options

@@ -72,7 +72,7 @@ def play(job: Job, reporter: Reporter) -> None:
 
         serve(cluster, SERVERS[SERVERS.index(role)], reporter)
     elif job.play in ("deal", "feed"):
-        from lpgan_jax.cluster.dealer import deal_and_feed, feed
+        from lpgan_jax.cluster.owners import deal_and_feed, feed
 
         settings = parse(job.train or "", "the training's configuration")
         if role == DEALER:

@@ -1,0 +1,386 @@
+"""The workers of DS and of further data owners: one attempt, from its opening to its end."""
+
+from __future__ import annotations
+
+import json
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax import checkpoint, config, data
+from lpgan_jax.cluster.certificates import load_identity
+from lpgan_jax.cluster.client import Client
+from lpgan_jax.cluster.dealer import (
+    Dealer,
+    Planned,
+    checked_batch,
+    halves,
+    master_key,
+    schedule,
+    share_batch,
+)
+from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
+from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, changed_field, public_part
+from lpgan_jax.cluster.wire import (
+    Description,
+    Opening,
+    Parcel,
+    Progress,
+    Request,
+    chunks,
+    encode,
+    nbytes,
+)
+from lpgan_jax.config import TrainConfig
+from lpgan_jax.files import atomic_write
+from lpgan_jax.fixed_point import FixedPoint
+from lpgan_jax.gan import LPGAN
+from lpgan_jax.headroom import headroom, worst
+from lpgan_jax.prng import key as make_key
+from lpgan_jax.simulation import StepKeys
+from lpgan_jax.training import DataSource, build
+
+
+class _Lines:
+    """Both servers, as an owner of one attempt sees them: streams out, progress in."""
+
+    def __init__(self, clients: list[Client], reporter: Reporter, attempt: int) -> None:
+        self.clients, self._reporter, self._attempt = clients, reporter, attempt
+        self._changed = threading.Condition()
+        self.progress: dict[str, Progress] = {}
+        self._error: Exception | None = None
+        self._queues: dict[str, queue.Queue[Any]] = {}
+        for client in clients:
+            # One being sent, one ready: with the server's own look-ahead, memory has a bound.
+            self._queues[client.server] = queue.Queue(1)
+            self._start(self._watch, client)
+
+    def _start(self, target: Callable[[Client], None], client: Client) -> None:
+        def run() -> None:
+            try:
+                target(client)
+                raise Lost(client.server, "its stream ended")
+            except Exception as error:  # all of it ends the attempt
+                with self._changed:
+                    self._error = self._error or error
+                    self._changed.notify_all()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _watch(self, client: Client) -> None:
+        for progress in client.watch(self._attempt):
+            if progress.attempt != self._attempt:
+                raise Lost(client.server, "another attempt was opened there")
+            with self._changed:
+                self.progress[client.server] = progress
+                self._changed.notify_all()
+
+    def send_from_now_on(self) -> None:
+        """Open the streams for parcels."""
+        for client in self.clients:
+            self._start(self._send, client)
+
+    def _send(self, client: Client) -> None:
+        client.send(self._frames(client))
+
+    def _frames(self, client: Client) -> Iterator[bytes]:
+        while True:
+            parcel, payload = self._queues[client.server].get()
+            if client.server == "s1" and parcel.kind in ("train", "generate"):
+                # S1 would start, and wait in the middle of a collective, which has its own limit,
+                # until S2 has got its corrections: so it gets its little when S2 has its much.
+                self._wait_received("s2", parcel.serial)
+            yield encode(parcel)
+            yield from chunks(payload)
+
+    def _wait_received(self, server: str, serial: int) -> None:
+        def there() -> bool:
+            return server in self.progress and self.progress[server].received > serial
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or there())
+
+    def put(self, server: str, parcel: Parcel, payload: list[np.ndarray]) -> None:
+        """Send a parcel, once there is room."""
+        while True:
+            self.check()
+            try:
+                return self._queues[server].put((parcel, payload), timeout=0.2)
+            except queue.Full:
+                continue
+
+    def wait(self, wanted: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait until something is so, or an error ends the attempt."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: self._error is not None or wanted(), seconds)
+        self.check()
+        return found
+
+    def check(self) -> None:
+        """Raise what ended the attempt, if something did."""
+        if self._error is not None:
+            raise self._error
+
+    def advanced(self, server: str, done: int) -> Callable[[], bool]:
+        """Whether a server has done more parcels than these."""
+        return lambda: self.progress[server].done > done
+
+    def done(self) -> int:
+        """Parcels that both servers are done with."""
+        return min((p.done for p in self.progress.values()), default=0)
+
+
+def newest_common(
+    descriptions: Sequence[Description], settings: TrainConfig
+) -> tuple[int, str | None]:
+    """The newest checkpoint that both servers have: (step, name), or (0, None) for none.
+
+    Raises:
+        BadInput: going on would throw away what was trained.
+    """
+    first, second = ({(s.step, s.name) for s in d.saves} for d in descriptions)
+    if common := first & second:
+        newest = max(common)
+        if newest[0] > settings.steps:
+            raise BadInput(
+                f"steps: {settings.steps} given, and {newest[0]} are done: expected more"
+            )
+        return newest
+    # Without a common one, a server may have the session's very first, which the other one was
+    # about to write. Anything else means that shares are lost.
+    beginning = next(s for s in range(1, settings.steps + 1) if settings.saves_after(s))
+    known = all(d.attempt > 0 for d in descriptions)
+    if (first or second) and not (known and {s for s, _ in first | second} <= {beginning}):
+        have = [sorted(step for step, _ in saves) for saves in (first, second)]
+        raise BadInput(
+            f"checkpoints: s1 has steps {have[0]} and s2 {have[1]}, expected a step of one save at "
+            "both: a server's state is lost, so start a new session"
+        )
+    return 0, None
+
+
+def _new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> int:
+    """A number that no attempt had, neither here nor at a server; written down here.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file, last = Path(cluster.state) / f"session-{DEALER}.json", 0
+    if file.exists():
+        kept = json.loads(file.read_bytes())
+        last = int(kept["attempt"]) if kept.get("session") == cluster.session else 0
+    attempt = 1 + max(last, *(d.attempt for d in descriptions))
+    kept = {"session": cluster.session, "attempt": attempt}
+    atomic_write(file, json.dumps(kept).encode(), mode=0o600)
+    return attempt
+
+
+def _source(
+    cluster: ClusterConfig, owner: str, settings: TrainConfig, seed: int | None
+) -> DataSource:
+    """An owner's images and noise.
+
+    Without a seed on the command line, one that nobody can guess is made, and kept, so that a later
+    attempt goes on with the same order of images.
+    """
+    if seed is None:
+        file = Path(cluster.state) / f"private-{owner}.json"
+        if not file.exists():
+            drawn = {"session": cluster.session, "seed": secrets.randbits(128)}
+            atomic_write(file, json.dumps(drawn).encode(), mode=0o600)
+        kept = json.loads(file.read_bytes())
+        if kept.get("session") != cluster.session:
+            raise BadInput(f"{file}: of another session, expected a directory (state) of its own")
+        seed = int(kept["seed"])
+    with reading_input():
+        return DataSource(settings, seed, data.load_images(settings.data))
+
+
+def deal_and_feed(
+    cluster: ClusterConfig, settings: TrainConfig, seed: int | None, reporter: Reporter
+) -> None:
+    """Be DS for one attempt; goes on dealing for images after training, until this process ends.
+
+    Raises:
+        Lost: a server is gone: there should be another attempt.
+        RefusedBy: a server accepts none.
+        BadInput, FileNotFoundError: bad input.
+    """
+    limits = cluster.timeouts
+    clients = _clients(cluster, DEALER, reporter)
+    source = _source(cluster, DEALER, settings, seed)
+    descriptions = []
+    for client in clients:
+        with reporter.phase("looking for", on=client.server, limit_s=limits.patience_s):
+            descriptions.append(client.wait_until(lambda d: d.phase == "ready"))
+    start, name = newest_common(descriptions, settings)
+    attempt = _new_attempt(cluster, descriptions)
+    opening = Opening(
+        session=cluster.session,
+        role=DEALER,
+        attempt=attempt,
+        config=config.dump(public_part(settings)),
+        start=start,
+        save=name,
+    )
+    for client in clients:
+        with reporter.phase("opening", on=client.server, limit_s=limits.patience_s):
+            client.open(opening)
+    reporter.event("opened", attempt=attempt, start=start)
+    reporter.set(step=start, steps=settings.steps)
+    lines = _Lines(clients, reporter, attempt)
+    with reporter.phase("compiling", limit_s=limits.start_s):
+        if start == 0:
+            print(_headroom(settings, source), flush=True)  # of DS's images: not into the log
+        dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
+    for server in SERVERS:
+        with reporter.phase("waiting to compile", on=server, limit_s=limits.start_s):
+            lines.wait(lambda s=server: s in lines.progress and lines.progress[s].prepared)  # type: ignore[misc]
+    lines.send_from_now_on()
+    _Run(cluster, settings, source, dealer, lines, reporter, opening).run()
+
+
+def _clients(cluster: ClusterConfig, role: str, reporter: Reporter) -> list[Client]:
+    identity = load_identity(cluster, role)
+    return [Client(cluster, identity, role, server, reporter) for server in SERVERS]
+
+
+def _headroom(settings: TrainConfig, source: DataSource) -> str:
+    gan: LPGAN = build(settings)
+    place, bits = worst(headroom(gan, source.initial_state(gan), [source.batch(0)]))
+    return f"headroom: {bits:.1f} bits at {place} (first step)"
+
+
+@dataclass
+class _Run:
+    """The parcels of one attempt."""
+
+    cluster: ClusterConfig
+    settings: TrainConfig
+    source: DataSource
+    dealer: Dealer
+    lines: _Lines
+    reporter: Reporter
+    opening: Opening
+    serial: int = 0
+
+    def run(self) -> None:
+        """Deal for training, then for whoever wants images."""
+        started, first = time.monotonic(), self.opening.start
+        samples = self.source.sample_noise()
+        for task in schedule(self.settings, self.opening.start):
+            self._deal(task, None, samples)
+            step = task.step + (task.kind == "train")
+            if step > first:
+                seconds = (time.monotonic() - started) / (step - first)
+                self.reporter.set(s_per_step=round(seconds, 4))
+            self.reporter.set(step=step)
+        for server in SERVERS:
+            while (done := self.lines.progress[server].done) < self.serial:
+                limit = self.cluster.timeouts.wait_s
+                with self.reporter.phase("finishing", on=server, limit_s=limit):
+                    self.lines.wait(self.lines.advanced(server, done))
+        self.reporter.event("trained", step=self.settings.steps)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Deal for SP's requests, of which both servers must know."""
+        rng = np.random.default_rng()
+        shape = (self.settings.num_samples, self.settings.model.noise_size)
+        served: set[str] = set()
+        with self.reporter.phase("idle", on="sp", limit_s=None):
+            while True:
+                self.lines.wait(lambda: any(w.name not in served for w in self._wishes()))
+                for wish in self._wishes():
+                    if wish.name not in served:
+                        noise = None if wish.own_noise else rng.normal(size=shape)
+                        self._deal(Planned("generate", self.settings.steps), wish.name, noise)
+                        served.add(wish.name)
+                self.reporter.event("dealt images", so_far=len(served))
+
+    def _wishes(self) -> list[Request]:
+        """SP's wishes of which both servers know, and know the same."""
+        first, second = (self.lines.progress[server].requests for server in SERVERS)
+        return [wish for wish in first if wish in second]
+
+    def _deal(self, task: Planned, request: str | None, noise: np.ndarray | None) -> None:
+        save = checkpoint.new_name() if task.kind == "checkpoint" else None
+        limit = self.cluster.timeouts.wait_s
+        with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
+            payloads = self.dealer.payloads(task, noise=noise)
+        for server, payload in zip(SERVERS, payloads, strict=True):
+            parcel = Parcel(
+                session=self.cluster.session,
+                role=DEALER,
+                attempt=self.opening.attempt,
+                serial=self.serial,
+                kind=task.kind,
+                step=task.step,
+                size=nbytes(payload),
+                request=request,
+                save=save,
+            )
+            with self.reporter.phase("sending", on=server, limit_s=limit):
+                self.lines.put(server, parcel, payload)
+        self.serial += 1
+        self.reporter.set(ahead=self.serial - self.lines.done())
+
+
+# Another data owner -------------------------------------------------------------------------------
+
+
+def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Reporter) -> None:
+    """Be a data owner other than DS for one attempt: share a batch whenever it is one's turn.
+
+    Raises:
+        Lost: a server is gone.
+        RefusedBy: a server accepts nothing.
+        BadInput, FileNotFoundError: bad input.
+    """
+    clients = _clients(cluster, owner, reporter)
+    source = _source(cluster, owner, settings, None)
+    fxp, f = FixedPoint(settings.frac_bits), settings.frac_bits
+    share = jax.jit(lambda key, batch: share_batch(key, batch, f))
+    descriptions: list[Description] = []
+    for client in clients:
+        with reporter.phase("waiting for an attempt", on=client.server, limit_s=None):
+            descriptions.append(client.wait_until(lambda d: d.prepared, patient=True))
+    if len({(d.attempt, d.start, d.config) for d in descriptions}) > 1:
+        raise Lost("s2", "in another attempt than s1")
+    attempt, start = descriptions[0].attempt, descriptions[0].start
+    trained = config.parse(str(descriptions[0].config), "the configuration of DS")
+    if (field := changed_field(public_part(settings), trained)) is not None:
+        raise BadInput(f"{field}: differs from what DS trains with, expected {trained!r}")
+    steps = trained.steps
+    lines = _Lines(clients, reporter, attempt)
+    lines.send_from_now_on()
+    keys = StepKeys(make_key())  # never from a seed: DS may have the same one
+    reporter.set(step=start, steps=steps)
+    turns = [s for s in range(start, steps) if cluster.owner_of(s) == owner]
+    for serial, step in enumerate(turns):
+        batch = checked_batch(source, fxp, cluster.turn_of(owner, step))
+        payloads = halves(share(keys.take(), batch))
+        for server, payload in zip(SERVERS, payloads, strict=True):
+            parcel = Parcel(
+                session=cluster.session,
+                role=owner,
+                attempt=attempt,
+                serial=serial,
+                kind="inputs",
+                step=step,
+                size=nbytes(payload),
+            )
+            # Between an owner's turns there may be many of others: the servers' lives are enough.
+            with reporter.phase("feeding", on=server, limit_s=None):
+                lines.put(server, parcel, payload)
+        reporter.set(step=step + 1)
+    with reporter.phase("idle", on=DEALER, limit_s=None):
+        lines.wait(lambda: False)

@@ -174,7 +174,19 @@ def byte_counts_agree_with_the_cost_model(trained, settings):
 
 def logs_have_known_fields_only(trained):
     known = {
-        *("time", "kind", "role", "event", "pid", "attempt", "start", "step", "out", "line"),
+        *(
+            "time",
+            "kind",
+            "role",
+            "event",
+            "pid",
+            "port",
+            "attempt",
+            "start",
+            "step",
+            "out",
+            "line",
+        ),
         *("reason", "blames", "phase", "on", "failures", "sender", "peer", "so_far", "images"),
         *("steps", "s_per_step", "ahead", "sent", "received", "waited_s"),
     }

@@ -29,7 +29,7 @@ from lpgan_jax.cluster.wire import Layout, Result, buffers
 from lpgan_jax.config import ConfigError, TrainConfig
 from lpgan_jax.deployed import server_mesh, server_program, whole_sharding
 from lpgan_jax.gan import LPGAN, State
-from lpgan_jax.party import Material, deal
+from lpgan_jax.party import deal
 from lpgan_jax.prng import KEY_WORDS
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.programs import sampling_program, training_program
@@ -64,7 +64,9 @@ class Programs:
             "train": _dealt(train, (state, batch), self._public),
             "generate": _dealt(generate, (state, noise), None),
         }
-        halves = functools.partial(jax.tree.map, lambda x: _Shape(x.shape[1:], x.dtype))
+        halves = functools.partial(
+            jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        )
         self._state, self._inputs, self._noise = halves(state), halves(batch), halves(noise)
         self._layouts = {
             kind: Layout([_SEED, *(shapes if self._corrected else ())])
@@ -120,10 +122,11 @@ class Programs:
         restored = restore_state(gan, template, jax.tree.map(lambda half: half[None], tree))
         return jax.tree.map(lambda half: self._own(np.asarray(half)[0]), restored)
 
+    # A task's material is its payload, which is there once: no value is masked by it but this one.
     def _material(self, kind: str, payload: memoryview) -> tuple[jax.Array, list[jax.Array]]:
         seed, *corrections = self._layouts[kind].split(payload)  # type: ignore[arg-type]
         own = [self._own(c) for c in corrections] if self._corrected else self._nothing[kind]
-        return Material(self._own(seed), own).take()
+        return self._own(seed), own
 
     def train(
         self, state: State, payload: memoryview, inputs: memoryview, public: Any
@@ -139,9 +142,6 @@ class Programs:
         seeds, corrections = self._material("generate", payload)
         images = self._generate(seeds, corrections, (state, self._placed(self._noise, noise)), None)
         return own_half(images)
-
-
-_Shape = jax.ShapeDtypeStruct
 
 
 def _dealt(function: Any, secrets: Any, public: Any) -> list[Any]:
@@ -173,7 +173,7 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
     """Be a server for one attempt; never returns by itself.
 
     Raises:
-        ConfigError, FileNotFoundError, ValueError: bad input.
+        ConfigError, FileNotFoundError: bad input.
         OSError: a port is taken, the disk is full.
     """
     other = SERVERS[1 - SERVERS.index(server)]
@@ -183,8 +183,8 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
         lambda role, reason: reporter.fail(f"lost {role}: {reason}", blames=role),
     )
     journal = Journal(f"{config.state}/results/{server}.msgpack")
-    Service(config, load_identity(config, server), session, journal, reporter)
-    reporter.event("listening", attempt=session.describe().attempt)
+    service = Service(config, load_identity(config, server), session, journal, reporter)
+    reporter.event("listening", port=service.port, attempt=session.describe().attempt)
     with reporter.phase("idle", on=DEALER, limit_s=None):
         opening, settings = session.wait_for_opening()
     reporter.event("opened", attempt=opening.attempt, start=opening.start)

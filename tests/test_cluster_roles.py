@@ -239,7 +239,7 @@ class Script(Job):
 
 def _supervised(tmp_path, lines, restarts=0, **timeouts):
     file = local_cluster(
-        tmp_path, "state", timeouts={"silence_s": 2.0, **timeouts}, restarts=restarts
+        tmp_path, "state", timeouts={"silence_s": 5.0, **timeouts}, restarts=restarts
     )
     cluster = load_cluster(file)
     shown = []
@@ -256,8 +256,8 @@ def _supervised(tmp_path, lines, restarts=0, **timeouts):
         ),
         ("say(7); os.abort()", "s1: step with s2 at step 7: ended by SIGABRT"),
         ("say(7); sys.exit(5)", "s1: step with s2 at step 7: ended with status 5"),
-        ("say(7); time.sleep(60)", "s1: step with s2 at step 7: it was silent for 2 s"),
-        ("time.sleep(60)", "s1: starting: it was silent for 2 s"),
+        ("say(7); time.sleep(60)", "s1: step with s2 at step 7: it was silent for 5 s"),
+        ("time.sleep(60)", "s1: starting: it was silent for 5 s"),
         (
             "say(4, on=None, event='failed', reason='lost ds: why', phase='saving'); sys.exit(3)",
             "s1: saving at step 4: lost ds: why",
@@ -272,7 +272,7 @@ def test_a_supervisor_says_what_happened_where(tmp_path, lines, reason):
     supervisor, state, _ = _supervised(tmp_path, lines)
     started = time.monotonic()
     assert supervisor.run() == 1
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
     (gave_up,) = events(state, "s1", "gave up")
     assert gave_up["reason"].startswith(reason)
 
@@ -302,7 +302,7 @@ def test_bad_input_is_not_tried_again(tmp_path):
 
 
 def test_a_phase_that_ends_in_time_is_not_cut_short(tmp_path):
-    lines = "for n in range(12): say(n, n, 0.5); time.sleep(0.15)\n"
+    lines = "for n in range(24): say(n, n, 3); time.sleep(0.15)\n"
     assert _supervised(tmp_path, lines)[0].run() == 0
 
 

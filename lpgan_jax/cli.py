@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -384,7 +385,10 @@ def _up(args: argparse.Namespace) -> int:
             raise ValueError("--config: expected a YAML file or the name of a shipped config")
         source = str(RunDirectory.open(args.out).config_file)
     overrides = [*args.set, *([] if args.steps is None else [f"steps={args.steps}"])]
-    return up(config.load(source, overrides), args.out, seed=args.seed, resume=args.resume)
+    status = up(config.load(source, overrides), args.out, seed=args.seed, resume=args.resume)
+    if status == 0:
+        print(f"pictures are in {args.out}/samples, parameters in {args.out}/parameters.msgpack")
+    return status
 
 
 def _role(args: argparse.Namespace) -> int:
@@ -409,6 +413,8 @@ def _role(args: argparse.Namespace) -> int:
         return play(Job("collect", "sp", args.config, out=args.out))
     if args.sample < 1:
         raise ValueError(f"--sample: expected at least 1, got {args.sample}")
+    if os.path.isdir(args.out):
+        raise ValueError(f"--out: {args.out} is a directory, expected the PNG file to write")
     return play(
         Job(
             "sample",

@@ -89,6 +89,7 @@ class RunDirectory:
                 f"{path}: exists and is not empty, expected a new directory: "
                 f"go on with that run by --resume, or choose another --out"
             )
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         run = cls(path)
         readme = _README + _WHERE[servers]
         atomic_write(path / "README.txt", readme.encode())

@@ -284,7 +284,10 @@ def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, LPGAN, State]:
     settings = run.config()
     gan = build(settings)
     if run.parameters_file.exists() and not run.checkpoints.exists():
-        raise ValueError(f"{path}: a run without shares, expected one of secure training")
+        raise ValueError(
+            f"{path}: a run without shares, expected one of secure training (where the servers are "
+            "elsewhere, `lpgan sp --sample` has images generated)"
+        )
     _, tree = checkpoint.load(run.path)
     return settings, gan, restore_state(gan, gan.init(np.random.default_rng(0)), tree)
 

@@ -228,7 +228,7 @@ class Script(Job):
         prelude = (
             "import json, os, sys, time, signal\n"
             "def say(step=None, number=0, limit=None, on='s2', **event):\n"
-            "    phase = {'name': 'step', 'number': number, 'on': on, 'limit_s': limit}\n"
+            "    phase = {'name': 'step with', 'number': number, 'on': on, 'limit_s': limit}\n"
             "    report = {'kind': 'status', 'role': 's1', 'phase': phase, 'step': step}\n"
             "    if event: report = {'kind': 'event', 'role': 's1', 'step': step, 'on': on}\n"
             "    report |= event\n"

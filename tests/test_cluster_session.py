@@ -484,7 +484,7 @@ def test_images_are_for_who_asked(server):
     server.begin()
     request = SampleRequest(session=server.config.session, role="sp", name="r" * 16, size=0)
     sizes = {"images": 6}
-    with pytest.raises(RefusedBy, match="images come after it"):
+    with pytest.raises(RefusedBy, match="images come after training"):
         server.client("sp").sample(request, [], sizes, 20)
     parcels = whole_training(server)
 

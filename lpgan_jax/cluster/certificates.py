@@ -57,10 +57,8 @@ def load_identity(config: ClusterConfig, role: str) -> Identity:
     files = [directory / name for name in (AUTHORITY, f"{role}.pem", f"{role}.key")]
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file}: missing, expected the certificates of {role} (for a try-out: "
-                f"lpgan certificates --out {directory})"
-            )
+            hint = "" if directory.exists() else f" (try out: lpgan certificates --out {directory})"
+            raise FileNotFoundError(f"{file}: missing, expected the certificates of {role}{hint}")
     key = files[-1]
     if key.stat().st_mode & 0o077:
         raise ValueError(f"{key}: others can read it, expected mode 600: chmod 600 {key}")

@@ -21,6 +21,7 @@ class Display:
     def __init__(self, roles: list[str]) -> None:
         self._console = Console(file=sys.stderr)
         self._status: dict[str, dict[str, Any]] = {role: {} for role in roles}
+        self._seen: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._line_at = time.monotonic()
         self._live = Live(
@@ -46,9 +47,11 @@ class Display:
             now = time.monotonic()
             if not self._console.is_terminal and now - self._line_at > _LINE_EVERY_S:
                 self._line_at = now
-                for line in map(_line, self._status.values()):
-                    if line:
-                        print(line, file=sys.stderr, flush=True)
+                for role, status in self._status.items():
+                    seen = status and (status["phase"]["name"], status["step"])
+                    if seen and self._seen.get(role) != seen:  # nothing new, nothing said
+                        self._seen[role] = seen
+                        print(_line(status), file=sys.stderr, flush=True)
 
     def _tell(self, report: dict[str, Any]) -> None:
         known = ("kind", "role", "event")
@@ -72,12 +75,12 @@ def _cells(status: dict[str, Any]) -> list[str]:
     if not status:
         return ["", "", "starting", "", "", "", ""]
     phase = status["phase"]
-    doing = phase["name"] + (f" ({phase['on']})" if phase["on"] else "")
+    doing = phase["name"] + (f" {phase['on']}" if phase["on"] else "")
     step = "" if status["step"] is None else f"{status['step']}/{status['steps']}"
     speed = "" if status["s_per_step"] is None else f"{status['s_per_step']:.3f}"
 
-    def volumes(of: dict[str, int]) -> str:
-        return ", ".join(f"{role} {decimal(amount)}" for role, amount in of.items() if amount)
+    def volume(of: dict[str, int]) -> str:
+        return decimal(sum(of.values())) if any(of.values()) else ""
 
     waited = ", ".join(f"{role} {s:.0f}" for role, s in status["waited_s"].items() if s >= 1)
     ahead = str(status["ahead"]) if status["ahead"] else ""
@@ -86,8 +89,8 @@ def _cells(status: dict[str, Any]) -> list[str]:
         speed,
         doing,
         ahead,
-        volumes(status["sent"]),
-        volumes(status["received"]),
+        volume(status["sent"]),
+        volume(status["received"]),
         waited,
     ]
 

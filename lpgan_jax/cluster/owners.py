@@ -167,6 +167,21 @@ def newest_common(
     return 0, None
 
 
+def _require_same(descriptions: Sequence[Description], settings: TrainConfig) -> None:
+    """Check that the session trains with these settings.
+
+    Raises:
+        BadInput: it trains with others; names the field.
+    """
+    for known in {d.config for d in descriptions if d.config is not None}:
+        trained = config.parse(known, "the session's configuration")
+        if (field := changed_field(public_part(settings), trained)) is not None:
+            raise BadInput(
+                f"{field}: {getattr(settings, field)!r} given, and this session trains with "
+                f"{getattr(trained, field)!r}: another training needs another session and states"
+            )
+
+
 def _new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> int:
     """A number that no attempt had, neither here nor at a server; written down here.
 
@@ -221,6 +236,7 @@ def deal_and_feed(
     for client in clients:
         with reporter.phase("looking for", on=client.server, limit_s=limits.patience_s):
             descriptions.append(client.wait_until(lambda d: d.phase == "ready"))
+    _require_same(descriptions, settings)
     start, name = newest_common(descriptions, settings)
     attempt = _new_attempt(cluster, descriptions)
     opening = Opening(
@@ -232,7 +248,7 @@ def deal_and_feed(
         save=name,
     )
     for client in clients:
-        with reporter.phase("opening", on=client.server, limit_s=limits.patience_s):
+        with reporter.phase("opening an attempt at", on=client.server, limit_s=limits.patience_s):
             client.open(opening)
     reporter.event("opened", attempt=attempt, start=start)
     reporter.set(step=start, steps=settings.steps)
@@ -242,7 +258,7 @@ def deal_and_feed(
             print(_headroom(settings, source), flush=True)  # of DS's images: not into the log
         dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
     for server in SERVERS:
-        with reporter.phase("waiting to compile", on=server, limit_s=limits.start_s):
+        with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
             lines.wait(lambda s=server: s in lines.progress and lines.progress[s].prepared)  # type: ignore[misc]
     lines.send_from_now_on()
     _Run(cluster, settings, source, dealer, lines, reporter, opening).run()
@@ -286,7 +302,7 @@ class _Run:
         for server in SERVERS:
             while (done := self.lines.progress[server].done) < self.serial:
                 limit = self.cluster.timeouts.wait_s
-                with self.reporter.phase("finishing", on=server, limit_s=limit):
+                with self.reporter.phase("finishing with", on=server, limit_s=limit):
                     self.lines.wait(self.lines.advanced(server, done))
         self.reporter.event("trained", step=self.settings.steps)
         self._serve()
@@ -296,7 +312,7 @@ class _Run:
         rng = np.random.default_rng()
         shape = (self.settings.num_samples, self.settings.model.noise_size)
         served: set[str] = set()
-        with self.reporter.phase("idle", on="sp", limit_s=None):
+        with self.reporter.phase("idle, no wishes of", on="sp", limit_s=None):
             while True:
                 self.lines.wait(lambda: any(w.name not in served for w in self._wishes()))
                 for wish in self._wishes():
@@ -328,7 +344,7 @@ class _Run:
                 request=request,
                 save=save,
             )
-            with self.reporter.phase("sending", on=server, limit_s=limit):
+            with self.reporter.phase("sending to", on=server, limit_s=limit):
                 self.lines.put(server, parcel, payload)
         self.serial += 1
         self.reporter.set(ahead=self.serial - self.lines.done())
@@ -351,15 +367,13 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     share = jax.jit(lambda key, batch: share_batch(key, batch, f))
     descriptions: list[Description] = []
     for client in clients:
-        with reporter.phase("waiting for an attempt", on=client.server, limit_s=None):
+        with reporter.phase("waiting for an attempt at", on=client.server, limit_s=None):
             descriptions.append(client.wait_until(lambda d: d.prepared, patient=True))
     if len({(d.attempt, d.start, d.config) for d in descriptions}) > 1:
         raise Lost("s2", "in another attempt than s1")
     attempt, start = descriptions[0].attempt, descriptions[0].start
-    trained = config.parse(str(descriptions[0].config), "the configuration of DS")
-    if (field := changed_field(public_part(settings), trained)) is not None:
-        raise BadInput(f"{field}: differs from what DS trains with, expected {trained!r}")
-    steps = trained.steps
+    _require_same(descriptions, settings)
+    steps = config.parse(str(descriptions[0].config), "the session's configuration").steps
     lines = _Lines(clients, reporter, attempt)
     lines.send_from_now_on()
     keys = StepKeys(make_key())  # never from a seed: DS may have the same one
@@ -382,5 +396,5 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
             with reporter.phase("feeding", on=server, limit_s=None):
                 lines.put(server, parcel, payload)
         reporter.set(step=step + 1)
-    with reporter.phase("idle", on=DEALER, limit_s=None):
+    with reporter.phase("idle, feeds no more of", on=DEALER, limit_s=None):
         lines.wait(lambda: False)

@@ -82,7 +82,9 @@ def _connect(cluster: ClusterConfig, reporter: Reporter) -> tuple[list[Client], 
     clients = [Client(cluster, identity, PROVIDER, server, reporter) for server in SERVERS]
     texts = []
     for client in clients:
-        with reporter.phase("waiting for a training", on=client.server, limit_s=None):
+        with reporter.phase("looking for", on=client.server, limit_s=cluster.timeouts.patience_s):
+            client.wait_until(lambda d: True)
+        with reporter.phase("waiting for a training at", on=client.server, limit_s=None):
             known = client.wait_until(lambda d: d.config is not None, patient=True)
         texts.append(str(known.config))
     if texts[0] != texts[1]:
@@ -122,7 +124,7 @@ def _collect(clients: list[Client], settings: TrainConfig, out: Path, reporter: 
     metrics = Metrics(run.metrics_file, 0)
     started, durations, losses, attempts = time.time(), [0.0], None, 0
     while True:
-        with reporter.phase("waiting for results", on="s1", limit_s=None):
+        with reporter.phase("waiting for results of", on="s1", limit_s=None):
             pair = pairs.next()
         if pair is None:
             return False
@@ -254,7 +256,7 @@ def sample(
             noise = [buffers([half]) for half in np.asarray(share(make_key(), values, fxp))]
         name = secrets.token_hex(16)
         with (
-            reporter.phase("waiting for images", on=DEALER, limit_s=limit),
+            reporter.phase("waiting for images, dealt by", on=DEALER, limit_s=limit),
             ThreadPoolExecutor(len(clients)) as threads,
         ):
 

@@ -63,6 +63,7 @@ class Reporter:
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)  # a frozen supervisor must not freeze the worker
         self._lock = threading.Lock()
+        self._failing = threading.Lock()
         self._sent: Counter[str] = Counter()
         self._received: Counter[str] = Counter()
         self._waited: defaultdict[str, float] = defaultdict(float)
@@ -115,7 +116,8 @@ class Reporter:
             ended = time.monotonic()
             if on is not None:
                 self._waited[on] += ended - started
-            self._phase = {**outer, "number": number + 1}
+            name = "working" if outer["name"] == "starting" else outer["name"]
+            self._phase = {**outer, "name": name, "number": number + 1}
             self._phase_since = ended
 
     @property
@@ -151,7 +153,8 @@ class Reporter:
         self._write({"kind": "event", "role": self.role, "event": event, **said})
 
     def fail(self, reason: str, status: int = FAILED, *, blames: str | None = None) -> NoReturn:
-        """Report why the worker ends, and end it."""
+        """Report why the worker ends, and end it; the first reason counts."""
+        self._failing.acquire()  # whoever comes second waits for the end
         with self._lock:
             where = {"phase": self._phase["name"], "on": self._phase["on"]}
             where["step"] = self._values["step"]

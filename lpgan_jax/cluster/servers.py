@@ -185,7 +185,7 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
     journal = Journal(f"{config.state}/results/{server}.msgpack")
     service = Service(config, load_identity(config, server), session, journal, reporter)
     reporter.event("listening", port=service.port, attempt=session.describe().attempt)
-    with reporter.phase("idle", on=DEALER, limit_s=None):
+    with reporter.phase("idle, no attempt yet of", on=DEALER, limit_s=None):
         opening, settings = session.wait_for_opening()
     reporter.event("opened", attempt=opening.attempt, start=opening.start)
     reporter.set(step=opening.start, steps=settings.steps)
@@ -278,7 +278,7 @@ class _Work:
         limit: float | None = limits.start_s  # until the other server is prepared as well
         while True:
             self.reporter.set(ahead=self.session.ahead)
-            with self.reporter.phase("waiting", on=DEALER, limit_s=limit):
+            with self.reporter.phase("waiting for", on=DEALER, limit_s=limit):
                 task = self.session.next_task()
             limit = limits.wait_s
             images = None
@@ -312,10 +312,10 @@ class _Work:
             size = self.programs.sizes.inputs
             inputs, material = view[:size], view[size:]
         else:
-            with self.reporter.phase("waiting", on=owner, limit_s=self.config.timeouts.wait_s):
+            with self.reporter.phase("waiting for", on=owner, limit_s=self.config.timeouts.wait_s):
                 inputs, material = memoryview(self.session.inputs_of(owner, step)), view
         started = time.monotonic()
-        with self.reporter.phase("step", on=self.other, limit_s=self.config.timeouts.wait_s):
+        with self.reporter.phase("step with", on=self.other, limit_s=self.config.timeouts.wait_s):
             public = self.gan.schedule(step)
             state, losses = self.programs.train(state, material, inputs, public)
             jax.block_until_ready(state)
@@ -329,7 +329,9 @@ class _Work:
         view, noise = memoryview(task.payload), task.noise
         size = 0 if noise is not None else self.programs.sizes.noise
         started = time.monotonic()
-        with self.reporter.phase("generating", on=self.other, limit_s=self.config.timeouts.wait_s):
+        with self.reporter.phase(
+            "generating with", on=self.other, limit_s=self.config.timeouts.wait_s
+        ):
             images = self.programs.generate(
                 state, view[size:], memoryview(noise) if noise is not None else view[:size]
             )

@@ -117,7 +117,7 @@ class Service:
         try:
             self.port = self._server.add_secure_port(where, identity.for_server())
         except RuntimeError as error:
-            raise OSError(f"{where}: cannot listen here: {error}") from None
+            raise OSError(f"{where}: in use, or no address of this machine") from error
         self._server.start()
 
     # Who is it, and what if it is refused -----------------------------------------------------

@@ -392,7 +392,9 @@ class Session:
         """
         with self._changed:
             if self._sizes is None or not self._finished:
-                raise Unexpected("no training is done here: images come after it")
+                raise Unexpected(
+                    f"images come after training, while {DEALER} is there to deal for them"
+                )
             if request.name in self._wishes:
                 raise Unexpected(f"name: {request.name!r} is asked for already")
             if len(self._wishes) >= _MOST_REQUESTS:

@@ -211,7 +211,7 @@ class Supervisor:
     def _explain(self, watched: _Watched, status: int, killed: str | None) -> str:
         phase, step = watched.status["phase"], watched.status["step"]
         where = f"{self._job.role}: {phase['name']}"
-        where += f" with {phase['on']}" if phase["on"] else ""
+        where += f" {phase['on']}" if phase["on"] else ""
         where += f" at step {step}" if step is not None else ""
         if killed is not None:
             return f"{where}: {killed}, and was ended"

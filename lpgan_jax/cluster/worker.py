@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,20 +92,26 @@ def play(job: Job, reporter: Reporter) -> None:
 
 
 _held: list[IO[bytes]] = []
+_PATIENCE_S = 5.0  # for a process that is about to end, because its supervisor has
 
 
 def _lock(path: Path) -> None:
     """Hold a file until this process ends.
 
     Raises:
-        Lost: another process does.
+        BadInput: another process does, and does not end either.
     """
-    file = path.open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Lost(path.stem, f"another process plays it with this state ({path})") from None
+    file, end = path.open("wb"), time.monotonic() + _PATIENCE_S
     _held.append(file)
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise BadInput(
+                    f"{path}: another {path.stem} runs with this state: stop it, or use another"
+                ) from None
+        time.sleep(0.1)
 
 
 def _end_with_supervisor() -> None:

@@ -712,6 +712,8 @@ def attack(server, count, seed):
 def _attacked(server, count):
     """A training's parcels come through, unchanged, between so many messages of nonsense."""
     server.begin()
+    watch = server.client("ds").watch(1)
+    assert next(watch).prepared
     parcels, gate = whole_training(server), threading.Event()
 
     def slowly():

@@ -14,16 +14,17 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lpgan_jax.files import atomic_write
 
 DIRECTORY = "checkpoints"
-SERVERS = ("s1", "s2")
+ServerName = Literal["s1", "s2"]
+SERVERS: tuple[ServerName, ServerName] = ("s1", "s2")
 
 Tree = dict[str, Any]
 """A nested dict whose leaves are NumPy arrays."""
@@ -137,11 +138,8 @@ def save_share(
         OSError: the file cannot be written.
     """
     _write(run_dir, server, step, name_of_save, share)
-    drop_shares(run_dir, server, after=step)
-    kept = sorted(saves(run_dir, server))[-max(keep, 2) :]
-    for other, path in _files(run_dir, server).items():
-        if other not in kept:
-            path.unlink()
+    past = sorted(other for other in saves(run_dir, server) if other <= step)
+    _keep_only(run_dir, server, past[-max(keep, 2) :])
 
 
 def saves(run_dir: str | os.PathLike[str], server: str) -> dict[int, str]:
@@ -167,11 +165,7 @@ def load_share(run_dir: str | os.PathLike[str], server: str, step: int) -> tuple
 
 def drop_shares(run_dir: str | os.PathLike[str], server: str, after: int) -> None:
     """Remove a server's checkpoints of later steps, and what killed writers left."""
-    for other, path in _files(run_dir, server).items():
-        if other > after:
-            path.unlink()
-    for path in (Path(run_dir) / DIRECTORY / server).glob(".step_*.tmp"):
-        path.unlink()
+    _keep_only(run_dir, server, [step for step in _files(run_dir, server) if step <= after])
 
 
 # --- Steps on disk --------------------------------------------------------------------------------
@@ -226,13 +220,17 @@ def _is_intact(run_dir: str | os.PathLike[str], step: int) -> bool:
 def _prune(run_dir: str | os.PathLike[str], step: int, keep: int) -> None:
     """Remove what `save` of this step makes superfluous, including what killed writers left."""
     past = [other for other in _steps(run_dir) if other <= step and _is_complete(run_dir, other)]
-    kept = set(past[:keep])
     for server in SERVERS:
-        for other, path in _files(run_dir, server).items():
-            if other not in kept:
-                path.unlink()
-        for path in (Path(run_dir) / DIRECTORY / server).glob(".step_*.tmp"):
+        _keep_only(run_dir, server, past[:keep])
+
+
+def _keep_only(run_dir: str | os.PathLike[str], server: str, steps: Collection[int]) -> None:
+    """Remove a server's files of other steps, and what killed writers left."""
+    for step, path in _files(run_dir, server).items():
+        if step not in steps:
             path.unlink()
+    for path in (Path(run_dir) / DIRECTORY / server).glob(".step_*.tmp"):
+        path.unlink()
 
 
 # --- Trees of pairs -------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ class StepKeys:
         self._parent, key = jax.random.split(self._parent)
         return key
 
+    def take_two(self) -> jax.Array:
+        """Two of them, for a task: to share its inputs, and to deal for it."""
+        return jnp.stack([self.take(), self.take()])
+
 
 def share_tree(key: jax.Array, values: Any, frac_bits: Any) -> Any:
     """Share every leaf at its own scale: float arrays to `Secret`s of paired arrays."""
@@ -45,6 +49,11 @@ def share_tree(key: jax.Array, values: Any, frac_bits: Any) -> Any:
         values,
         frac_bits,
     )
+
+
+def share_batch(key: jax.Array, batch: Batch, frac_bits: int) -> Any:
+    """Share a batch at one scale."""
+    return share_tree(key, batch, jax.tree.map(lambda _: frac_bits, batch))
 
 
 def reveal_tree(secrets: Any) -> Any:
@@ -115,8 +124,7 @@ class Simulation:
         self._fxp = FixedPoint(gan.model.frac_bits)
 
         def step(keys: jax.Array, state: State, batch: Batch, public: Any) -> tuple[State, Any]:
-            f = gan.model.frac_bits
-            shared = share_tree(keys[0], batch, jax.tree.map(lambda _: f, batch))
+            shared = share_batch(keys[0], batch, gan.model.frac_bits)
             return simulate(gan.train_step, keys[1], (state, shared), public)
 
         def generate(keys: jax.Array, state: State, noise: jax.Array) -> Secret:
@@ -130,20 +138,17 @@ class Simulation:
         self._step = jax.jit(step, donate_argnums=1, compiler_options=options)
         self._generate = jax.jit(generate, compiler_options=options)
 
-    def _two_keys(self) -> jax.Array:
-        return jnp.stack([self._keys.take(), self._keys.take()])
-
     def train_step(self, step: int, batch: Batch) -> Losses | None:
         """One step on a batch of real values; the losses are still shared."""
         checked = jax.tree.map(self._check, batch)
         public = self.gan.schedule(step)
-        self.state, losses = self._step(self._two_keys(), self.state, checked, public)
+        self.state, losses = self._step(self._keys.take_two(), self.state, checked, public)
         return losses
 
     def trace_step(self, step: int, batch: Batch) -> jax.stages.Traced:
         """The program of `train_step`, to be lowered and compiled; nothing runs."""
         public = self.gan.schedule(step)
-        return self._step.trace(self._two_keys(), self.state, batch, public)
+        return self._step.trace(self._keys.take_two(), self.state, batch, public)
 
     def _check(self, values: np.ndarray) -> np.ndarray:
         self._fxp.check(values)
@@ -151,7 +156,7 @@ class Simulation:
 
     def generate(self, noise: np.ndarray) -> np.ndarray:
         """SG-FP on shared noise, opened by SP: float64 images [n, H, W, C]."""
-        images = self._generate(self._two_keys(), self.state, self._check(noise))
+        images = self._generate(self._keys.take_two(), self.state, self._check(noise))
         return reveal_tree(images)
 
     def shares(self) -> Tree:

@@ -46,8 +46,8 @@ class Trainer(Protocol):
         """Write what is needed to go on, or to export."""
 
 
-def _mean(losses: Losses | None, size: int) -> MeanLosses | None:
-    """Of float sums, as SP reconstructs them."""
+def mean_losses(losses: Losses | None, size: int) -> MeanLosses | None:
+    """Of float sums over a batch of a size, as SP reconstructs them."""
     if losses is None:
         return None
     sums: Any = losses
@@ -64,7 +64,7 @@ class SecureTrainer:
     def step(self, step: int, batch: Batch) -> MeanLosses | None:
         """See `Trainer`; SP opens the losses, which are for it."""
         losses = self._simulation.train_step(step, batch)
-        return _mean(None if losses is None else reveal_tree(losses), len(batch.images))
+        return mean_losses(None if losses is None else reveal_tree(losses), len(batch.images))
 
     def generate(self, noise: np.ndarray) -> np.ndarray:
         """See `Trainer`; SP opens the images."""
@@ -115,7 +115,7 @@ class ShadowTrainer:
         """See `Trainer`."""
         public = self._gan.schedule(step)
         self._state, losses = self._step(self._keys.take(), self._state, batch, public)
-        return _mean(None if losses is None else whole_tree(losses), len(batch.images))
+        return mean_losses(None if losses is None else whole_tree(losses), len(batch.images))
 
     def generate(self, noise: np.ndarray) -> np.ndarray:
         """See `Trainer`."""

@@ -197,14 +197,14 @@ def train(
         trainer = PlaintextTrainer(plaintext_twin(settings, gan), initial)
     elif mode == "shadow":
         report("shadow: the secure program on plaintext integers, which hides nothing")
-        report(_headroom_line(gan, initial, source))
+        report(headroom_line(gan, initial, source))
         trainer = ShadowTrainer(gan, initial, master)
     else:
         report(
             "simulated: this process plays DS, both servers and SP, and the run directory holds "
             "both servers' shares"
         )
-        report(_headroom_line(gan, initial, source))
+        report(headroom_line(gan, initial, source))
         keys = jax.random.split(master, 2)
         if not resume:
             state = share_state(gan, keys[0], initial)
@@ -212,7 +212,8 @@ def train(
     return _loop(settings, run, trainer, source, done, mode, report)
 
 
-def _headroom_line(gan: LPGAN, initial: State, source: DataSource) -> str:
+def headroom_line(gan: LPGAN, initial: State, source: DataSource) -> str:
+    """What DS is told of how much room the first step has, or a warning."""
     place, bits = worst(headroom(gan, initial, [source.batch(0)]))
     line = f"headroom: {bits:.1f} bits at {place} (first step, in the clear at DS)"
     if bits < 1:

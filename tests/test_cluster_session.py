@@ -91,7 +91,6 @@ class Server:
         self.session.prepare(SIZES)
 
     def close(self):
-        self.session.close()
         self.service._server.stop(0).wait()
         self.journal.close()
 

@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.cluster.reporting import reading_input
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
-from lpgan_jax.cluster.wire import (
-    ParcelKind,
-    buffers,
-)
+from lpgan_jax.cluster.wire import ParcelKind, buffers
 from lpgan_jax.config import TrainConfig
 from lpgan_jax.fixed_point import FixedPoint
 from lpgan_jax.fixed_point import encode as to_words
@@ -30,7 +26,7 @@ from lpgan_jax.party import deal, server_seeds
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.programs import sampling_program, training_program
 from lpgan_jax.shares import share_words
-from lpgan_jax.simulation import StepKeys, compiler_options, share_state, share_tree
+from lpgan_jax.simulation import StepKeys, compiler_options, share_batch, share_state
 from lpgan_jax.training import DataSource, build
 
 
@@ -111,11 +107,8 @@ class Dealer:
             return self._for_images(noise)
         return [[], []]
 
-    def _two_keys(self) -> jax.Array:
-        return jnp.stack([self._keys.take(), self._keys.take()])
-
     def _for_training(self, step: int) -> list[list[np.ndarray]]:
-        keys = self._two_keys()
+        keys = self._keys.take_two()
         inputs: list[list[np.ndarray]] = [[], []]
         if self._cluster.owner_of(step) == DEALER:
             turn = self._cluster.turn_of(DEALER, step)
@@ -124,17 +117,12 @@ class Dealer:
         return _with(inputs, *self._train(keys[1], self._gan.schedule(step)))
 
     def _for_images(self, noise: np.ndarray | None) -> list[list[np.ndarray]]:
-        keys = self._two_keys()
+        keys = self._keys.take_two()
         inputs: list[list[np.ndarray]] = [[], []]
         if noise is not None:
             self._fxp.check(noise)
             inputs = halves(self._share_noise(keys[0], noise))
         return _with(inputs, *self._generate(keys[1], None))
-
-
-def share_batch(key: jax.Array, batch: Batch, frac_bits: int) -> Any:
-    """A batch's paired shares."""
-    return share_tree(key, batch, jax.tree.map(lambda _: frac_bits, batch))
 
 
 def checked_batch(source: DataSource, fxp: FixedPoint, turn: int) -> Batch:

@@ -96,8 +96,6 @@ def _cells(status: dict[str, Any]) -> list[str]:
 
 
 def _line(status: dict[str, Any]) -> str:
-    if not status:
-        return ""
     step, speed, doing, ahead, sent, received, waited = _cells(status)
     parts = [f"{status['role']}: {doing}", f"step {step}" if step else ""]
     parts += [f"{speed} s/step" if speed else "", f"ahead {ahead}" if ahead else ""]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from lpgan_jax.cluster.dealer import (
     halves,
     master_key,
     schedule,
-    share_batch,
 )
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, changed_field, public_part
@@ -42,18 +42,16 @@ from lpgan_jax.cluster.wire import (
 from lpgan_jax.config import TrainConfig
 from lpgan_jax.files import atomic_write
 from lpgan_jax.fixed_point import FixedPoint
-from lpgan_jax.gan import LPGAN
-from lpgan_jax.headroom import headroom, worst
 from lpgan_jax.prng import key as make_key
-from lpgan_jax.simulation import StepKeys
-from lpgan_jax.training import DataSource, build
+from lpgan_jax.simulation import StepKeys, share_batch
+from lpgan_jax.training import DataSource, build, headroom_line
 
 
 class _Lines:
     """Both servers, as an owner of one attempt sees them: streams out, progress in."""
 
-    def __init__(self, clients: list[Client], reporter: Reporter, attempt: int) -> None:
-        self.clients, self._reporter, self._attempt = clients, reporter, attempt
+    def __init__(self, clients: list[Client], attempt: int) -> None:
+        self.clients, self._attempt = clients, attempt
         self._changed = threading.Condition()
         self.progress: dict[str, Progress] = {}
         self._error: Exception | None = None
@@ -117,21 +115,24 @@ class _Lines:
             except queue.Full:
                 continue
 
-    def wait(self, wanted: Callable[[], bool], seconds: float | None = None) -> bool:
+    def wait(self, wanted: Callable[[], bool]) -> None:
         """Wait until something is so, or an error ends the attempt."""
         with self._changed:
-            found = self._changed.wait_for(lambda: self._error is not None or wanted(), seconds)
+            self._changed.wait_for(lambda: self._error is not None or wanted())
         self.check()
-        return found
 
     def check(self) -> None:
         """Raise what ended the attempt, if something did."""
         if self._error is not None:
             raise self._error
 
-    def advanced(self, server: str, done: int) -> Callable[[], bool]:
+    def prepared(self, server: str) -> bool:
+        """Whether a server's programs are compiled."""
+        return server in self.progress and self.progress[server].prepared
+
+    def advanced(self, server: str, done: int) -> bool:
         """Whether a server has done more parcels than these."""
-        return lambda: self.progress[server].done > done
+        return self.progress[server].done > done
 
     def done(self) -> int:
         """Parcels that both servers are done with."""
@@ -252,14 +253,16 @@ def deal_and_feed(
             client.open(opening)
     reporter.event("opened", attempt=attempt, start=start)
     reporter.set(step=start, steps=settings.steps)
-    lines = _Lines(clients, reporter, attempt)
+    lines = _Lines(clients, attempt)
     with reporter.phase("compiling", limit_s=limits.start_s):
         if start == 0:
-            print(_headroom(settings, source), flush=True)  # of DS's images: not into the log
+            gan = build(settings)
+            line = headroom_line(gan, source.initial_state(gan), source)
+            print(line, flush=True)  # of DS's images: not into the log
         dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
     for server in SERVERS:
         with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
-            lines.wait(lambda s=server: s in lines.progress and lines.progress[s].prepared)  # type: ignore[misc]
+            lines.wait(partial(lines.prepared, server))
     lines.send_from_now_on()
     _Run(cluster, settings, source, dealer, lines, reporter, opening).run()
 
@@ -267,12 +270,6 @@ def deal_and_feed(
 def _clients(cluster: ClusterConfig, role: str, reporter: Reporter) -> list[Client]:
     identity = load_identity(cluster, role)
     return [Client(cluster, identity, role, server, reporter) for server in SERVERS]
-
-
-def _headroom(settings: TrainConfig, source: DataSource) -> str:
-    gan: LPGAN = build(settings)
-    place, bits = worst(headroom(gan, source.initial_state(gan), [source.batch(0)]))
-    return f"headroom: {bits:.1f} bits at {place} (first step)"
 
 
 @dataclass
@@ -303,7 +300,7 @@ class _Run:
             while (done := self.lines.progress[server].done) < self.serial:
                 limit = self.cluster.timeouts.wait_s
                 with self.reporter.phase("finishing with", on=server, limit_s=limit):
-                    self.lines.wait(self.lines.advanced(server, done))
+                    self.lines.wait(partial(self.lines.advanced, server, done))
         self.reporter.event("trained", step=self.settings.steps)
         self._serve()
 
@@ -374,7 +371,7 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     attempt, start = descriptions[0].attempt, descriptions[0].start
     _require_same(descriptions, settings)
     steps = config.parse(str(descriptions[0].config), "the session's configuration").steps
-    lines = _Lines(clients, reporter, attempt)
+    lines = _Lines(clients, attempt)
     lines.send_from_now_on()
     keys = StepKeys(make_key())  # never from a seed: DS may have the same one
     reporter.set(step=start, steps=steps)

@@ -32,7 +32,7 @@ from lpgan_jax.cluster.settings import (
     changed_field,
     public_part,
 )
-from lpgan_jax.cluster.wire import Layout, Result, SampleRequest, buffers, nbytes
+from lpgan_jax.cluster.wire import Layout, Result, SampleRequest, buffers, half_shapes, nbytes
 from lpgan_jax.config import TrainConfig
 from lpgan_jax.files import atomic_write
 from lpgan_jax.fixed_point import FixedPoint
@@ -44,6 +44,7 @@ from lpgan_jax.programs import shared, shared_state
 from lpgan_jax.run_directory import Metrics, RunDirectory
 from lpgan_jax.shares import share
 from lpgan_jax.simulation import reveal_tree
+from lpgan_jax.trainers import MeanLosses, mean_losses
 from lpgan_jax.training import build
 
 
@@ -61,11 +62,7 @@ class Results:
             "images": shared(images, f),
             "parameters": (state.params, state.stats),
         }
-        halves = {
-            kind: [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in jax.tree.leaves(shapes)]
-            for kind, shapes in self._shapes.items()
-        }
-        self._layouts = {kind: Layout(shapes) for kind, shapes in halves.items()}
+        self._layouts = {kind: Layout.of(half_shapes(of)) for kind, of in self._shapes.items()}
         self.sizes = {"step": 0} | {k: layout.size for k, layout in self._layouts.items()}
 
     def put_together(self, kind: str, payloads: list[bytearray]) -> Any:
@@ -122,7 +119,9 @@ def _collect(clients: list[Client], settings: TrainConfig, out: Path, reporter: 
     results = Results(settings)
     pairs = _Pairs(clients, results)
     metrics = Metrics(run.metrics_file, 0)
-    started, durations, losses, attempts = time.time(), [0.0], None, 0
+    started, attempts = time.time(), 0
+    durations: list[float] = []
+    losses: MeanLosses | None = None
     while True:
         with reporter.phase("waiting for results of", on="s1", limit_s=None):
             pair = pairs.next()
@@ -134,8 +133,7 @@ def _collect(clients: list[Client], settings: TrainConfig, out: Path, reporter: 
             durations.append(head.seconds)
             size = settings.batch_size
             if head.kind == "losses":
-                sums = results.put_together("losses", payloads)
-                losses = float(sums.real + sums.fake) / size, float(sums.generator) / size
+                losses = mean_losses(results.put_together("losses", payloads), size)
             if settings.logs_after(head.step) or head.step == 1:
                 loss_d, loss_g = losses or (None, None)
                 metrics.append(head.step, loss_d, loss_g, head.seconds, size / head.seconds)
@@ -151,7 +149,7 @@ def _collect(clients: list[Client], settings: TrainConfig, out: Path, reporter: 
         "steps": head.step,
         "attempts": attempts,
         "seconds": round(time.time() - started, 3),
-        "seconds_per_step": round(statistics.median(durations[1:] or [0.0]), 4),
+        "seconds_per_step": round(statistics.median(durations or [0.0]), 4),
         "loss_discriminator": losses[0] if losses else None,
         "loss_generator": losses[1] if losses else None,
         "jax": jax.__version__,

@@ -138,9 +138,7 @@ def up(
         RunDirectory.open(out)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: missing, expected a run of `lpgan up`")
-        ports = _free_ports(3)
-        cluster = _moved(load_cluster(file), ports)
-        atomic_write(file, config.dump(_relative(cluster)).encode())
+        _take_other_ports(file)
     else:
         RunDirectory.create(out, settings, servers="together")
         local_cluster(file.parent, "..")
@@ -154,16 +152,14 @@ def up(
     return play_all(jobs, cluster)
 
 
-def _moved(cluster: ClusterConfig, ports: list[int]) -> ClusterConfig:
-    fields = cluster.model_dump()
-    for name, port in zip(SERVERS, ports, strict=False):
-        fields["servers"][name]["port"] = port
-    fields["link"]["port"] = ports[-1]
-    return ClusterConfig.model_validate(fields)
-
-
-def _relative(cluster: ClusterConfig) -> ClusterConfig:
-    return cluster.model_copy(update={"certificates": "certificates", "state": ".."})
+def _take_other_ports(file: Path) -> None:
+    """Others may have the ports by now that were free when the file was made."""
+    fields = config.load_yaml(file.read_bytes(), file.name)
+    for place, port in zip(
+        (*fields["servers"].values(), fields["link"]), _free_ports(3), strict=True
+    ):
+        place["port"] = port
+    atomic_write(file, config.dump(ClusterConfig.model_validate(fields)).encode())
 
 
 def play_all(jobs: list[Job], cluster: ClusterConfig) -> int:

@@ -25,7 +25,7 @@ from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import Session, Sizes, Task
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
-from lpgan_jax.cluster.wire import Layout, Result, buffers
+from lpgan_jax.cluster.wire import Layout, Result, buffers, half_shapes
 from lpgan_jax.config import ConfigError, TrainConfig
 from lpgan_jax.deployed import server_mesh, server_program, whole_sharding
 from lpgan_jax.gan import LPGAN, State
@@ -58,16 +58,13 @@ class Programs:
         self._device = jax.local_devices()[0]
         self._corrected = server == "s2"
         options = compiler_options(settings.model.features)
-        train, (state, batch), self._public = training_program(settings)
+        train, (state, batch), public = training_program(settings)
         generate, (_, noise), _ = sampling_program(settings)
         dealt = {
-            "train": _dealt(train, (state, batch), self._public),
+            "train": _dealt(train, (state, batch), public),
             "generate": _dealt(generate, (state, noise), None),
         }
-        halves = functools.partial(
-            jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        )
-        self._state, self._inputs, self._noise = halves(state), halves(batch), halves(noise)
+        self._state, self._inputs, self._noise = map(half_shapes, (state, batch, noise))
         self._layouts = {
             kind: Layout([_SEED, *(shapes if self._corrected else ())])
             for kind, shapes in dealt.items()
@@ -89,14 +86,13 @@ class Programs:
             program = server_program(function, mesh, donate=donate, compiler_options=options)
             seeds = jax.ShapeDtypeStruct((2, KEY_WORDS), np.uint32)
             corrections = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in dealt[kind]]
-            place = functools.partial(
-                jax.tree.map,
+            placed = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._place),
+                (seeds, corrections, secrets),
             )
-            placed = place((seeds, corrections, secrets))
             return program.lower(*placed, public).compile()
 
-        self._train = compiled(train, "train", (state, batch), self._public, donate=True)
+        self._train = compiled(train, "train", (state, batch), public, donate=True)
         self._generate = compiled(generate, "generate", (state, noise), None, donate=False)
 
     def _own(self, half: Any) -> jax.Array:
@@ -108,7 +104,7 @@ class Programs:
 
     def _placed(self, shapes: Any, payload: bytes | bytearray | memoryview) -> Any:
         """A pytree of own halves, from the bytes of its leaves."""
-        arrays = Layout.of(shapes).split(payload)  # type: ignore[arg-type]
+        arrays = Layout.of(shapes).split(payload)
         return jax.tree.unflatten(jax.tree.structure(shapes), [self._own(a) for a in arrays])
 
     def state_from(self, payload: bytearray) -> State:
@@ -124,7 +120,7 @@ class Programs:
 
     # A task's material is its payload, which is there once: no value is masked by it but this one.
     def _material(self, kind: str, payload: memoryview) -> tuple[jax.Array, list[jax.Array]]:
-        seed, *corrections = self._layouts[kind].split(payload)  # type: ignore[arg-type]
+        seed, *corrections = self._layouts[kind].split(payload)
         own = [self._own(c) for c in corrections] if self._corrected else self._nothing[kind]
         return self._own(seed), own
 

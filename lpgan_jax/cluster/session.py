@@ -115,7 +115,6 @@ class Session:
         }
         self._tasks: queue.Queue[Task] = queue.Queue(config.look_ahead)
         self._wishes: dict[str, _Wish] = {}
-        self._over = False
 
     # What is written down ---------------------------------------------------------------------
 
@@ -219,7 +218,7 @@ class Session:
         timer.start()
 
     def _unless_watched(self, reason: str) -> None:
-        if not self._watched and not self._over:
+        if not self._watched:
             self._lost(DEALER, reason)
 
     def watch(self, watching: Watching) -> None:
@@ -237,7 +236,7 @@ class Session:
 
     def gone(self, owner: str) -> None:
         """An owner has ended to watch. DS is there from an attempt's beginning to its end."""
-        if owner == DEALER and not self._over:
+        if owner == DEALER:
             self._lost(DEALER, "it is gone")
 
     def _settings(self, text: str) -> TrainConfig:
@@ -306,7 +305,7 @@ class Session:
             reason = f"its stream broke: {str(error) or type(error).__name__}"
             raise
         finally:
-            if mine and not self._over and not self._has_given_all(sender):
+            if mine and not self._has_given_all(sender):
                 self._lost(sender, reason)
 
     def _has_given_all(self, owner: str) -> bool:
@@ -454,10 +453,6 @@ class Session:
     def ahead(self) -> int:
         """DS's parcels that wait to be worked on."""
         return self._received - self._done
-
-    def close(self) -> None:
-        """This server ends: lost senders are no longer of interest."""
-        self._over = True
 
 
 def _expect_size(parcel: Parcel, expected: int) -> None:

@@ -6,10 +6,11 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, field_validator
 
+from lpgan_jax.checkpoint import SERVERS
+from lpgan_jax.checkpoint import ServerName as ServerName
 from lpgan_jax.config import (
     ConfigError,
     DataConfig,
@@ -21,9 +22,6 @@ from lpgan_jax.config import (
 )
 
 DEALER, PROVIDER = "ds", "sp"
-SERVERS: tuple[ServerName, ServerName] = ("s1", "s2")
-
-ServerName = Literal["s1", "s2"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
 

@@ -2,7 +2,8 @@
 
 A message is a msgpack map of known fields, or a *chunk*: raw bytes of the payload that the message
 before it announced. Nothing is believed: a size is compared with what the receiver expects before
-anything is allocated, and every message names its session, sender and attempt.
+anything is allocated, and every message to a server names its session and sender, and what belongs
+to an attempt names that.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ class Layout:
         """Bytes in all."""
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in self.shapes)
 
-    def split(self, payload: bytearray | bytes) -> list[np.ndarray]:
+    def split(self, payload: bytearray | bytes | memoryview) -> list[np.ndarray]:
         """The arrays in a payload of the right size."""
         arrays, start = [], 0
         for of in self.shapes:
@@ -259,6 +260,11 @@ class Layout:
             arrays.append(array.reshape(of.shape))
             start += size * dtype.itemsize
         return arrays
+
+
+def half_shapes(shapes: Any) -> Any:
+    """The shapes of one server's halves, of a pytree of those of paired arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
 
 def buffers(tree: Any) -> list[np.ndarray]:

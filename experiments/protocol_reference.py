@@ -21,6 +21,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 
 import lpgan_jax as lp
 from lpgan_jax import protocols as P
+from lpgan_jax.prng import abstract_key
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "protocols.md"
 COUNT = 4096
@@ -113,7 +114,7 @@ def _flow(call: Call) -> str:
         s if isinstance(s, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct((2, *s), jnp.uint64)
         for s in shapes
     ]
-    key = jax.eval_shape(lambda: lp.key(0))
+    key = abstract_key()
     names: list[str] = []
     for name, bits in _messages(jax.make_jaxpr(function)(key, *arguments).jaxpr):
         names.append(f"{name} {bits / COUNT:g}")

@@ -36,6 +36,7 @@ from lpgan_jax.config import TrainConfig
 from lpgan_jax.cost_model import program_cost
 from lpgan_jax.fixed_point import FixedPoint, encode
 from lpgan_jax.party import simulate
+from lpgan_jax.prng import abstract_key
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.programs import training_program
 from lpgan_jax.ring import matmul
@@ -139,7 +140,7 @@ def random_words(function: Callable[..., Any], secrets: Any, public: Any) -> flo
             total += sum(map(drawn, jaxprs_in_params(equation.params)))
         return total
 
-    key = jax.eval_shape(make_key)
+    key = abstract_key()
     traced = jax.make_jaxpr(functools.partial(simulate, function))(key, secrets, public)
     return drawn(traced.jaxpr)
 

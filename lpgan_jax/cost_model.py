@@ -20,9 +20,8 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
-from lpgan_jax.party import _bind_batched, simulate
-from lpgan_jax.prng import KEY_WORDS
-from lpgan_jax.prng import key as make_key
+from lpgan_jax.party import simulate
+from lpgan_jax.prng import KEY_WORDS, abstract_key
 from lpgan_jax.ring.contraction import ring_product_p
 from lpgan_jax.shares import PARTIES
 
@@ -200,7 +199,7 @@ def cost(function: Callable[..., Any], *shapes: Shape) -> Cost:
         ValueError: a size is negative, or the function runs protocols in a `while_loop`, so that
             the cost is not known.
     """
-    arguments = (_key(), *(_argument(shape) for shape in shapes))
+    arguments = (abstract_key(), *(_argument(shape) for shape in shapes))
     try:
         signature = inspect.signature(function)
     except ValueError:  # a function that has none; tracing will tell
@@ -229,12 +228,8 @@ def program_cost(
     """
     program = functools.partial(simulate, function)
     shares = (math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(inputs))
-    traced = jax.make_jaxpr(program)(_key(), secrets, public)
+    traced = jax.make_jaxpr(program)(abstract_key(), secrets, public)
     return _cost_of_trace(traced.jaxpr, sum(shares) // PARTIES)
-
-
-def _key() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda: make_key(0))
 
 
 def _argument(shape: Shape) -> jax.ShapeDtypeStruct:
@@ -279,7 +274,7 @@ def _mark(equation: JaxprEqn) -> tuple[str, str] | None:
     """(kind, layer) of a call that `Party.marked` named kind:place/.../name."""
     name = equation.params.get("name") if equation.primitive.name in ("jit", "pjit") else None
     kind, colon, path = str(name).partition(":")
-    if not colon or kind not in ("exchange", "deal", "compare"):
+    if not colon or kind not in ("exchange", "deal", "compare", "seeds"):
         return None
     places = path.split("/")
     if kind == "exchange":
@@ -355,6 +350,11 @@ class _Walk:
             case "compare", layer:
                 self.count(layer, "comparisons", times * _aval(equation.outvars[0]).size)
                 return plain
+            case "seeds", _:
+                keys = _aval(equation.invars[0])  # one, or many
+                for name in ("dealer_bytes_s1", "dealer_bytes_s2"):
+                    self.count(UNPLACED, name, times * keys.size * _SEED_BYTES)
+                return plain
         primitive = equation.primitive.name
         if primitive == "scan":
             return self._scan(equation, joined, times)
@@ -363,8 +363,6 @@ class _Walk:
         if equation.primitive is ring_product_p:
             self._count_product(equation, times)
             return plain
-        if primitive == "custom_vmap_call":
-            self._count_seeds(equation, times)
         inner = list(jaxprs_in_params(equation.params))
         if not inner:
             return plain
@@ -377,13 +375,6 @@ class _Walk:
     def _join(self, depths: Iterable[Depth]) -> Depth:
         different = {id(depth): depth for depth in depths if depth is not self.start}
         return functools.reduce(np.maximum, different.values()) if different else self.start
-
-    def _count_seeds(self, equation: JaxprEqn, times: int) -> None:
-        """Count what every `simulate` sends, which is known by its batching rule."""
-        if inspect.unwrap(equation.params["rule"]) is _bind_batched:
-            keys = _aval(equation.invars[0])  # the key, or many keys
-            for name in ("dealer_bytes_s1", "dealer_bytes_s2"):
-                self.count(UNPLACED, name, times * keys.size * _SEED_BYTES)
 
     def _count_product(self, equation: JaxprEqn, times: int) -> None:
         name = "dealer_multiply_adds" if self._dealing else "multiply_adds"

@@ -21,7 +21,8 @@ The dealer DS hands out two kinds of correlated randomness:
 Freshness. A `Party` counts its draws while a function is traced, so it is valid in the one trace
 that made it: used in the body of a `scan`, `vmap`, `jit` or `checkpoint` that was entered later, it
 would hand the same words to several executions. It refuses that with `StaleParty`. Inside such a
-body, make a new party from a key (or corrections) that is an argument of the body.
+body, make a new party from a key (or corrections) that is an argument of the body: a key from
+outside, with data of the body, is refused with `StaleKey`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.extend.core import get_opaque_trace_state
 
+from lpgan_jax import traces
 from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.ring.words import RING64, Ring
+from lpgan_jax.traces import named
 
 AXIS = "party"
 _SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
@@ -188,7 +190,7 @@ class Party:
         self._source = source
         self._received = received
         self._deployed = deployed
-        self._trace = get_opaque_trace_state(convention="flax")
+        self._trace = traces.current()
 
     @contextmanager
     def at(self, name: str) -> Iterator[None]:
@@ -200,17 +202,8 @@ class Party:
             self.place = outer
 
     def marked(self, kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` as a call named kind:place/.../name, which every transformation keeps.
-
-        This is how the cost model and the audit find exchanges, dealings and comparisons in a
-        traced program.
-        """
-
-        def call(*arguments: jax.Array) -> Any:
-            return function(*arguments)
-
-        call.__name__ = f"{kind}:{self._path(name)}"
-        return jax.jit(call)
+        """`function` as a call named kind:place/.../name (see `traces.named`)."""
+        return named(f"{kind}:{self._path(name)}", function)
 
     def _path(self, name: str) -> str:
         return "/".join(filter(None, (*self.place, name)))
@@ -251,7 +244,7 @@ class Party:
     # The dealer -------------------------------------------------------------------------------
 
     def _check_fresh(self) -> None:
-        if get_opaque_trace_state(convention="flax") != self._trace:
+        if traces.current() != self._trace:
             raise StaleParty(
                 "this party belongs to another trace: inside the body of a scan, vmap, jit or "
                 "checkpoint, make a new party from a key that is an argument of the body"
@@ -335,7 +328,11 @@ class Party:
 def server_seeds(key: jax.Array) -> jax.Array:
     """The two servers' seeds under DS's key: a vector of two typed keys."""
     require_cryptographic(key)
-    return jax.random.split(key, 2)
+    seeds: jax.Array = _seeds(key)
+    return seeds
+
+
+_seeds = named("seeds:", lambda key: jax.random.split(key, 2))
 
 
 @custom_vmap
@@ -355,8 +352,14 @@ def _bind_batched(size: int, batched: list[Any], key: jax.Array, arrays: list[ja
     return _bind(key, arrays), arrays_batched  # and so for every vmap around this one
 
 
-def _bound(key: jax.Array, tree: Any) -> Any:
-    """The tree, whose arrays may be batched by `vmap` only together with the key."""
+def bound(key: jax.Array, tree: Any) -> Any:
+    """The tree, whose arrays may be batched by `vmap` only together with the key.
+
+    Raises:
+        StaleKey: some of it belongs to a trace that the key does not belong to.
+        ValueError: some of it is batched, and the key is not.
+    """
+    traces.require_own_keys(key, tree)
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, _bind(key, leaves))
 
@@ -394,10 +397,12 @@ def simulate(
     Raises:
         TypeError: the key is not of a cryptographic PRNG.
         ValueError: under `vmap`, the secrets or the public values are batched and the key is not.
-            (What `function` closes over is not looked at: hand over whatever may be batched.)
+        StaleKey: the secrets or the public values belong to the body of a `scan`, `jit` or the
+            like, and the key comes from outside of it. (Of neither is what `function` closes over
+            looked at: hand over whatever may change.)
     """
     keys = server_seeds(key)
-    secrets, public = _bound(key, (secrets, public))
+    secrets, public = bound(key, (secrets, public))
 
     def seat(shares: Any) -> Any:
         party = Party(Source(keys), ring)
@@ -424,7 +429,7 @@ def deal(
         Arrays in the order in which `online` consumes them.
     """
     keys = server_seeds(key)
-    public = _bound(key, public)
+    public = bound(key, public)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), secrets)
 
     def seat(shares: Any) -> list[jax.Array]:
@@ -477,7 +482,7 @@ def online(
         This server's outputs.
     """
     require_cryptographic(seed)
-    corrections, secrets, public = _bound(seed, (corrections, secrets, public))
+    corrections, secrets, public = bound(seed, (corrections, secrets, public))
     received = iter(corrections)
     party = Party(Source(seed), received=received, deployed=True)
     outputs = _settled(party, function(party, secrets, public))

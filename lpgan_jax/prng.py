@@ -9,6 +9,7 @@ are `(purpose, bit width, 0)`:
 | `jax.random.bits` | `(BITS, width, 0)` | every word of blocks 0, 1, 2, ... |
 | `jax.random.split` | `(SPLIT, 0, 0)` | child i: the first 8 words of block i |
 | `jax.random.fold_in` | `(FOLD_IN, 0, 0)` | the first 8 words of block `data` (mod 2^32) |
+| `sharing_words` | `(SHARE, width, 0)` | as `bits` |
 | a seeded key | `(SEED, 0, 0)` | the first 8 words of block 0, keyed by the seed |
 
 Two draws of one width from one key are the same words, as with any JAX key: use a key once.
@@ -29,6 +30,7 @@ from jax.extend.random import define_prng_impl
 
 from lpgan_jax import native
 from lpgan_jax.native.primitive import primitive
+from lpgan_jax.traces import StaleKey, is_tracing
 
 KEY_WORDS = 8
 _BLOCK_WORDS = 16
@@ -49,6 +51,7 @@ class _Purpose(enum.IntEnum):
     SPLIT = 2
     FOLD_IN = 3
     SEED = 4
+    SHARE = 5
 
 
 def _rotate_left(x: jax.Array, bits: int) -> jax.Array:
@@ -134,6 +137,21 @@ def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
     return _first_key(key, jnp.asarray(data).astype(jnp.uint32), _Purpose.FOLD_IN)
+
+
+def sharing_words(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Uniform words of 32 or 64 bits to split secrets with: others than `jax.random.bits` draws.
+
+    Raises:
+        TypeError: the key is not of `CHACHA20`, or the dtype has another width.
+    """
+    require_cryptographic(key)
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.uint32, jnp.uint64):
+        raise TypeError(f"dtype: expected uint32 or uint64, got {dtype}")
+    width = 8 * dtype.itemsize
+    nonce = _nonce(_Purpose.SHARE, width)
+    return _draw(jax.random.key_data(key), math.prod(shape), width, nonce).reshape(shape)
 
 
 def _check_blocks(blocks: int) -> None:
@@ -264,7 +282,14 @@ def key(seed: int | None = None) -> jax.Array:
     Raises:
         TypeError: `seed` is not an integer.
         ValueError: `seed` is negative or does not fit 256 bits.
+        StaleKey: JAX is tracing: the key would be a constant of the traced program, the same in
+            every execution.
     """
+    if is_tracing():
+        raise StaleKey(
+            "key: made inside of a function that JAX traces, where it would be the same in every "
+            "execution: make it outside, and make it an argument"
+        )
     if seed is None:
         return jax.random.wrap_key_data(_words(os.urandom(4 * KEY_WORDS)), impl=CHACHA20)
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
@@ -274,6 +299,12 @@ def key(seed: int | None = None) -> jax.Array:
     return jax.random.wrap_key_data(
         _whiten(_words(int(seed).to_bytes(32, "little"))), impl=CHACHA20
     )
+
+
+def abstract_key() -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a key, for programs that are traced and not run."""
+    words = jax.ShapeDtypeStruct((KEY_WORDS,), jnp.uint32)
+    return jax.eval_shape(lambda words: jax.random.wrap_key_data(words, impl=CHACHA20), words)
 
 
 def _words(data: bytes) -> jax.Array:

@@ -7,16 +7,17 @@ rematerialised. Elementwise protocols broadcast the axes after the party axis as
 
 A protocol is deterministic in its key, as functions of `jax.random` are: **a key must be used
 once**. Two calls with one key use the same masks, and the difference of their messages is the
-difference of their secrets. `jax.vmap` over data with an unbatched key would do just that, and is
-refused.
+difference of their secrets. `jax.vmap` over data with an unbatched key would do just that, and so
+would the body of a `scan`, `map`, loop or `jit` with a key from outside of it: both are refused.
 
 A line "Cost" says, per element and for large arrays: the longest chain of dependent exchanges, the
 bits that each server sends the other, and the bits that DS sends S2 (at 18 fraction bits); DS sends
 S1 one seed. Errors are in LSB, 2^-f. Outside the stated domain results are meaningless but
 well-formed; nothing is revealed.
 
-All raise TypeError for a key of a non-cryptographic PRNG and for shares that are not uint64, and
-ValueError for shapes that do not fit.
+All raise TypeError for a key of a non-cryptographic PRNG and for shares that are not uint64,
+ValueError for shapes that do not fit and for data that `vmap` batches without the key, and StaleKey
+for data that belong to a trace that the key does not belong to.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ from lpgan_jax.party import Party, simulate
 from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.secret import Secret
 from lpgan_jax.shares import require_shares
+from lpgan_jax.traces import require_own_keys
 
 __all__ = [
     "bit_decompose",
@@ -80,6 +82,27 @@ __all__ = [
 ]
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _protocol(*static: str) -> Callable[[_Function], _Function]:
+    """Compile a protocol; `static` arguments are no arrays.
+
+    Whether the key belongs where the data do is looked at first: inside of `jit` all do.
+    """
+
+    def decorated(function: _Function) -> _Function:
+        compiled = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+            require_own_keys(key, (args, kwargs))
+            return compiled(key, *args, **kwargs)
+
+        return cast(_Function, call)
+
+    return decorated
 
 
 def _run(
@@ -132,7 +155,7 @@ def sec_add(x: jax.Array, y: jax.Array) -> jax.Array:
     return x + y
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecMul: x * y at f fraction bits, for |x y| < 2^(62-2f). Broadcasts.
 
@@ -153,7 +176,7 @@ def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
     )
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecSq: x^2 at f fraction bits, for x^2 < 2^(62-2f). Error below 1 LSB, unbiased.
 
@@ -170,7 +193,7 @@ def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     )
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
     """X @ y for x [M, K] and y [K, N], at f fraction bits, for |x y| < 2^(62-2f).
 
@@ -180,7 +203,7 @@ def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> j
     return sec_fc(key, x, y, fxp)
 
 
-@functools.partial(jax.jit, static_argnames="bits")
+@_protocol("bits")
 def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
     """X / 2^bits in the ring, rounded down or up at random, for |x| < 2^62 as integers.
 
@@ -237,7 +260,7 @@ def sec_xor(b: jax.Array, c: jax.Array) -> jax.Array:
     return b ^ c
 
 
-@jax.jit
+@_protocol()
 def sec_and(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     """SecAnd: b and c of XOR-shared bits uint8[2, ...], exact. Broadcasts.
 
@@ -249,7 +272,7 @@ def sec_and(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     return _gate(key, b, c, lambda party, u, v: boolean.conjunction(party, u, v))
 
 
-@jax.jit
+@_protocol()
 def sec_or(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     """SecOr: b or c = b xor c xor (b and c) of XOR-shared bits uint8[2, ...], exact. Broadcasts.
 
@@ -275,7 +298,7 @@ def _gate(
     return _run_bits(function, key, [b, c], b.shape[1:])[..., 0]
 
 
-@jax.jit
+@_protocol()
 def bit_decompose(key: jax.Array, x: jax.Array) -> jax.Array:
     """DFC: XOR-shared bits of a ring value: uint8[2, ..., 64], the last axis u_63 ... u_0.
 
@@ -294,7 +317,7 @@ def bit_decompose(key: jax.Array, x: jax.Array) -> jax.Array:
     )
 
 
-@jax.jit
+@_protocol()
 def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """SecMSB: which bit is the highest one that is set.
 
@@ -325,7 +348,7 @@ def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return both[..., :-1], both[..., -1]
 
 
-@functools.partial(jax.jit, static_argnames="variant")
+@_protocol("variant")
 def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array, variant: str = "ring") -> jax.Array:
     """SecCmp: shares of the integer 1 if u > v, else 0, for integers |u|, |v| < 2^62. Broadcasts.
 
@@ -367,7 +390,7 @@ class Normalised(NamedTuple):
     power: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalised:
     """SRC: m and 2^-p with u = m 2^p, 1/2 <= m < 1, for u from 1 LSB up to 2^(62-f); exact.
 
@@ -391,7 +414,7 @@ def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalise
     return simulate(function, key, jnp.asarray(u))
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SSqrt: sqrt(u) for u from 0 up to 2^(62-f).
 
@@ -405,7 +428,7 @@ def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     return _run(lambda p, s: roots.sqrt(p, s["u"], f), key, f, u=u)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     """Inverse SSqrt: 1/sqrt(u) for u from 1 LSB up to 2^(62-f).
 
@@ -418,7 +441,7 @@ def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     return _run(lambda p, s: roots.inverse_sqrt(p, s["u"], f), key, f, u=u)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_inv(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecInv: 1/u for u of either sign, 1 LSB <= |u| < 2^(62-f).
 
@@ -432,7 +455,7 @@ def sec_inv(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     return _run(lambda p, s: division.inverse(p, s["u"], f), key, f, u=u)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_div(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecDiv: x / y for y of either sign, 1 LSB <= |y| < 2^28, |x / y| < 2^(34-f). Broadcasts.
 
@@ -450,7 +473,7 @@ def sec_div(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
 # Elementary functions --------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecLog: ln u for u from 1 LSB up to 2^(62-f).
 
@@ -464,7 +487,7 @@ def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
     return _run(lambda p, s: elementary.log(p, s["u"], f), key, f, u=u)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """SecExp: e^x for |x| < 2^(54-f); up to x = (34 - f) ln 2 (11.09 at 18 bits), then constant.
 
@@ -478,7 +501,7 @@ def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     return _run(lambda p, s: elementary.exp(p, s["x"], f), key, f, x=x)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """1/(1 + e^-x) for |x| < 2^(61-f); saturates.
 
@@ -491,7 +514,7 @@ def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     return _run(lambda p, s: elementary.sigmoid(p, s["x"], f), key, f, x=x)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """tanh(x) for |x| < 2^(61-f); saturates.
 
@@ -504,7 +527,7 @@ def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     return _run(lambda p, s: elementary.tanh(p, s["x"], f), key, f, x=x)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_softplus(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """ln(1 + e^x) for |x| < 2^(61-f): the loss -ln sigmoid(o) is softplus(-o).
 
@@ -519,7 +542,7 @@ def sec_softplus(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 # Layers ----------------------------------------------------------------------------------------
 
 
-@jax.jit
+@_protocol()
 def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
     """SR: max(x, 0), exact, at any scale, for |x| < 2^63 as integers.
 
@@ -536,7 +559,7 @@ def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
     return _run(function, key, 0, x=x)
 
 
-@functools.partial(jax.jit, static_argnames=("fxp", "alpha"))
+@_protocol("fxp", "alpha")
 def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float = 0.2) -> jax.Array:
     """SLR: x where x > 0, else alpha * x, for |x| < 2^8.
 
@@ -557,7 +580,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     return _run(function, key, f, x=x)
 
 
-@functools.partial(jax.jit, static_argnames="fxp")
+@_protocol("fxp")
 def sec_fc(
     key: jax.Array, x: jax.Array, w: jax.Array, fxp: FixedPoint, bias: jax.Array | None = None
 ) -> jax.Array:
@@ -570,7 +593,7 @@ def sec_fc(
     return _linear(layer, key, x, w, fxp, bias)
 
 
-@functools.partial(jax.jit, static_argnames=("fxp", "strides", "padding"))
+@_protocol("fxp", "strides", "padding")
 def sec_conv(
     key: jax.Array,
     x: jax.Array,
@@ -594,7 +617,7 @@ def sec_conv(
     return _linear(layer, key, x, w, fxp, bias)
 
 
-@functools.partial(jax.jit, static_argnames=("fxp", "strides", "padding"))
+@_protocol("fxp", "strides", "padding")
 def sec_deconv(
     key: jax.Array,
     x: jax.Array,
@@ -645,7 +668,7 @@ def _linear(
     return _run(function, key, f, x=x, w=w, bias=bias)
 
 
-@functools.partial(jax.jit, static_argnames=("fxp", "eps"))
+@_protocol("fxp", "eps")
 def sec_batch_norm(
     key: jax.Array,
     x: jax.Array,

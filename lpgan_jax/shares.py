@@ -8,16 +8,30 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lpgan_jax.fixed_point import FixedPoint, require_x64
-from lpgan_jax.prng import require_cryptographic
+from lpgan_jax.party import bound
+from lpgan_jax.prng import require_cryptographic, sharing_words
+from lpgan_jax.traces import named
 
 PARTIES = 2
 
 
 def share_words(key: jax.Array, words: jax.Array) -> jax.Array:
-    """Split ring elements: uint64[...] to uint64[2, ...], x' uniform under `key`, x'' = x - x'."""
+    """Split ring elements: uint64[...] to uint64[2, ...], x' uniform under `key`, x'' = x - x'.
+
+    Raises:
+        TypeError: the key is not of a cryptographic PRNG.
+        StaleKey, ValueError: the words are traced or batched and the key is not, as for a protocol.
+    """
     require_cryptographic(key)
-    first = jax.random.bits(key, words.shape, words.dtype)
+    return _split(key, bound(key, words))
+
+
+def _halves(key: jax.Array, words: jax.Array) -> jax.Array:
+    first = sharing_words(key, words.shape, words.dtype)
     return jnp.stack([first, words - first])
+
+
+_split = named("share:", _halves)
 
 
 def share(key: jax.Array, values: ArrayLike, fxp: FixedPoint) -> jax.Array:
@@ -36,7 +50,9 @@ def share(key: jax.Array, values: ArrayLike, fxp: FixedPoint) -> jax.Array:
 
     Raises:
         TypeError: the key is not of a cryptographic PRNG.
-        ValueError: a value is NaN, infinite or out of range.
+        ValueError: a value is NaN, infinite or out of range; or values are batched by `vmap` and
+            the key is not.
+        StaleKey: values belong to a trace that the key does not belong to.
     """
     require_x64()
     return share_words(key, fxp.encode(values))

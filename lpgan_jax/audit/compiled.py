@@ -40,7 +40,7 @@ def audit_compiled(
         messages[:] = [(m.name, m.words.shape, m.words.dtype) for m in seat.messages]
         return outputs
 
-    key = jax.eval_shape(prng.key)
+    key = prng.abstract_key()
     seeds = jax.eval_shape(lambda key: jax.random.key_data(party.server_seeds(key)), key)
     dealt = jax.eval_shape(functools.partial(party.deal, function), key, secrets, public)
     paired = [jax.ShapeDtypeStruct((2, *c.shape), c.dtype) for c in dealt]

@@ -201,7 +201,7 @@ def audit(function: Callable[[Party, Any, Any], Any], secrets: Any, public: Any 
     Returns:
         The messages, and what is wrong with them or elsewhere.
     """
-    key = jax.eval_shape(prng.key)
+    key = prng.abstract_key()
     numbering = Numbering()
     dealer = Dealer(numbering)
     dealing = jax.make_jaxpr(functools.partial(party.deal, function))(key, secrets, public)

@@ -30,8 +30,7 @@ from lpgan_jax.config import ConfigError, TrainConfig
 from lpgan_jax.deployed import server_mesh, server_program, whole_sharding
 from lpgan_jax.gan import LPGAN, State
 from lpgan_jax.party import deal
-from lpgan_jax.prng import KEY_WORDS
-from lpgan_jax.prng import key as make_key
+from lpgan_jax.prng import KEY_WORDS, abstract_key
 from lpgan_jax.programs import sampling_program, training_program
 from lpgan_jax.secret import is_secret
 from lpgan_jax.simulation import Tree, compiler_options, restore_state, state_tree
@@ -142,7 +141,7 @@ class Programs:
 
 def _dealt(function: Any, secrets: Any, public: Any) -> list[Any]:
     """The shapes of the corrections of a program."""
-    key = jax.eval_shape(make_key)
+    key = abstract_key()
     shapes: list[Any] = jax.eval_shape(functools.partial(deal, function), key, secrets, public)
     return shapes
 

@@ -1,0 +1,85 @@
+"""Where in JAX's traces a value belongs: what keeps a mask from serving several values.
+
+The body of a `scan`, `map` or `jit` is traced once and executed any number of times, so what is
+made outside of it is the same in every execution. Data that change under masks that do not would
+show their differences to the servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
+
+
+class StaleKey(RuntimeError):
+    """A key that belongs outside of the trace that its data belong to."""
+
+
+def current() -> Any:
+    """The trace that is going on, to be compared with another."""
+    return get_opaque_trace_state(convention="flax")
+
+
+def is_tracing() -> bool:
+    """Whether what is computed now is traced, to be executed later and perhaps often."""
+    return isinstance(jnp.zeros((), jnp.uint32) + jnp.uint32(1), jax.core.Tracer)
+
+
+def depth(value: Any) -> int:
+    """How many traces lie around the place that a value comes from; 0 for a concrete array.
+
+    A batch of `vmap` comes from where the whole batch does. This is the only place that needs
+    something of JAX that is not public: a tracer's trace, and the trace around that one.
+    """
+    while isinstance(value, jax.core.Tracer):
+        trace = value._trace
+        inside = getattr(value, "val" if hasattr(trace, "axis_data") else "primal", None)
+        if inside is None:
+            return _enclosing(trace)
+        value = inside
+    return 0
+
+
+def _enclosing(trace: Any) -> int:
+    count = 0
+    while (trace := getattr(trace, "parent_trace", None)) is not None:
+        count += 1
+    return count
+
+
+def require_own_keys(keys: Any, data: Any) -> None:
+    """Check that no key is the same in several executions of a body with other data.
+
+    Args:
+        keys: a pytree of typed keys.
+        data: a pytree of all that is masked, or masked values are combined with, under these keys.
+
+    Raises:
+        StaleKey: a key is concrete, or of an outer trace, and some data belong to an inner one.
+    """
+    outermost = min(map(depth, jax.tree.leaves(keys)), default=0)
+    if any(depth(leaf) > outermost for leaf in jax.tree.leaves(data)):
+        raise StaleKey(
+            "key: made outside of the scan, map, loop or jit that the data belong to, so that "
+            "every execution would use the same masks, and the servers could compute the "
+            "differences of their secrets: make the key an argument (jit), scan over keys "
+            "(jax.random.split(key, n)), or fold the counter in (jax.random.fold_in(key, i))"
+        )
+
+
+def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as a call of this name in a traced program, which every transformation keeps.
+
+    This is how the cost model and the audit find what they must know: "exchange:place/name",
+    "deal:place", "compare:place", "seeds:" (of the servers, from DS's key), "share:" (splitting).
+    """
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    call.__name__ = name
+    return jax.jit(call)

@@ -348,7 +348,7 @@ def _audit(args: argparse.Namespace) -> int:
         jax.config.update("jax_num_cpu_devices", 2)
 
     from lpgan_jax import config
-    from lpgan_jax.audit import audit, audit_compiled
+    from lpgan_jax.analysis.audit import audit_compiled, audit_program
     from lpgan_jax.programs import sampling_program, training_program
 
     settings = config.load(args.config, [f"batch_size={args.batch_size}"])
@@ -358,7 +358,7 @@ def _audit(args: argparse.Namespace) -> int:
     }
     failed = False
     for title, program in programs.items():
-        report = audit(*program)
+        report = audit_program(*program)
         print(f"{title}, batch of {args.batch_size}\n\n{report.table()}", flush=True)
         failed |= not report.ok
         if not args.no_compile:

@@ -199,20 +199,25 @@ def cost(function: Callable[..., Any], *shapes: Shape) -> Cost:
         ValueError: a size is negative, or the function runs protocols in a `while_loop`, so that
             the cost is not known.
     """
-    arguments = (abstract_key(), *(_argument(shape) for shape in shapes))
+    return _cost_of_trace(jax.make_jaxpr(function)(*arguments(function, shapes)).jaxpr)
+
+
+def arguments(function: Callable[..., Any], shapes: Sequence[Shape]) -> tuple[Any, ...]:
+    """What a function of a key and paired arrays is traced with; errors as of `cost`."""
+    operands = (abstract_key(), *(_argument(shape) for shape in shapes))
     try:
         signature = inspect.signature(function)
     except ValueError:  # a function that has none; tracing will tell
         pass
     else:
         try:
-            signature.bind(*arguments)
+            signature.bind(*operands)
         except TypeError as error:
             raise TypeError(
                 f"function: expected to be called with a key and {len(shapes)} paired arrays, "
                 f"but its signature is {signature}: {error}"
             ) from None
-    return _cost_of_trace(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return operands
 
 
 def program_cost(

@@ -27,6 +27,7 @@ outside, with data of the body, is refused with `StaleKey`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -352,6 +353,11 @@ def _bind_batched(size: int, batched: list[Any], key: jax.Array, arrays: list[ja
     return _bind(key, arrays), arrays_batched  # and so for every vmap around this one
 
 
+def is_own_rule(rule: Any) -> bool:
+    """Whether this is how `bound` is batched: a rule of ours, which computes nothing."""
+    return inspect.unwrap(rule) is _bind_batched
+
+
 def bound(key: jax.Array, tree: Any) -> Any:
     """The tree, whose arrays may be batched by `vmap` only together with the key.
 
@@ -365,12 +371,14 @@ def bound(key: jax.Array, tree: Any) -> Any:
 
 
 def _settled(party: Party, outputs: Any) -> Any:
-    """What leaves a program: DS deals what it still owes (see `secret.Secret`)."""
+    """What leaves a program: shares without masks, for which DS deals what it still owes."""
 
     def can_owe(node: Any) -> bool:
         return hasattr(node, "settled")
 
-    return jax.tree.map(lambda v: v.settled(party) if can_owe(v) else v, outputs, is_leaf=can_owe)
+    return jax.tree.map(
+        lambda v: v.settled(party).unmasked() if can_owe(v) else v, outputs, is_leaf=can_owe
+    )
 
 
 def simulate(

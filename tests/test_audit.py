@@ -10,15 +10,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import lpgan_jax as lp
 from lpgan_jax import config, optim, programs
-from lpgan_jax.audit import audit, audit_compiled, check_compiled
-from lpgan_jax.audit.servers import Dealer
-from lpgan_jax.audit.values import Numbering, Value
+from lpgan_jax.analysis.audit import audit, audit_compiled, audit_program, check_compiled
+from lpgan_jax.analysis.audit.ledger import Ledger
+from lpgan_jax.analysis.audit.servers import Dealer
+from lpgan_jax.analysis.audit.values import Numbering, Value
 from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
-from lpgan_jax.party import AXIS, Dealt, Party, Source, Words
+from lpgan_jax.party import AXIS, Dealt, Party, Source, Words, simulate
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.secret import Secret
+from lpgan_jax.secret import Secret, is_secret
 
 SHAPE = (2, 3)
 PAIR = jax.ShapeDtypeStruct((2, *SHAPE), np.uint64)
@@ -33,9 +34,20 @@ def audited(function, public=None):
     """The report on function(party, x, y[, public])."""
 
     def program(party, shares, public):
-        return function(party, *shares, *(() if public is None else (public,)))
+        return results(function(party, *shares, *(() if public is None else (public,))))
 
-    return audit(program, (PAIR, PAIR), public)
+    return audit_program(program, (PAIR, PAIR), public)
+
+
+def results(outputs):
+    """What leaves a program: values without their masks, no bits that are for selections."""
+
+    def leaf(value):
+        if isinstance(value, compare.Bit):
+            return None
+        return value.unmasked() if is_secret(value) else value
+
+    return jax.tree.map(leaf, outputs, is_leaf=lambda v: is_secret(v) or isinstance(v, compare.Bit))
 
 
 # Everything that is in use ----------------------------------------------------------------------
@@ -107,14 +119,14 @@ def gan():
 def test_a_training_step_passes(gan):
     shapes = ((2, *gan.model.image_shape), (2, 3), (2, 3))
     batch = Batch(*(programs.shared(np.empty(shape), 18) for shape in shapes))
-    report = audit(gan.train_step, (programs.shared_state(gan), batch), gan.schedule(0))
+    report = audit_program(gan.train_step, (programs.shared_state(gan), batch), gan.schedule(0))
     assert report.ok, report.table()
     assert {o.name.rsplit("/")[-1] for o in report.openings} == {"mask", "and", "bit"}
 
 
 def test_sampling_passes(gan):
     noise = programs.shared(np.empty((2, 3)), 18)
-    report = audit(gan.generate, (programs.shared_state(gan), noise))
+    report = audit_program(gan.generate, (programs.shared_state(gan), noise))
     assert report.ok, report.table()
 
 
@@ -374,11 +386,16 @@ def _two_products(party, x, y):
     return [arithmetic.mul(party, x, secret(y)) for _ in range(2)]
 
 
+def dealers(report):
+    """What is wrong in DS's program; the results that are made of it may be wrong as well."""
+    return [problem for problem in report.problems if problem.startswith("DS")]
+
+
 def test_one_pseudo_random_share_for_two_dealt_values_is_found(monkeypatch):
     monkeypatch.setattr(
         Source, "shares", lambda self, shape, dtype: Words(self._shares._keys).draw(shape, dtype)
     )
-    problems = audited(_two_products).problems
+    problems = dealers(audited(_two_products))
     assert problems == [
         "DS: correction 2 (top): a word pads it and another element of a correction"
     ]
@@ -386,7 +403,7 @@ def test_one_pseudo_random_share_for_two_dealt_values_is_found(monkeypatch):
 
 def test_corrections_in_the_clear_are_found(monkeypatch):
     monkeypatch.setattr(Source, "shares", lambda self, shape, dtype: jnp.zeros(shape, dtype))
-    problems = audited(_two_products).problems
+    problems = dealers(audited(_two_products))
     assert len(problems) == 2
     assert all("not padded by words of S1's seed" in problem for problem in problems)
 
@@ -397,7 +414,7 @@ def test_corrections_in_the_clear_in_part_are_found(monkeypatch):
         return jnp.concatenate([words[:1], jnp.zeros_like(words[1:])])
 
     monkeypatch.setattr(Source, "shares", shares)
-    (problem,) = audited(PROTOCOLS["mul"]).problems
+    (problem,) = dealers(audited(PROTOCOLS["mul"]))
     assert problem == "DS: correction 1 (top) is not padded by words of S1's seed"
 
 
@@ -429,6 +446,141 @@ def test_a_correction_that_depends_on_an_opened_value_is_found():
 
     (problem,) = audited(program).problems
     assert problem == "DS: correction 1 (top) depends on what the servers open"
+
+
+# Planted leaks: results -------------------------------------------------------------------------
+
+NO_SUM = "is no sum of fresh shares"
+TELLS = "depends on the masks of 1 messages and not on these messages"
+TWICE = "one dealt share blinds two of them"
+
+
+def _truncated_locally(party, x, y):
+    return x >> np.uint64(3)
+
+
+def _a_share_times_a_share(party, x, y):
+    return x * y
+
+
+def _the_mask(party, x, y):
+    mask = _mask(party)
+    party.open(x - mask, "mask")
+    return mask
+
+
+def _what_is_masked(party, x, y):
+    masked = x - _mask(party)
+    party.open(masked, "mask")
+    return masked
+
+
+def _the_opened_value(party, x, y):
+    return party.open(x - _mask(party), "mask")
+
+
+def _a_value_with_its_mask(party, x, y):
+    return arithmetic.masked(party, secret(x)).mask.share
+
+
+def _a_dealt_copy_of_the_mask(party, x, y):
+    mask = party.mask(SHAPE)
+    party.open(x - mask.share, "mask")
+    return party.correlate(lambda v: v, mask).share
+
+
+def _products_without_a_share_of_their_own(party, x, y):
+    """The opened value times a share of another mask: SP's halves have the same factor."""
+    x, y = (arithmetic.masked(party, secret(v)) for v in (x, y))
+    return x.opened * y.mask.share
+
+
+def _one_dealt_share_for_two(party, x, y):
+    x, y = (arithmetic.masked(party, secret(v)) for v in (x, y))
+    dealt = party.correlate(lambda a, b: a * b, x.mask, y.mask).share
+    common = x.opened * y.mask.share + party.only_s1(x.opened * y.opened)
+    return dealt + common + x.mask.share * y.opened, dealt + common
+
+
+RESULTS = [
+    (_truncated_locally, NO_SUM),
+    (_a_share_times_a_share, NO_SUM),
+    (_the_mask, TELLS),
+    (_what_is_masked, NO_SUM),
+    (_the_opened_value, NO_SUM),
+    (_a_value_with_its_mask, TELLS),
+    (_a_dealt_copy_of_the_mask, TELLS),
+    (_products_without_a_share_of_their_own, NO_SUM),
+    (_one_dealt_share_for_two, TWICE),
+]
+
+
+@pytest.mark.parametrize(("leak", "text"), RESULTS, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_leak_in_a_result_is_found(leak, text):
+    report = audited(leak)
+    assert not found(report)
+    assert all(p.startswith("S1") for p in report.problems)
+    assert [p for p in report.problems if text in p], report.problems
+
+
+def _sums_of_shares(party, x, y):
+    product = arithmetic.truncate(party, arithmetic.mul(party, secret(x), secret(y)), 18).share
+    lines = product.sum(0), jnp.cumsum(product, 1), product[::-1] * np.uint64(3), -product + 5
+    return x, x, x + y, x.sum(), 3 * x - y, product, product + x, lines
+
+
+def test_sums_of_fresh_shares_pass():
+    """Also if they overlap: SP learns the same sums of the values."""
+    report = audited(_sums_of_shares)
+    assert report.ok, report.problems
+
+
+def test_masks_of_results_do_not_leave_a_program():
+    masked = audit_program(lambda party, x, _: arithmetic.masked(party, secret(x)), PAIR)
+    assert masked.ok, masked.problems
+
+
+# Planted leaks: what is traced is not what runs -------------------------------------------------
+
+
+def test_a_function_that_is_traced_otherwise_the_second_time_is_found():
+    calls = []
+
+    def program(party, x, y):
+        calls.append(1)
+        mask = _mask(party)
+        party.open(x - mask if len(calls) < 5 else x - 1, "mask")
+        return y + 1 if len(calls) % 2 else y
+
+    assert [p for p in audited(program).problems if "traced otherwise the second time" in p]
+
+
+def test_a_constant_that_changes_is_found():
+    rng = np.random.default_rng(0)
+    report = audited(lambda party, x, y: x * rng.integers(0, 2**60, SHAPE, np.uint64))
+    assert len([p for p in report.problems if "traced otherwise the second time" in p]) == 2
+
+
+@pytest.mark.parametrize("where", ["rule", "function"])
+def test_a_rule_that_drops_a_mask_in_one_place_only_is_found(where):
+    """Simulated, `vmap` runs the rule; deployed, the function runs."""
+
+    @jax.custom_batching.custom_vmap
+    def masked(x, mask):
+        return x - mask if where == "rule" else x
+
+    @masked.def_vmap
+    def rule(size, batched, x, mask):
+        return (x if where == "rule" else x - mask), True
+
+    def program(party, x, y):
+        party.open(masked(x, _mask(party)), "mask")
+        return y
+
+    problems = audited(program).problems
+    assert [p for p in problems if "custom_vmap" in p]
+    report = audit(lambda key, x: simulate(lambda p, s, _: program(p, s, s), key, x), SHAPE)
+    assert report.ok == (where == "function"), report.problems
 
 
 # Planted leaks: besides messages ----------------------------------------------------------------
@@ -695,8 +847,8 @@ def test_pads_move_with_their_elements(name):
     depends = np.stack([r != results[0] for r in results[1:]])  # [word, ...]
     expected = np.where(depends.any(0), 1 + depends.argmax(0), 0)
     traced = jax.make_jaxpr(move)(jax.ShapeDtypeStruct((2, 3, 4), np.uint64))
-    interpreter = Dealer(Numbering())
-    interpreter.spent = np.zeros(size + 1, bool)
+    interpreter = Dealer(Numbering(), Ledger())
+    interpreter.ledger.spent = np.zeros(size + 1, bool)
     value = Value(ids=np.arange(1, size + 1).reshape(2, 3, 4))
     (result,) = interpreter.run(traced.jaxpr, traced.consts, [value])
     np.testing.assert_array_equal(result.ids, expected)

@@ -1,13 +1,14 @@
 """The audit of every public protocol: its program is caught on its way to `simulate`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 import lpgan_jax as lp
 from lpgan_jax import protocols as P
-from lpgan_jax.audit import audit
-from lpgan_jax.prng import abstract_key
+from lpgan_jax.analysis.audit import audit, audit_program
 
 FXP = lp.FixedPoint(18)
 LOCAL = {"sec_add", "sec_xor"}
@@ -63,6 +64,7 @@ def test_every_protocol_is_here():
 
 @pytest.mark.parametrize("name", [*CALLS, "sec_cmp (patent)"])
 def test_the_audit_passes(name, monkeypatch):
+    """As a program of DS and two servers, and as a function that is simulated."""
     programs, simulate = [], P.simulate
 
     def recorded(function, key, secrets, public=None):
@@ -71,10 +73,20 @@ def test_the_audit_passes(name, monkeypatch):
         return simulate(function, key, secrets, public)
 
     monkeypatch.setattr(P, "simulate", recorded)
-    call = CALLS.get(name) or (lambda k, u, v: P.sec_cmp(k, u, v, variant="patent"), V, V)
-    jax.eval_shape(call[0], abstract_key(), *call[1:])
+    function, *shapes = CALLS.get(name) or (partial(P.sec_cmp, variant="patent"), V, V)
+    report = audit(function, *shapes)
+    assert report.ok, report.problems
     assert programs
-    for program in programs:
-        report = audit(*program)
-        assert report.ok, report.problems
-        assert report.openings
+    of_programs = [audit_program(*program) for program in programs]
+    for deployed in of_programs:
+        assert deployed.ok, deployed.problems
+    sent = [(o.name, o.shape) for deployed in of_programs for o in deployed.openings]
+    assert sent == [(o.name, o.shape) for o in report.openings]
+    assert sent
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_protocols_send_nothing(name):
+    report = audit(lambda key, x, y: getattr(P, name)(x, y), *[B if name == "sec_xor" else V] * 2)
+    assert report.ok, report.problems
+    assert not report.openings

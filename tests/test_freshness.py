@@ -406,9 +406,11 @@ def test_vmap_over_public_data_with_one_key_is_refused():
 
 
 def test_vmap_over_the_data_of_an_online_program_with_one_seed_is_refused():
-    seed, shares = server_seeds(key(1))[0], jnp.zeros((2, 16), jnp.uint64)
+    seeds, shares = server_seeds(key(1)), jnp.zeros((2, 16), jnp.uint64)
+
+    def program(seed, shares):
+        one = lambda x: party_module.online(_product_opened, seed, [], x, jnp.uint64(3))  # noqa: E731
+        return jax.vmap(one)(shares)
+
     with pytest.raises(ValueError, match="batch of keys"):
-        jax.make_jaxpr(
-            jax.vmap(lambda x: party_module.online(_product_opened, seed, [], x, jnp.uint64(3))),
-            axis_env=[(party_module.AXIS, 2)],
-        )(shares)
+        jax.make_jaxpr(program, axis_env=[(party_module.AXIS, 2)])(seeds[0], shares)

@@ -14,7 +14,7 @@ from helpers import on_grid, real, run, script, secret
 from jax import lax
 
 from lpgan_jax import key, optim, shadow
-from lpgan_jax.audit import audit
+from lpgan_jax.analysis.audit import audit_program
 from lpgan_jax.classification import Batch, Classifier, PlaintextClassifier, State, one_hot
 from lpgan_jax.clear import Clear, scaled
 from lpgan_jax.cost_model import program_cost
@@ -246,8 +246,8 @@ def test_every_message_is_hidden_and_rounds_are_as_documented(name):
     batch = Batch(shared(np.zeros((2, *model.input_shape)), F), shared(np.zeros((2, 10)), F))
     step = classifier.train_step, (state, batch), classifier.schedule(0)
     inference = classifier.infer, (state.params, batch.images)
-    assert audit(*step).problems == []
-    assert audit(*inference).problems == []
+    assert audit_program(*step).problems == []
+    assert audit_program(*inference).problems == []
     rounds = program_cost(*step).rounds, program_cost(*inference).rounds
     assert rounds == ((24, 12) if name == "conv-relu" else (22, 8))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from lpgan_jax.analysis.audit.values import Sum, Value
 from lpgan_jax.party import AXIS
 
 
@@ -50,6 +51,19 @@ JOINS: dict[str, Callable[[list[np.ndarray], dict[str, Any]], np.ndarray]] = {
 }
 # Bijective in each operand on whole words.
 BIJECTIVE = {"add", "sub", "xor", "neg", "not"}
+# Linear, modulo a power of two and over bits: primitive -> over which of them (None: both).
+LINEAR: dict[str, bool | None] = {
+    **dict.fromkeys([*MOVES, *JOINS, "pad", "convert_element_type", "gather", "dynamic_slice"]),
+    **dict.fromkeys(["add", "sub", "neg", "reduce_sum", "cumsum"], False),
+    **dict.fromkeys(["xor", "not", "reduce_xor", "bitcast_convert_type"], True),
+}
+# The same in one operand, if all others are public.
+LINEAR_IN_ONE: dict[str, bool | None] = {
+    "select_n": None,
+    "shift_left": None,
+    **dict.fromkeys(["mul", "dot_general", "ring_product"], False),
+    **dict.fromkeys(["and", "shift_right_logical"], True),
+}
 # What is computed where all operands are known.
 COMPUTED: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add,
@@ -90,6 +104,7 @@ INLINED = {
     "jit",
     "closed_call",
     "checkpoint",
+    "remat2",
     "custom_jvp_call",
     "custom_vjp_call",
     "custom_vmap_call",
@@ -125,6 +140,22 @@ def whole_words(*atoms: Any) -> bool:
         return False
     dtypes = [np.dtype(atom.aval.dtype) for atom in atoms]
     return all(d.kind in "iu" and d.itemsize == dtypes[0].itemsize for d in dtypes)
+
+
+def summed(equation: Any, operands: Sequence[Value]) -> Sum | None:
+    """What the results are sums of, if the operands are sums and it is linear in them."""
+    name = equation.primitive.name
+    private = [value for value in operands if value.private]
+    sums = [value.sum for value in private if value.sum is not None]
+    if not private or len(sums) < len(private):
+        return None
+    alone = len(private) == 1 or (name == "select_n" and not operands[0].private)
+    if name not in LINEAR and not (name in LINEAR_IN_ONE and alone):
+        return None
+    kinds = {LINEAR.get(name, LINEAR_IN_ONE.get(name)), *(of.bits for of in sums)} - {None}
+    if len(kinds) > 1:
+        return None
+    return Sum(frozenset().union(*(of.terms for of in sums)), *kinds)
 
 
 def names_axis(params: dict[str, Any]) -> bool:

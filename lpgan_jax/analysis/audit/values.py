@@ -13,16 +13,65 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NO_WORD = 0  # the number of no word, and of a key that everybody knows
-Index = slice | np.ndarray
+INPUT = 0  # the number of all shares that a program is given
+
+
+@dataclass(frozen=True)
+class WordSet:
+    """A set of words, packed: it lives as long as anything that depends on them.
+
+    Attributes:
+        start: the first.
+        stop: after the last.
+        held: which of those between are in the set, a bit each; None for all.
+    """
+
+    start: int
+    stop: int
+    held: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, ids: np.ndarray) -> WordSet:
+        """The words of an array in which there is at least one."""
+        flat = ids.reshape(-1)
+        start, stop = int(flat.min()), int(flat.max()) + 1
+        if start == NO_WORD:
+            flat = flat[flat != NO_WORD]
+            start = int(flat.min())
+        held = np.zeros(stop - start, bool)
+        held[flat - start] = True
+        return cls(start, stop, None if held.all() else np.packbits(held))
+
+    @property
+    def index(self) -> slice | np.ndarray:
+        """An index into arrays over all words."""
+        if self.held is None:
+            return slice(self.start, self.stop)
+        return self.start + np.flatnonzero(np.unpackbits(self.held, count=self.stop - self.start))
 
 
 @dataclass(eq=False)
 class Rest:
-    """What a value depends on: words, a dealt value (by its number), what others depend on."""
+    """What a value depends on: words, a dealt value, a message (by their numbers), others."""
 
-    words: tuple[Index, ...] = ()
+    words: tuple[WordSet, ...] = ()
     dealt: int | None = None
+    message: int | None = None
     parents: tuple[Rest, ...] = ()
+
+
+class Sum(NamedTuple):
+    """That every element of a value is a sum of fresh shares, the same sum at both servers.
+
+    Whoever has both halves of such values learns the same sums of what was shared, and no more.
+
+    Attributes:
+        terms: numbers of these shares.
+        bits: whether the sum is over bits (xor), or modulo a power of two; None: there is none yet.
+    """
+
+    terms: frozenset[int]
+    bits: bool | None = None
 
 
 class Value(NamedTuple):
@@ -34,11 +83,16 @@ class Value(NamedTuple):
             the keys' numbers. None: no element has one.
         rest: what all elements together depend on besides; None: only on what is public.
         known: the array itself, where it is public and was computed.
+        sum: what its elements are sums of, with public coefficients; None: not known.
+        holders: in a program of both servers, for each element who could compute it (see
+            `holders`); None: everybody.
     """
 
     ids: np.ndarray | None = None
     rest: Rest | None = None
     known: np.ndarray | None = None
+    sum: Sum | None = None
+    holders: np.ndarray | None = None
 
     @property
     def private(self) -> bool:
@@ -49,28 +103,24 @@ class Value(NamedTuple):
 PUBLIC = Value()
 
 
+def given(dtype: Any) -> Value:
+    """A server's share that the program is given: of bits, if it is narrower than the ring."""
+    return Value(rest=Rest(), sum=Sum(frozenset([INPUT]), np.dtype(dtype).itemsize < 8))
+
+
 def join(rests: Iterable[Rest | None], *ids: np.ndarray | None) -> Rest | None:
     """All of these dependences, and the words of `ids`; None if there is nothing private."""
     parents = tuple(dict.fromkeys(rest for rest in rests if rest is not None))
     arrays = [array for array in ids if array is not None]
-    words = tuple(_index(array) for array in arrays if array.any())
+    words = tuple(WordSet.of(array) for array in arrays if array.any())
     if words or len(parents) > 1:
-        return Rest(words, None, parents)
+        return Rest(words, parents=parents)
     return parents[0] if parents else (Rest() if arrays else None)
 
 
 def all_of(values: Sequence[Value]) -> Rest | None:
     """All that some values depend on, their pads too."""
     return join((value.rest for value in values), *(value.ids for value in values))
-
-
-def _index(ids: np.ndarray) -> Index:
-    """The words as an index into arrays over all words: a slice where they are consecutive."""
-    flat = ids.reshape(-1)
-    flat = flat[flat != NO_WORD]
-    if len(flat) == 1 or (np.diff(flat) == 1).all():
-        return slice(int(flat[0]), int(flat[-1]) + 1)
-    return flat
 
 
 class Numbering:
@@ -95,10 +145,19 @@ class Numbering:
             return NO_WORD
         child = self._children.setdefault((key, index), self.root + 1 + len(self._children))
         server, path = self._names[key]
-        self._names[child] = (
-            (index, "") if key == self.root else (server, f"{path}/{index}".strip("/"))
-        )
+        self._names.setdefault(child, (server, f"{path}/{index}".strip("/")))
         return child
+
+    def seed(self, key: int, server: int) -> int:
+        """The number of the seed that a server (0 or 1) gets under DS's key."""
+        seed = self.child(key, ("seed", server))
+        if seed != NO_WORD:
+            self._names[seed] = (server, "")
+        return seed
+
+    def server_of(self, key: int) -> int | None:
+        """Whose seed a key comes from; None for DS's own and for public ones."""
+        return None if key == NO_WORD else self._names[key][0]
 
     def draw(self, key: int, width: int, size: int) -> np.ndarray:
         """The numbers of the words of `jax.random.bits`.
@@ -107,12 +166,13 @@ class Numbering:
             ValueError: the same words were drawn in another size.
         """
         if key == NO_WORD:
-            return np.zeros(size, np.int64)
+            return np.zeros(size, np.int32)
         words = self._draws.setdefault((key, width), slice(self.total, self.total + size))
         if words.stop - words.start != size:
             raise ValueError("one key draws words twice, in two sizes")
         self.total = max(self.total, words.stop)
-        return np.arange(words.start, words.stop)
+        dtype = np.int32 if words.stop < 2**31 else np.int64
+        return np.arange(words.start, words.stop, dtype=dtype)
 
     def origins(self, ids: np.ndarray) -> dict[tuple[Any, str], int]:
         """How many of the words come from which (server, key)."""
@@ -135,5 +195,9 @@ def closure(start: Rest | None, seen: set[Rest]) -> list[Rest]:
 
 
 def grown(array: np.ndarray, size: int) -> np.ndarray:
-    """An array over all words, with zeros for new ones."""
-    return np.concatenate([array, np.zeros(max(0, size - len(array)), array.dtype)])
+    """An array over all words, with zeros for new ones; the same array if it has room."""
+    if len(array) >= size:
+        return array
+    larger = np.zeros(max(size, len(array) * 5 // 4), array.dtype)
+    larger[: len(array)] = array
+    return larger

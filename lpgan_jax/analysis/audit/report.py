@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -81,3 +82,8 @@ def _split(name: str) -> tuple[str, str]:
 def _totals(openings: list[Opening]) -> str:
     sizes = sum(o.elements for o in openings), sum(o.bytes for o in openings)
     return f"{len(openings)} messages, {sizes[0]:,} elements, {sizes[1]:,} bytes from each server"
+
+
+def origin(origins: dict[tuple[Any, str], int]) -> str:
+    """How many words come from which key of a server's seed."""
+    return ", ".join(f"{n:,} words of key {path}" for (_, path), n in origins.items()) or "none"

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from lpgan_jax.audit.primitives import (
+from lpgan_jax.analysis.audit.ledger import Ledger
+from lpgan_jax.analysis.audit.primitives import (
     BIJECTIVE,
     COMPUTED,
     INLINED,
@@ -26,9 +27,10 @@ from lpgan_jax.audit.primitives import (
     is_key,
     names_axis,
     reaches_host,
+    summed,
     whole_words,
 )
-from lpgan_jax.audit.values import PUBLIC, Numbering, Rest, Value, all_of, grown, join
+from lpgan_jax.analysis.audit.values import NO_WORD, PUBLIC, Numbering, Rest, Value, all_of, join
 
 _LARGEST_KNOWN = 2**12  # elements of a public value that is computed
 
@@ -41,17 +43,15 @@ class Interpreter:
 
     Attributes:
         numbering: of all keys and words.
+        ledger: of the words.
         problems: what is wrong, in order, each once.
         depth: how many loops and branches that are not inlined we are in.
-        spent: for each word, whether it can pad nothing (any more). A sum of two padded values
-            keeps one pad.
     """
 
-    def __init__(self, numbering: Numbering) -> None:
-        self.numbering = numbering
+    def __init__(self, numbering: Numbering, ledger: Ledger) -> None:
+        self.numbering, self.ledger = numbering, ledger
         self.problems: dict[str, None] = {}
         self.depth = 0
-        self.spent = np.ones(1, bool)
 
     def problem(self, text: str) -> None:
         """Write down what is wrong, once."""
@@ -69,9 +69,28 @@ class Interpreter:
         """Control flow or an address depends on a private value."""
         self.problem(text)
 
+    def check_rules(self, equation: Any) -> None:
+        """Whether something else would run where this program does not."""
+
     def exchange(self, equation: Any, operands: list[Value]) -> Value:
         """What a program has after an exchange."""
         raise NotImplementedError
+
+    def sent(self, equation: Any, received: Value) -> Value:
+        """What a message is to its sender from now on."""
+        return received
+
+    def call(self, kind: str, equation: Any, operands: list[Value]) -> list[Value] | None:
+        """The results of another call that is marked; None to look at what it does."""
+        if kind == "seeds":
+            return [self._seeds(operands[0])]
+        return None
+
+    def _seeds(self, keys: Value) -> Value:
+        if keys.ids is None:
+            return Value(rest=keys.rest)
+        seeds = [[self.numbering.seed(k, s) for s in range(2)] for k in keys.ids.reshape(-1)]
+        return Value(np.asarray(seeds).reshape(*keys.ids.shape, 2), keys.rest)
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The abstract values of a program's results."""
@@ -86,14 +105,20 @@ class Interpreter:
         for equation, dead in zip(jaxpr.eqns, last_uses, strict=True):
             results = self._equation(equation, [read(atom) for atom in equation.invars])
             environment.update(zip(equation.outvars, results, strict=True))
+            if call_name(equation).startswith("exchange:"):  # what was sent is known to both
+                environment[equation.invars[0]] = self.sent(equation, results[0])
             for atom in dead:
                 environment.pop(atom, None)
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
-        if call_name(equation).startswith("exchange:"):
+        kind, marked, _ = call_name(equation).partition(":")
+        if marked and kind == "exchange":
             return [self.exchange(equation, operands)]
+        if marked and (made := self.call(kind, equation, operands)) is not None:
+            return made
+        self.check_rules(equation)
         if name in INLINED:
             return self.run(*bodies(params)[0], operands)
         if name == "cond" and operands[0].known is not None:
@@ -101,11 +126,31 @@ class Interpreter:
             return self.run(*bodies(params)[branch], operands[1:])
         if name == "optimization_barrier":
             return operands
-        self._check_sides(equation, operands)
         if name == "scan":
-            return self._scan(equation, operands)
+            return self.scan(equation, operands)
+        self._check_sides(equation, operands)
         if name == "while":
-            return self._while(params, operands)
+            return self.finish_equation(equation, operands, self._while(params, operands))
+        results = self.finish_equation(equation, operands, self._results(equation, operands))
+        if (of := summed(equation, operands)) is not None:
+            return [result._replace(sum=of) for result in results]
+        if any(map(is_key, equation.outvars)):
+            return results
+        return [self.fresh(result) for result in results]
+
+    def finish_equation(
+        self, equation: Any, operands: list[Value], results: list[Value]
+    ) -> list[Value]:
+        """The results, with what else is to be known of them."""
+        return results
+
+    def fresh(self, value: Value) -> Value:
+        """The value, with a note if it is a fresh share: where results matter."""
+        return value
+
+    def _results(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """Of an equation that is neither a call nor a loop."""
+        name, params = equation.primitive.name, equation.params
         if len(equation.outvars) == 1:
             result = self._known(equation, operands) or self._single(equation, operands)
             if result is not None:
@@ -139,7 +184,8 @@ class Interpreter:
         shape = equation.outvars[0].aval.shape
         if name == "axis_index":
             return self.axis_index()
-        if math.prod(shape) > _LARGEST_KNOWN:
+        large = math.prod(shape) > _LARGEST_KNOWN
+        if large and name not in MOVES:  # a broadcast takes no memory
             return None
         if name == "iota":
             line = np.arange(shape[params["dimension"]], dtype=params["dtype"])
@@ -170,7 +216,7 @@ class Interpreter:
             return self._select(operands)
         if name in BIJECTIVE and whole_words(*equation.invars, *equation.outvars):
             if len(operands) == 1:
-                return operands[0]._replace(known=None)
+                return Value(operands[0].ids, operands[0].rest)
             return self._combine(equation.outvars[0].aval.shape, *operands)
         if all(value.ids is None for value in operands):
             return None
@@ -181,14 +227,14 @@ class Interpreter:
         if name in JOINS:
             shapes = [atom.aval.shape for atom in equation.invars]
             ids = [
-                np.zeros(shape, np.int64) if value.ids is None else value.ids
+                np.zeros(shape, np.int32) if value.ids is None else value.ids
                 for value, shape in zip(operands, shapes, strict=True)
             ]
             rest = join(value.rest for value in operands)
             return Value(JOINS[name](ids, params), rest)
         same_width = whole_words(equation.invars[0], equation.outvars[0])
         if name in ("convert_element_type", "bitcast_convert_type") and same_width:
-            return first._replace(known=None)
+            return Value(first.ids, first.rest)
         if name == "pad" and first.ids is not None and operands[1].ids is None:
             config = params["padding_config"]
             if all(low >= 0 and high >= 0 and not interior for low, high, interior in config):
@@ -207,11 +253,10 @@ class Interpreter:
         if name == "random_bits":
             size = math.prod(params["shape"])
             try:
-                words = [self.numbering.draw(k, params["bit_width"], size) for k in numbers]
+                words = [self.draw(k, params["bit_width"], size) for k in numbers]
             except ValueError as error:
                 self.problem(str(error))
                 return Value(rest=Rest())
-            self.cover()
             joined = words[0] if len(words) == 1 else np.concatenate(words)
             return Value(joined.reshape(shape), rest)
         if name == "random_split":
@@ -225,23 +270,39 @@ class Interpreter:
         children = [self.numbering.child(k, ("fold_in", int(data))) for k in numbers]
         return Value(np.asarray(children).reshape(shape), rest)
 
+    def draw(self, key: int, width: int, size: int) -> np.ndarray:
+        """The numbers of the words that a key gives. ValueError as of `Numbering.draw`."""
+        words = self.numbering.draw(key, width, size)
+        self.cover()
+        return words
+
     def cover(self) -> None:
         """Make room for new words."""
-        self.spent = grown(self.spent, self.numbering.total)
+        self.ledger.cover(self.numbering.total)
 
     def _select(self, operands: list[Value]) -> Value | None:
         which, *cases = operands
         if which.known is None:
-            return None
-        chosen = np.unique(which.known.astype(int))
-        if len(chosen) == 1:
-            return cases[chosen[0]]
+            return self._chosen_by(which, cases)
+        low, high = int(which.known.min()), int(which.known.max())
+        if low == high:
+            return Value(cases[low].ids, cases[low].rest)
         if all(case.ids is None for case in cases):
             return None
         shape = which.known.shape
-        ids = [np.zeros(shape, np.int64) if case.ids is None else case.ids for case in cases]
+        ids = [np.zeros(shape, np.int32) if case.ids is None else case.ids for case in cases]
         rest = join(case.rest for case in cases)
-        return Value(np.choose(which.known.astype(int), ids), rest)
+        return Value(np.choose(which.known.astype(np.int8), ids), rest)
+
+    def _chosen_by(self, which: Value, cases: list[Value]) -> Value | None:
+        """Of a choice that is not known: padded where all cases are, by the same word."""
+        first, *others = (case.ids for case in cases)
+        if first is None or any(ids is None for ids in others):
+            return None
+        same = np.logical_and.reduce([first == ids for ids in others if ids is not None])
+        left_out = [case.ids for case in cases] if not same.all() else []
+        rest = join([which.rest, *(case.rest for case in cases)], which.ids, *left_out)
+        return Value(np.where(same, first, NO_WORD), rest)
 
     def _combine(self, shape: tuple[int, ...], x: Value, y: Value) -> Value:
         """x + y, x - y or x ^ y: padded by one word of either, and depending on the other."""
@@ -251,9 +312,10 @@ class Interpreter:
             return Value(None if ids is None else np.broadcast_to(ids, shape), join(rests))
         # Either would do. Masks are written on the right, as in x - mask.
         left, right = np.broadcast_to(x.ids, shape), np.broadcast_to(y.ids, shape)
-        spent = self.spent[right]
-        other = np.where(spent, right, left)
-        return Value(np.where(spent, left, right), join(rests, other))
+        spent = self.ledger.spent
+        left_pads = (left != NO_WORD) & ((right == NO_WORD) | (spent[right] & ~spent[left]))
+        other = np.where(left_pads, right, left)
+        return Value(np.where(left_pads, left, right), join(rests, other))
 
     # Loops -------------------------------------------------------------------------------------
 
@@ -285,7 +347,9 @@ class Interpreter:
             for operand in changed:
                 operands[operand] = everything
 
-    def _scan(self, equation: Any, operands: list[Value]) -> list[Value]:
+    def scan(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """The results of a scan."""
+        self._check_sides(equation, operands)
         (body,) = bodies(equation.params)
         # Constants, what is carried, what is sliced; only the last has another rank inside.
         inner: Any = body[0]

@@ -1,0 +1,1 @@
+"""What a program does, found out without running it."""

@@ -1,0 +1,211 @@
+"""The audit of a program: those of DS, S1 and S2 are interpreted, and must meet the criteria."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from lpgan_jax import party, prng
+from lpgan_jax.analysis.audit.interpreter import Interpreter
+from lpgan_jax.analysis.audit.ledger import Ledger
+from lpgan_jax.analysis.audit.primitives import bodies, call_name
+from lpgan_jax.analysis.audit.report import Opening, Report, origin
+from lpgan_jax.analysis.audit.tracing import trace_twice
+from lpgan_jax.analysis.audit.values import PUBLIC, Numbering, Rest, Value, closure, given
+from lpgan_jax.party import AXIS, Party
+
+
+class Dealer(Interpreter):
+    """DS's program."""
+
+    def __init__(self, numbering: Numbering, ledger: Ledger) -> None:
+        super().__init__(numbering, ledger)
+        self._opened = Rest()
+
+    def where(self) -> str:
+        """In DS's program."""
+        return "DS"
+
+    def steered(self, text: str) -> None:
+        """DS knows the masks: what its program does with them is seen by nobody."""
+
+    def deal(self, program: ClosedJaxpr, operands: Sequence[Value]) -> None:
+        """Interpret the program and check its corrections."""
+        corrections = self.run(program.jaxpr, program.consts, operands)
+        self.cover()
+        places = {
+            id(atom): call_name(equation).removeprefix("deal:").strip("/")
+            for equation in program.jaxpr.eqns
+            for atom in equation.outvars
+        }
+        for number, (atom, value) in enumerate(
+            zip(program.jaxpr.outvars, corrections, strict=True), 1
+        ):
+            name = f"correction {number} ({places.get(id(atom)) or 'top'})"
+            opened = self._opened in closure(value.rest, set())
+            for problem in self.ledger.correct(name, value, self._from_s1(value), opened):
+                self.problem(problem)
+        for problem in self.ledger.settle():
+            self.problem(problem)
+
+    def _from_s1(self, value: Value) -> bool:
+        pads = np.zeros(0, np.int32) if value.ids is None else value.ids
+        return {server for server, _ in self.numbering.origins(pads)} <= {0}
+
+    def exchange(self, equation: Any, operands: list[Value]) -> Value:
+        """What the servers open: nothing that DS may use."""
+        return Value(rest=self._opened)
+
+
+class Server(Interpreter):
+    """The program of S1 (server 0) or S2 (server 1), its messages checked in order.
+
+    Attributes:
+        openings: the messages so far.
+    """
+
+    def __init__(self, numbering: Numbering, ledger: Ledger, server: int) -> None:
+        super().__init__(numbering, ledger)
+        self.openings: list[Opening] = []
+        self._server = server
+
+    def where(self) -> str:
+        """After which message."""
+        after = f" after {self.openings[-1].name}" if self.openings else ""
+        return f"S{self._server + 1}{after}"
+
+    def axis_index(self) -> Value:
+        """This server."""
+        return Value(known=np.asarray(self._server, np.int32))
+
+    def serve(self, program: ClosedJaxpr, operands: Sequence[Value], names: Sequence[str]) -> None:
+        """Interpret the program; check its messages, and what S1 returns."""
+        results = self.run(program.jaxpr, program.consts, operands)
+        if self._server == 0:  # the other half is what is left of the value
+            for name, value in zip(names, results, strict=True):
+                for problem in self.ledger.show(name, value):
+                    self.problem(problem)
+            for problem in self.ledger.shown():
+                self.problem(problem)
+
+    def fresh(self, value: Value) -> Value:
+        """At S1, what a dealt share blinds."""
+        return value if self._server else value._replace(sum=self.ledger.term(value.ids))
+
+    def check_rules(self, equation: Any) -> None:
+        """A rule for `vmap` that is not ours would run in simulation only."""
+        rule = equation.params.get("rule")
+        if equation.primitive.name == "custom_vmap_call" and not party.is_own_rule(rule):
+            self.problem("custom_vmap: a simulation would run its rule, and not what is audited")
+
+    def exchange(self, equation: Any, operands: list[Value]) -> Value:
+        """Check the message. What comes back is private, and nothing of it is padded."""
+        name = call_name(equation).removeprefix("exchange:")
+        (body,) = bodies(equation.params)
+        aval = equation.invars[0].aval if equation.invars else None
+        if aval is None or not _is_plain_exchange(body[0]):
+            self.problem(f"{name} is no plain exchange between the two servers")
+            return Value(rest=Rest())
+        if self.depth:
+            self.problem(f"{name} is sent in a loop or a branch, with the same masks every time")
+            return Value(rest=Rest())
+        (message,) = operands
+        ids = np.zeros(aval.shape, np.int32) if message.ids is None else message.ids
+        problems = self.ledger.send(np.broadcast_to(ids, aval.shape).reshape(-1), message.rest)
+        line = f"S{self._server + 1} -> S{2 - self._server}"
+        self.openings.append(
+            Opening(
+                name,
+                tuple(aval.shape),
+                np.dtype(aval.dtype),
+                origin(self.numbering.origins(ids)),
+                [f"{line} {name}: {problem}" for problem in problems],
+            )
+        )
+        return Value(rest=Rest(message=self.ledger.messages))
+
+
+def _is_plain_exchange(body: Jaxpr) -> bool:
+    """Whether a program does nothing but swap its only operand with the other server's."""
+    if len(body.eqns) != 1 or body.eqns[0].primitive.name != "ppermute":
+        return False
+    swap = body.eqns[0]
+    return (
+        list(swap.invars) == list(body.invars)
+        and list(swap.outvars) == list(body.outvars)
+        and sorted(swap.params["perm"]) == [(0, 1), (1, 0)]
+        and tuple(swap.params["axis_name"]) == (AXIS,)
+    )
+
+
+def audit_program(
+    function: Callable[[Party, Any, Any], Any], secrets: Any, public: Any = None
+) -> Report:
+    """Check every message that the two servers send, DS's corrections, and results. Runs nothing.
+
+    Args:
+        function: (party, secrets, public) -> outputs, as in `party.simulate`.
+        secrets: a pytree of paired arrays (leading axis 2) or of their `jax.ShapeDtypeStruct`s.
+        public: what both servers know.
+
+    Returns:
+        The messages, and what is wrong with them or elsewhere.
+    """
+    key = prng.abstract_key()
+    numbering, ledger = Numbering(), Ledger()
+
+    def deal(key: jax.Array, secrets: Any, public: Any) -> Any:
+        return party.deal(function, key, secrets, public)
+
+    dealing, again = trace_twice("DS", deal, key, secrets, public)
+    corrections = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in dealing.out_avals]
+    mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), secrets)
+    names: list[str] = []
+
+    def serve(seed: jax.Array, corrections: Any, mine: Any, public: Any) -> Any:
+        outputs = party.online(function, seed, corrections, mine, public)
+        paths = jax.tree_util.tree_flatten_with_path(outputs)[0]
+        names[:] = [f"result{jax.tree_util.keystr(path)}" for path, _ in paths]
+        return outputs
+
+    online, too = trace_twice("the servers", serve, key, corrections, mine, public)
+    dealer = Dealer(numbering, ledger)
+    dealer.deal(
+        dealing, [Value(ids=np.asarray(numbering.root)), *[PUBLIC] * (len(dealing.in_avals) - 1)]
+    )
+    sides = []
+    for number in range(2):
+        server = Server(numbering, ledger.for_server(), number)
+        # S1 gets no corrections, but zeros.
+        received = [
+            Value(rest=Rest(dealt=c)) if number else PUBLIC for c, _ in enumerate(corrections, 1)
+        ]
+        shares = [given(share.dtype) for share in jax.tree.leaves(mine)]
+        known = [PUBLIC for _ in jax.tree.leaves(public)]
+        seed = Value(ids=np.asarray(numbering.seed(numbering.root, number)))
+        server.serve(online, [seed, *received, *shares, *known], names)
+        sides.append((server.openings, [*server.problems]))  # its ledger may go
+    return _merge([*again, *too, *dealer.problems], *sides)
+
+
+def _merge(
+    problems: list[str],
+    first: tuple[list[Opening], list[str]],
+    second: tuple[list[Opening], list[str]],
+) -> Report:
+    problems = [*problems, *first[1], *second[1]]
+    openings = []
+    sent = [[(o.name, o.shape, o.dtype) for o in side] for side, _ in (first, second)]
+    if sent[0] != sent[1]:
+        problems.append("the two servers do not send the same messages")
+    for mine, other in zip(first[0], second[0], strict=False):
+        mask = mine.mask if mine.mask == other.mask else f"S1: {mine.mask}; S2: {other.mask}"
+        found = [*mine.problems, *other.problems]
+        openings.append(dataclasses.replace(mine, mask=mask, problems=found))
+        problems += found
+    return Report(openings, problems)

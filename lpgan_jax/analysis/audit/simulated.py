@@ -1,0 +1,331 @@
+"""The audit of any function of protocols over paired arrays: the traced simulation is interpreted.
+
+Everybody's work is one program here, so that each element says who could compute it (`holders`).
+Nothing but an exchange or a dealing may join what two of them have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr
+
+from lpgan_jax.analysis.audit import holders
+from lpgan_jax.analysis.audit.interpreter import Interpreter
+from lpgan_jax.analysis.audit.ledger import Ledger
+from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name
+from lpgan_jax.analysis.audit.report import Opening, Report, origin
+from lpgan_jax.analysis.audit.tracing import trace_twice
+from lpgan_jax.analysis.audit.values import (
+    NO_WORD,
+    PUBLIC,
+    Numbering,
+    Rest,
+    Sum,
+    Value,
+    given,
+    join,
+)
+from lpgan_jax.cost_model import Shape, arguments
+from lpgan_jax.shares import PARTIES
+
+
+class Simulated(Interpreter):
+    """DS's work and both servers', in one program.
+
+    Attributes:
+        openings: the messages so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Numbering(), Ledger())
+        self.openings: list[Opening] = []
+        self._dealing = False
+        self._server_of = np.zeros(1, np.uint8)  # of each word: 1, 2, or 0 for DS's own
+        self._shared: set[int] = set()  # keys that shared something
+
+    def where(self) -> str:
+        """After which message."""
+        return f"after {self.openings[-1].name}" if self.openings else "the function"
+
+    def steered(self, text: str) -> None:
+        """DS may do with masks what it likes."""
+        if not self._dealing:
+            super().steered(text)
+
+    def fresh(self, value: Value) -> Value:
+        """What a dealt share blinds at S1."""
+        if value.ids is None or value.holders is None:
+            return value
+        mine = (value.holders & (holders.WORDS[0] | holders.HELD[0])) != 0
+        return value._replace(sum=self.ledger.term(value.ids[mine]))
+
+    # Equations ----------------------------------------------------------------------------------
+
+    def finish_equation(
+        self, equation: Any, operands: list[Value], results: list[Value]
+    ) -> list[Value]:
+        """The results, with who could compute them."""
+        if equation.primitive.name == "random_bits":
+            return [results[0]._replace(holders=self._holders_of_words(results[0]))]
+        made = []
+        for result, who in zip(results, holders.of_results(equation, operands), strict=True):
+            if who is not None and holders.joined(who):
+                name = equation.primitive.name
+                self.problem(f"{name} joins a share of S1 with one of S2 outside of an exchange")
+                who = None
+            made.append(result._replace(holders=who))
+        return made
+
+    def _holders_of_words(self, value: Value) -> np.ndarray | None:
+        return None if value.ids is None else self._server_of[value.ids]
+
+    def draw(self, key: int, width: int, size: int) -> np.ndarray:
+        """Of whose seed the words are is written down."""
+        words = super().draw(key, width, size)
+        if words.size and words[0] != NO_WORD:
+            server = self.numbering.server_of(key)
+            if len(self._server_of) < self.numbering.total:
+                more = np.zeros(self.numbering.total - len(self._server_of), np.uint8)
+                self._server_of = np.concatenate([self._server_of, more])
+            self._server_of[words] = holders.DEALER if server is None else holders.WORDS[server]
+        return words
+
+    def scan(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """Every execution of the body, since each must have masks of its own."""
+        (body,) = bodies(equation.params)
+        params, length = equation.params, equation.params["length"]
+        inner: Any = body[0]
+        sliced = sum(
+            a.aval.ndim != b.aval.ndim for a, b in zip(equation.invars, inner.invars, strict=True)
+        )
+        stacked = sum(
+            a.aval.ndim != b.aval.ndim for a, b in zip(equation.outvars, inner.outvars, strict=True)
+        )
+        fixed, lines = operands[: len(operands) - sliced], operands[len(operands) - sliced :]
+        carried = len(equation.outvars) - stacked
+        consts, carry = fixed[: len(fixed) - carried], fixed[len(fixed) - carried :]
+        rows: list[list[Value]] = [[] for _ in range(length)]
+        for i in reversed(range(length)) if params["reverse"] else range(length):
+            results = self.run(*body, [*consts, *carry, *(_row(line, i) for line in lines)])
+            carry, rows[i] = results[:carried], results[carried:]
+        avals = [atom.aval for atom in equation.outvars[carried:]]
+        columns = [[row[place] for row in rows] for place in range(stacked)]
+        return [*carry, *map(_stack, columns, avals)]
+
+    # Marked calls -------------------------------------------------------------------------------
+
+    def call(self, kind: str, equation: Any, operands: list[Value]) -> list[Value] | None:
+        """See `Interpreter.call`."""
+        if kind == "deal":
+            return self._deal(equation, operands)
+        if kind == "share":
+            return [self._share(equation, operands)]
+        return super().call(kind, equation, operands)
+
+    def _deal(self, equation: Any, operands: list[Value]) -> list[Value]:
+        self._dealing = True
+        try:
+            (body,) = bodies(equation.params)
+            results = self.run(*body, operands)
+        finally:
+            self._dealing = False
+        if len(results) < 2:  # owed: nothing is sent yet
+            return results
+        plain, correction = results
+        place = call_name(equation).removeprefix("deal:").strip("/")
+        name = f"correction {len(self.ledger.names) + 1} ({place or 'top'})"
+        who = np.zeros(0, np.uint8) if correction.holders is None else correction.holders
+        pads = np.zeros(0, np.int32) if correction.ids is None else correction.ids
+        from_s1 = bool((self._server_of[pads] == holders.WORDS[0]).all())
+        opened = bool((who & ~holders.DEALER).any())
+        for problem in self.ledger.correct(name, correction, from_s1, opened):
+            self.problem(f"DS: {problem}")
+        self.ledger.spend_corrections(pads)
+        shape = equation.outvars[1].aval.shape
+        received = Value(
+            rest=Rest(dealt=len(self.ledger.names)),
+            holders=np.broadcast_to(holders.HELD[1], shape),
+        )
+        return [plain, received]
+
+    def _share(self, equation: Any, operands: list[Value]) -> Value:
+        """DS splits a value."""
+        keys, words = operands
+        for key in [] if keys.ids is None else keys.ids.reshape(-1).tolist():
+            if key in self._shared:
+                self.problem("share: one key shares two values")
+            self._shared.add(key)
+        if keys.ids is None or self.depth:
+            self.problem("share: its key is not one of this function's own, used once")
+        if words.private or (keys.private and keys.rest is not None):
+            self.problem("share: DS cannot share what it does not know")
+        (body,) = bodies(equation.params)
+        axis = _joined_along(body[0])
+        shape = equation.outvars[0].aval.shape
+        if axis is None or shape[axis] != PARTIES:
+            self.problem("share: it is not known which half is whose")
+            return Value(rest=Rest())
+        return _paired(shape, axis, equation.outvars[0].aval.dtype)
+
+    def exchange(self, equation: Any, operands: list[Value]) -> Value:
+        """Check both servers' messages. What comes back is private, and nothing of it padded."""
+        name = call_name(equation).removeprefix("exchange:")
+        (body,) = bodies(equation.params)
+        aval = equation.invars[0].aval if equation.invars else None
+        if aval is None or any(e.primitive.name not in MOVES for e in body[0].eqns):
+            self.problem(f"{name} is no plain exchange between the two servers")
+            return Value(rest=Rest())
+        if self.depth:
+            self.problem(f"{name} is sent in a loop or a branch, with the same masks every time")
+            return Value(rest=Rest())
+        (message,) = operands
+        who = message.holders
+        who = np.broadcast_to(np.uint8(0), aval.shape) if who is None else who
+        ids = np.zeros(aval.shape, np.int32) if message.ids is None else message.ids
+        own = self._server_of[ids] & who != 0  # each word must be of its sender's own seed
+        texts = self.ledger.send(np.where(own, ids, NO_WORD).reshape(-1), message.rest)
+        if not _alternates(who, aval.shape):
+            texts.append("one server's message has what only the other, or DS, knows")
+        texts = [f"{name}: {text}" for text in texts]
+        self.problems.update(dict.fromkeys(texts))
+        mask = origin(self.numbering.origins(ids))
+        # In the trace are both servers' messages, one after the other.
+        shape = _without(PARTIES, tuple(aval.shape))
+        self.openings.append(Opening(name, shape, np.dtype(aval.dtype), mask, texts))
+        opened = np.broadcast_to(holders.OPENED, equation.outvars[0].aval.shape)
+        return Value(rest=Rest(message=self.ledger.messages), holders=opened)
+
+    def sent(self, equation: Any, received: Value) -> Value:
+        """See `Interpreter.sent`."""
+        shape = equation.invars[0].aval.shape
+        return received._replace(holders=np.broadcast_to(holders.OPENED, shape))
+
+    # Results ------------------------------------------------------------------------------------
+
+    def finish(self, names: Sequence[str], avals: Sequence[Any], results: Sequence[Value]) -> None:
+        """Check what the function returns, and all corrections together."""
+        for name, aval, value in zip(names, avals, results, strict=True):
+            if not value.private:
+                continue
+            if value.holders is None or not _alternates(value.holders, aval.shape):
+                self.problem(f"{name} is no pair of shares, S1's first")
+            for problem in self.ledger.show(name, value):
+                self.problem(problem)
+        for problem in self.ledger.shown():
+            self.problem(problem)
+        for problem in self.ledger.settle():
+            self.problem(f"DS: {problem}")
+
+
+def _alternates(who: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether along some axis of 2 S1 could compute the first half, and S2 the second."""
+    who = np.broadcast_to(who, shape)
+    return any(
+        not (who.take(0, axis) & ~holders.SERVERS[0]).any()
+        and not (who.take(1, axis) & ~holders.SERVERS[1]).any()
+        for axis, size in enumerate(shape)
+        if size == PARTIES
+    )
+
+
+def _without(size: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without its first axis of a size."""
+    place = shape.index(size)
+    return (*shape[:place], *shape[place + 1 :])
+
+
+def _paired(shape: tuple[int, ...], axis: int, dtype: Any) -> Value:
+    """Shares that the function is given: S1's first along an axis."""
+    rows = np.array(holders.HELD).reshape(-1, *[1] * (len(shape) - axis - 1))
+    return given(dtype)._replace(holders=np.broadcast_to(rows, shape))
+
+
+def _joined_along(body: Jaxpr) -> int | None:
+    """The axis along which a program's only result is joined, last of all."""
+    last = body.eqns[-1] if body.eqns else None
+    if last is None or last.primitive.name not in JOINS or last.outvars != body.outvars:
+        return None
+    return int(last.params["dimension" if last.primitive.name == "concatenate" else "axis"])
+
+
+def _row(value: Value, index: int) -> Value:
+    """Of an array that a scan goes through."""
+
+    def at(array: np.ndarray | None) -> Any:
+        return None if array is None else array[index]
+
+    return value._replace(ids=at(value.ids), known=at(value.known), holders=at(value.holders))
+
+
+def _stack(values: list[Value], aval: Any) -> Value:
+    """What a scan makes of its rows."""
+
+    def stacked(name: str, absent: Any) -> Any:
+        arrays = [getattr(value, name) for value in values]
+        if all(array is None for array in arrays):
+            return None
+        shape = aval.shape[1:]
+        filled = [np.broadcast_to(absent if a is None else a, shape) for a in arrays]
+        return np.stack(filled)
+
+    known = [value.known for value in values if value.known is not None]
+    private = [value for value in values if value.private]
+    sums = [value.sum for value in private if value.sum is not None]
+    kinds = {of.bits for of in sums} - {None}
+    summed = None
+    if private and len(sums) == len(private) and len(kinds) < 2:
+        summed = Sum(frozenset().union(*(of.terms for of in sums)), *kinds)
+    return Value(
+        stacked("ids", np.int32(NO_WORD)),
+        join(value.rest for value in values),
+        np.stack(known) if known and len(known) == len(values) else None,
+        summed,
+        stacked("holders", np.uint8(0)),
+    )
+
+
+def audit(function: Callable[..., Any], *shapes: Shape) -> Report:
+    """Check a function of protocols over paired arrays, as a user writes it. Runs nothing.
+
+        audit(lambda key, x, y: P.sec_relu(key, x + y), (64, 10), (64, 10))
+
+    Every message, correction and result must meet the criteria of the package, and nothing but the
+    exchanges of protocols may join what S1 and S2 have: `x[0] + x[1]` is found, and so is `reveal`.
+    It is the simulated program that is looked at, since that is what runs, and every execution of a
+    scan's body.
+
+    Args:
+        function: (DS's key, *paired arrays) -> a pytree of paired arrays, or of public ones.
+        shapes: as for `cost_model.cost`. What is taken as it is (a `jax.ShapeDtypeStruct`, an
+            array) is shares if it is of unsigned integers with a leading axis of 2, else public.
+
+    Returns:
+        The messages, and what is wrong with them or elsewhere.
+
+    Raises:
+        TypeError, ValueError: as `cost_model.cost`.
+    """
+    operands = arguments(function, shapes)
+    names: list[str] = []
+
+    def program(*operands: Any) -> Any:
+        outputs = function(*operands)
+        paths = jax.tree_util.tree_flatten_with_path(outputs)[0]
+        names[:] = [f"result{jax.tree_util.keystr(path)}" for path, _ in paths]
+        return outputs
+
+    traced, again = trace_twice("the function", program, *operands)
+    auditor = Simulated()
+    values = [Value(ids=np.asarray(auditor.numbering.root))]
+    for operand in operands[1:]:
+        shares = np.issubdtype(operand.dtype, np.unsignedinteger) and operand.shape[:1] == (
+            PARTIES,
+        )
+        values.append(_paired(operand.shape, 0, operand.dtype) if shares else PUBLIC)
+    results = auditor.run(traced.jaxpr, traced.consts, values)
+    auditor.finish(names, traced.out_avals, results)
+    return Report(auditor.openings, [*again, *auditor.problems])

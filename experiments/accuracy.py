@@ -590,8 +590,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N")
     args = parser.parse_args()
     rows = from_csv(to_csv(table(args.workers)))  # the page has what the file has
-    atomic_write(args.out / "accuracy.csv", to_csv(rows).encode())
-    atomic_write(args.out / "accuracy.md", to_markdown(rows).encode())
+    atomic_write(args.out / "accuracy.csv", to_csv(rows).encode(), private=False)
+    atomic_write(args.out / "accuracy.md", to_markdown(rows).encode(), private=False)
     print(f"{args.out / 'accuracy.csv'} and accuracy.md")
 
 

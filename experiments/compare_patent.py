@@ -345,9 +345,9 @@ def main() -> None:
             flush=True,
         )
         rows.append(row)
-    atomic_write(args.out / "patent.csv", to_csv(rows).encode())
-    atomic_write(args.out / "patent.md", to_markdown(rows).encode())
-    atomic_write(args.out / "patent.png", draw(rows))
+    atomic_write(args.out / "patent.csv", to_csv(rows).encode(), private=False)
+    atomic_write(args.out / "patent.md", to_markdown(rows).encode(), private=False)
+    atomic_write(args.out / "patent.png", draw(rows), private=False)
     print(f"{args.out / 'patent.csv'}, patent.md and patent.png")
 
 

@@ -145,7 +145,7 @@ def main() -> None:
     pythons = {"crypten": args.crypten, "spu": args.spu}
     rows = compare(commands(args.batch_size, args.steps, pythons), args.rounds)
     if args.out:
-        atomic_write(args.out, tables.to_csv(rows, FIELDS).encode())
+        atomic_write(args.out, tables.to_csv(rows, FIELDS).encode(), private=False)
     if args.json:
         settings = {name: getattr(args, name) for name in ("batch_size", "rounds", "steps")}
         print(json.dumps(settings | bench.machine() | summary(rows), indent=2))

@@ -352,8 +352,10 @@ class Report:
     def write(self, folder: Path) -> None:
         """As JSON and as Markdown."""
         found = {"exact": self.exact, **vars(self)}
-        atomic_write(folder / "gpu_check.json", (json.dumps(found, indent=2) + "\n").encode())
-        atomic_write(folder / "gpu_check.md", self.markdown().encode())
+        atomic_write(
+            folder / "gpu_check.json", (json.dumps(found, indent=2) + "\n").encode(), private=False
+        )
+        atomic_write(folder / "gpu_check.md", self.markdown().encode(), private=False)
 
     def markdown(self) -> str:
         """Tables of everything."""

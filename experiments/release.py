@@ -68,7 +68,7 @@ def publish_generator(run: Path, settings: TrainConfig, out: Path) -> None:
         export(run, both)
         load_parameters(both, model)  # checks names and shapes
         variables = serialization.msgpack_restore(both.read_bytes())["g"]
-    atomic_write(out / "generator.msgpack", serialization.to_bytes(variables))
+    atomic_write(out / "generator.msgpack", serialization.to_bytes(variables), private=False)
     noise = np.random.default_rng(0).normal(size=(2, settings.model.noise_size))
     images = Generator(model).apply(variables, noise.astype(np.float32), use_running_average=True)
     assert np.isfinite(np.asarray(images)).all()
@@ -176,13 +176,15 @@ def main() -> None:
     write_csv(args.out / "losses.csv", losses, ("step", "loss_d", "loss_g"))
     title = f"{args.config} under sharing, {settings.frac_bits} fraction bits; seed {settings.seed}"
     draw_losses(losses, title, args.out / "losses.png")
-    save_png(args.out / "samples.png", generate(args.run, SHOWN, seed=args.seed))
+    save_png(args.out / "samples.png", generate(args.run, SHOWN, seed=args.seed), private=False)
     publish_generator(args.run, settings, args.out)
     write_csv(
         args.out / "quality.csv", [measured(args.run, settings, args.num, args.seed)], QUALITY
     )
     (figures,) = read_csv(args.out / "quality.csv")  # the card says what the file says
-    atomic_write(args.out / "README.md", card(settings, figures, steps, args).encode())
+    atomic_write(
+        args.out / "README.md", card(settings, figures, steps, args).encode(), private=False
+    )
     print(f"{args.out}: {figures}")
 
 

@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=DOCS / "results")
     parser.add_argument("--out", type=Path, default=DOCS / "results.md")
     args = parser.parse_args()
-    atomic_write(args.out, document(args.results).encode())
+    atomic_write(args.out, document(args.results).encode(), private=False)
     print(args.out)
 
 

@@ -191,7 +191,7 @@ def main() -> None:
         f"{args.runs} runs of each; seed {settings.seed}"
     )
     plot(errors, title, args.out / "agreement.png")
-    atomic_write(args.out / "summary.md", page(rows, times[0], title).encode())
+    atomic_write(args.out / "summary.md", page(rows, times[0], title).encode(), private=False)
     print((args.out / "summary.md").read_text())
 
 

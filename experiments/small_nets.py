@@ -377,12 +377,14 @@ def main() -> None:
             for file, rows in measure(network, args, train, test).items():
                 results[file] += rows
             for file, rows in results.items():
-                atomic_write(args.out / file, tables.to_csv(rows, list(rows[0])).encode())
+                atomic_write(
+                    args.out / file, tables.to_csv(rows, list(rows[0])).encode(), private=False
+                )
     except (OSError, ValueError) as error:
         parser.error(str(error))
     results = read(args.out)  # the page has what the files have
-    atomic_write(args.out / "small_nets.md", to_markdown(results).encode())
-    atomic_write(args.out / "small_nets.png", draw(results))
+    atomic_write(args.out / "small_nets.md", to_markdown(results).encode(), private=False)
+    atomic_write(args.out / "small_nets.png", draw(results), private=False)
     print(f"{args.out}: {', '.join([*FILES, 'small_nets.md', 'small_nets.png'])}")
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lpgan_jax.files import atomic_write
+from lpgan_jax.files import atomic_write, private_directory
 
 DIRECTORY = "checkpoints"
 ServerName = Literal["s1", "s2"]
@@ -184,9 +184,8 @@ def _write(
 ) -> None:
     file = _file(run_dir, server, step)
     for directory in (file.parent.parent, file.parent):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
-    atomic_write(file, _encode(step, server, name_of_save, share), mode=0o600)
+        private_directory(directory)
+    atomic_write(file, _encode(step, server, name_of_save, share))
 
 
 def _steps(run_dir: str | os.PathLike[str]) -> list[int]:

@@ -77,8 +77,12 @@ def save_png(
     images: np.ndarray,
     columns: int | None = None,
     scale: int | None = None,
+    *,
+    private: bool = True,
 ) -> None:
     """Write `grid(images, columns, scale)` to a PNG file, whole or not at all.
+
+    `private`: see `files.atomic_write`.
 
     Raises:
         ValueError: as `grid`.
@@ -86,4 +90,4 @@ def save_png(
     """
     buffer = io.BytesIO()
     grid(images, columns, scale).save(buffer, format="PNG")
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue(), private=private)

@@ -19,13 +19,16 @@ from lpgan_jax.nn.layer import Params
 _SHORT = {"generator": "g", "discriminator": "d"}  # names in the file
 
 
-def save_parameters(path: str | os.PathLike[str], params: Params, stats: Params) -> None:
+def save_parameters(
+    path: str | os.PathLike[str], params: Params, stats: Params, *, private: bool = True
+) -> None:
     """Write {"g": variables, "d": variables} in float32 as Flax's msgpack, whole or not at all.
 
     Args:
         path: the file.
         params: {network: {layer: {name: array}}}.
         stats: running statistics, in the same form.
+        private: see `files.atomic_write`.
     """
     variables = {
         _SHORT[name]: jax.tree.map(
@@ -33,7 +36,7 @@ def save_parameters(path: str | os.PathLike[str], params: Params, stats: Params)
         )
         for name in NETWORKS
     }
-    atomic_write(path, serialization.to_bytes(variables))
+    atomic_write(path, serialization.to_bytes(variables), private=private)
 
 
 def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params, Params]:

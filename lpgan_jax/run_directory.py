@@ -7,7 +7,7 @@ from typing import Literal
 
 from lpgan_jax import checkpoint
 from lpgan_jax.config import TrainConfig, dump, load
-from lpgan_jax.files import atomic_write
+from lpgan_jax.files import atomic_write, private_directory, private_open
 
 Servers = Literal["simulated", "together", "apart", "none"]
 """Where the servers were: in one process, on one machine, elsewhere (so that only SP's results are
@@ -74,6 +74,8 @@ class RunDirectory:
     ) -> "RunDirectory":
         """Start a run in a new or empty directory, and write its configuration and a README.
 
+        The directory becomes private, and so is all that is written there.
+
         Args:
             path: the directory.
             config: of the run.
@@ -81,15 +83,13 @@ class RunDirectory:
 
         Raises:
             FileExistsError: there is something already.
+            PermissionError: it is a symbolic link, or belongs to someone else.
             OSError: the directory cannot be written.
         """
         path = Path(path)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise FileExistsError(
-                f"{path}: exists and is not empty, expected a new directory: "
-                f"go on with that run by --resume, or choose another --out"
-            )
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_empty(path)
+        private_directory(path)
+        _require_empty(path)  # still: others may have been able to write there until now
         run = cls(path)
         readme = _README + _WHERE[servers]
         atomic_write(path / "README.txt", readme.encode())
@@ -106,6 +106,18 @@ class RunDirectory:
         run = cls(Path(path))
         if not run.config_file.is_file():
             raise FileNotFoundError(f"{path}: not a run directory, expected a config.yaml in it")
+        return run
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """`open`, to go on with the run; makes the directory private.
+
+        Raises:
+            FileNotFoundError: there is no run.
+            PermissionError: it is a symbolic link, or belongs to someone else.
+        """
+        run = cls.open(path)
+        private_directory(run.path)
         return run
 
     def config(self) -> TrainConfig:
@@ -147,6 +159,14 @@ class RunDirectory:
         return self.path / "samples" / f"step_{step:06d}.png"
 
 
+def _require_empty(path: Path) -> None:
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(
+            f"{path}: exists and is not empty, expected a new directory: "
+            f"go on with that run by --resume, or choose another --out"
+        )
+
+
 class Metrics:
     """Appends rows to a CSV file: each is in the file when `append` returns.
 
@@ -178,8 +198,8 @@ class Metrics:
     ) -> None:
         """Add a row; losses that are not opened are None and stay empty."""
         row = (step, loss_d, loss_g, seconds, images_per_s)
-        with open(self._path, "a") as file:
-            file.write(_line(*("" if value is None else value for value in row)))
+        with private_open(self._path, "ab") as file:
+            file.write(_line(*("" if value is None else value for value in row)).encode())
 
     def _read(self) -> list[list[str]]:
         """Return the whole rows, without the header."""

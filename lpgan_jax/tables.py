@@ -33,9 +33,12 @@ def from_csv(text: str, types: Mapping[str, Callable[[str], Any]]) -> list[Row]:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Row], fields: Sequence[str]) -> None:
-    """Write these fields of the rows, whole or not at all; floats with six significant digits."""
+    """Write these fields of the rows, whole or not at all, for everybody the umask lets read.
+
+    Floats have six significant digits.
+    """
     shown = ({name: _text(row.get(name)) for name in fields} for row in rows)
-    atomic_write(path, to_csv(shown, fields).encode())
+    atomic_write(path, to_csv(shown, fields).encode(), private=False)
 
 
 def _text(value: Any) -> Any:

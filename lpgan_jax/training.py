@@ -174,7 +174,7 @@ def train(
         initial = State(*load_parameters(init, gan.model), initial.optimizer)
 
     if resume:
-        run = RunDirectory.open(out)
+        run = RunDirectory.resume(out)
         before = run.config().batch_size
         if settings.batch_size != before and jax.tree.leaves(initial.optimizer):
             raise ValueError(
@@ -331,7 +331,7 @@ def sample(
     Raises:
         ValueError, FileNotFoundError: bad input; nothing is written.
     """
-    save_png(Path(out), generate(run, num, seed=seed))
+    save_png(Path(out), generate(run, num, seed=seed), private=False)
 
 
 def quality(
@@ -378,4 +378,4 @@ def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """
     _, _, state = _open_run(run)
     params, stats = reveal_tree((state.params, state.stats))  # not the optimizers' states
-    save_parameters(out, params, stats)
+    save_parameters(out, params, stats, private=False)

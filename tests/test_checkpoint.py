@@ -227,8 +227,8 @@ def test_a_crash_between_the_servers_never_mixes_two_saves(tmp_path, monkeypatch
 
 def test_atomic_write(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file"
-    atomic_write(path, b"old")
-    atomic_write(path, b"new", mode=0o600)
+    atomic_write(path, b"old", private=False)
+    atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 

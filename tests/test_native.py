@@ -60,12 +60,8 @@ def build(request, tmp_path_factory):
     if needed not in native._processor().split() and needed:
         pytest.skip(f"the processor has no {needed}")
     names = {name: f"{name}_{request.param}" for name in (native.RING_PRODUCT, native.CHACHA20)}
-    cache = str(tmp_path_factory.mktemp("cache"))
-    with (
-        mock.patch.dict(os.environ, XDG_CACHE_HOME=cache),
-        mock.patch.object(native, "_FLAGS", flags),
-    ):
-        library = ctypes.CDLL(str(native._built(COMPILER)))
+    with mock.patch.object(native, "_FLAGS", flags):
+        library = ctypes.CDLL(str(native._built(COMPILER, tmp_path_factory.mktemp("cache"))))
     for symbol, name in names.items():
         handler = jax.ffi.pycapsule(getattr(library, symbol))
         jax.ffi.register_ffi_target(name, handler, platform="cpu")

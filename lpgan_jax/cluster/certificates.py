@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from lpgan_jax.cluster.settings import ClusterConfig
-from lpgan_jax.files import atomic_write
+from lpgan_jax.files import atomic_write, private_directory
 
 _DAYS = 90
 AUTHORITY = "ca.pem"
@@ -78,6 +78,7 @@ def make_certificates(out: str | os.PathLike[str], names: Iterable[str]) -> None
 
     Raises:
         FileExistsError: the directory is not empty.
+        PermissionError: it is a symbolic link, or belongs to someone else.
         OSError: it cannot be written.
     """
     from cryptography import x509
@@ -114,7 +115,7 @@ def make_certificates(out: str | os.PathLike[str], names: Iterable[str]) -> None
 
     authority = ec.generate_private_key(ec.SECP256R1())
     is_authority = x509.BasicConstraints(ca=True, path_length=0)
-    out.mkdir(parents=True, exist_ok=True)
+    private_directory(out)
     atomic_write(
         out / AUTHORITY, certify(_AUTHORITY_NAME, authority, authority, [(is_authority, True)])
     )
@@ -132,7 +133,7 @@ def make_certificates(out: str | os.PathLike[str], names: Iterable[str]) -> None
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        atomic_write(out / f"{name}.key", pem, mode=0o600)
+        atomic_write(out / f"{name}.key", pem)
 
 
 _AUTHORITY_NAME = "lpgan try-out authority"

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgpack
 
 from lpgan_jax.cluster.wire import Malformed, Result, decode, encode
-from lpgan_jax.files import atomic_write
+from lpgan_jax.files import private_directory, private_open
 
 
 class Journal:
@@ -28,16 +28,13 @@ class Journal:
         """`path`: the file, made if it is not there.
 
         Raises:
-            OSError: it cannot be read or written.
+            OSError: it cannot be read or written, is a symbolic link, or belongs to someone else.
         """
-        self._path = Path(path)
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_directory(Path(path).parent)
         self._heads: list[tuple[Result, int]] = []  # with the place of each in the file
         self._changed = threading.Condition()
         self.generation = 0
-        if not self._path.exists():
-            atomic_write(self._path, b"", mode=0o600)
-        self._file = open(self._path, "r+b")  # noqa: SIM115
+        self._file = private_open(path, "r+b")
         self._recover()
 
     def _recover(self) -> None:

@@ -195,7 +195,7 @@ def _new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) ->
         last = int(kept["attempt"]) if kept.get("session") == cluster.session else 0
     attempt = 1 + max(last, *(d.attempt for d in descriptions))
     kept = {"session": cluster.session, "attempt": attempt}
-    atomic_write(file, json.dumps(kept).encode(), mode=0o600)
+    atomic_write(file, json.dumps(kept).encode())
     return attempt
 
 
@@ -211,7 +211,7 @@ def _source(
         file = Path(cluster.state) / f"private-{owner}.json"
         if not file.exists():
             drawn = {"session": cluster.session, "seed": secrets.randbits(128)}
-            atomic_write(file, json.dumps(drawn).encode(), mode=0o600)
+            atomic_write(file, json.dumps(drawn).encode())
         kept = json.loads(file.read_bytes())
         if kept.get("session") != cluster.session:
             raise BadInput(f"{file}: of another session, expected a directory (state) of its own")

@@ -164,7 +164,7 @@ def _run_directory(path: Path, settings: TrainConfig) -> RunDirectory:
     """The run's directory, new or as SP left it."""
     if not (path / "config.yaml").exists():
         return RunDirectory.create(path, settings, servers="apart")
-    run = RunDirectory.open(path)
+    run = RunDirectory.resume(path)
     before = run.config()  # of SP, or on one machine of DS, who knows more
     if (field := changed_field(public_part(before), settings)) is not None:
         raise BadInput(f"{path}: has another run in it ({field}), expected a new directory")
@@ -267,5 +267,5 @@ def sample(
             payloads = list(threads.map(ask, range(len(clients))))
         images.append(results.put_together("images", payloads))
         reporter.set(step=min(num, len(images) * batch))
-    save_png(Path(out), np.concatenate(images)[:num])
+    save_png(Path(out), np.concatenate(images)[:num], private=False)
     reporter.event("sampled", images=num, out=str(out))

@@ -135,7 +135,7 @@ def up(
     DataSource(settings, settings.seed, load_images(settings.data))  # or a clear error, before all
     file = out / "cluster" / "cluster.yaml"
     if resume:
-        RunDirectory.open(out)
+        RunDirectory.resume(out)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: missing, expected a run of `lpgan up`")
         _take_other_ports(file)

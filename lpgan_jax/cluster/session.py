@@ -135,7 +135,7 @@ class Session:
 
     def _write_down(self, attempt: int, config: str) -> None:
         known = {"session": self.config.session, "attempt": attempt, "config": config}
-        atomic_write(self._file, json.dumps(known).encode(), mode=0o600)
+        atomic_write(self._file, json.dumps(known).encode())
 
     def _intact_saves(self) -> dict[int, str]:
         """Checkpoints whose checksums are right."""

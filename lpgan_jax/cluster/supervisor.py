@@ -22,6 +22,7 @@ from typing import Any
 from lpgan_jax.cluster.reporting import REFUSED
 from lpgan_jax.cluster.settings import ClusterConfig
 from lpgan_jax.cluster.worker import Job
+from lpgan_jax.files import private_directory, private_open
 
 Report = dict[str, Any]
 
@@ -29,33 +30,27 @@ _TICK_S = 0.1
 _BEFORE_RESTART_S = 0.5
 
 
-def private_directory(path: Path) -> None:
-    """Make a directory that only its owner may enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def append_private(path: Path, data: bytes) -> None:
-    """Add to a file that only its owner may read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with open(descriptor, "ab") as file:
-        file.write(data)
-
-
 class Log:
     """JSON lines of what happened to one role, with the time; no line depends on a secret."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """`path`: appended to; made with its directory if it is not there."""
+        """`path`: appended to; made with its directory, and the one above, if it is not there.
+
+        Raises:
+            PermissionError: one of the three is a symbolic link, or belongs to someone else.
+        """
         self.path = Path(path)
         private_directory(self.path.parent.parent)
         private_directory(self.path.parent)
+        private_open(self.path, "ab").close()
         self._last = -1.0
 
     def event(self, report: Report) -> None:
         """Write an event."""
         line = json.dumps({"time": round(time.time(), 3), **report})
-        with contextlib.suppress(OSError):  # a full disk must not end the one who would tell
-            append_private(self.path, line.encode() + b"\n")
+        # A full disk must not end the one who would tell.
+        with contextlib.suppress(OSError), private_open(self.path, "ab") as file:
+            file.write(line.encode() + b"\n")
 
     def status(self, report: Report) -> None:
         """Write a status, at most one a second."""
@@ -90,6 +85,7 @@ class Supervisor:
         logs = Path(config.state) / "logs"
         self.log = Log(logs / f"{job.role}.jsonl")
         self._output = logs / f"{job.role}.out"
+        private_open(self._output, "ab").close()
         self._stopping = threading.Event()
         self._best_step = -1
         self.process: subprocess.Popen[bytes] | None = None
@@ -133,8 +129,6 @@ class Supervisor:
     def _play_once(self) -> tuple[_Watched, int]:
         starting = {"phase": {"name": "starting", "number": -1, "on": None, "limit_s": None}}
         watched = _Watched({"step": None, **starting}, time.monotonic())
-        with contextlib.suppress(OSError):
-            append_private(self._output, b"")  # not for others to read, whoever writes first
         reading, writing = os.pipe()
         try:
             process = self.process = self._start(writing)
@@ -152,7 +146,7 @@ class Supervisor:
         return watched, status
 
     def _start(self, reports: int) -> subprocess.Popen[bytes]:
-        with open(self._output, "ab") as output:
+        with private_open(self._output, "ab") as output:
             process = subprocess.Popen(
                 self._job.command(),
                 stdin=subprocess.PIPE,

@@ -21,6 +21,7 @@ from typing import IO, Literal
 
 from lpgan_jax.cluster.reporting import FAILED, REFUSED, BadInput, Lost, Reporter
 from lpgan_jax.cluster.settings import DEALER, SERVERS, load_cluster, require_role
+from lpgan_jax.files import private_open
 
 Play = Literal["serve", "deal", "feed", "collect", "sample"]
 
@@ -100,8 +101,9 @@ def _lock(path: Path) -> None:
 
     Raises:
         BadInput: another process does, and does not end either.
+        PermissionError: it is a symbolic link, or belongs to someone else.
     """
-    file, end = path.open("wb"), time.monotonic() + _PATIENCE_S
+    file, end = private_open(path, "ab"), time.monotonic() + _PATIENCE_S
     _held.append(file)
     while True:
         try:
@@ -142,7 +144,14 @@ def _play_and_report(job: Job, reporter: Reporter) -> None:
     except (RefusedBy, Refused) as error:
         # A server that restarts may take the next attempt; images are there or not.
         reporter.fail(str(error), REFUSED if job.play == "sample" else FAILED)
-    except (BadInput, ConfigError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (
+        BadInput,
+        ConfigError,
+        FileNotFoundError,
+        FileExistsError,
+        PermissionError,
+        ImportError,
+    ) as error:
         reporter.fail(str(error), REFUSED)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full, and that the reason

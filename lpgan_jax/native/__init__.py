@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from lpgan_jax.files import cache_directory
+from lpgan_jax.files import cache_directory, require_trusted
 
 RING_PRODUCT = "lpgan_ring_product"
 CHACHA20 = "lpgan_chacha20"
@@ -41,10 +41,12 @@ def available() -> bool:
     if compiler is None:
         _log.info("no C++ compiler (%s): the portable code runs", ", ".join(_COMPILERS))
         return False
+    folder = cache_directory("native", "the portable code runs")
+    if folder is None:
+        return False
     try:
-        library = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        # No room, no right or (RuntimeError) no home directory for the cache; or a failed build.
+        library = ctypes.CDLL(str(_built(compiler, folder)))
+    except (OSError, subprocess.SubprocessError) as error:  # no room, no trust, or a failed build
         detail = getattr(error, "stderr", None) or error
         _log.warning("native kernels: %s: the portable code runs", detail)
         return False
@@ -53,14 +55,15 @@ def available() -> bool:
     return True
 
 
-def _built(compiler: str) -> Path:
-    """The library for this source, compiler, jaxlib and processor; compiled if it is new."""
+def _built(compiler: str, folder: Path) -> Path:
+    """The library for this source, compiler, jaxlib and processor; compiled if it is new.
+
+    Nobody else can swap it before it is loaded: its folder is private.
+    """
     described = (_SOURCE.read_text(), compiler, _FLAGS, jaxlib.__version__, _processor())
     name = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
-    folder = cache_directory() / "native"
     library = folder / f"kernels-{name}.so"
     if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
             subprocess.run(
@@ -71,7 +74,9 @@ def _built(compiler: str) -> Path:
                 errors="replace",  # a compiler may answer in any encoding
                 timeout=120,
             )
+            made.chmod(0o600)  # which compilers leave to the umask
             made.replace(library)  # whole, or not at all: others may be building it too
+    require_trusted(library)
     return library
 
 

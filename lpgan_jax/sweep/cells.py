@@ -112,7 +112,7 @@ def run_cell(sweep: SweepConfig, cell: Cell, folder: Path, errors: bool) -> None
     measure = cached_judge(settings.data, sweep.num_images)
     tables = _run(sweep, settings, cell, images, measure, folder, errors)
     tables["times"][0]["cell_seconds"] = time.time() - started
-    atomic_write(folder / f"{cell.name}.json", json.dumps(tables).encode())
+    atomic_write(folder / f"{cell.name}.json", json.dumps(tables).encode(), private=False)
 
 
 @functools.cache
@@ -169,7 +169,7 @@ def _run(
             | {"distance": distance / moved, "distance_lsb": distance * 2.0**variant.frac_bits}
         )
         losses = []
-    save_png(folder / f"{cell.name}.png", made[:SAMPLES], columns=4)
+    save_png(folder / f"{cell.name}.png", made[:SAMPLES], columns=4, private=False)
 
     tables: dict[str, list[Row]] = {"training": training}
     tables["times"] = [identity | {"seconds_per_step": float(np.median(seconds[1:] or seconds))}]

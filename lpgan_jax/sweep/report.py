@@ -64,7 +64,8 @@ def write_report(out: str | os.PathLike[str], command: str) -> None:
     pictures.append(("curves.png", "Training: mean over seeds, band from the least to the most"))
     if _samples(out, sweep):
         pictures.append(("samples.png", f"Images from the same noise, seed {sweep.seeds[0]}"))
-    atomic_write(out / "summary.md", _page(sweep, command, final, paired, pictures).encode())
+    page = _page(sweep, command, final, paired, pictures)
+    atomic_write(out / "summary.md", page.encode(), private=False)
 
 
 def _variant(row: Row) -> Variant:
@@ -88,7 +89,7 @@ def _save(path: Path, plots: Any, figure: Any) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plots.close(figure)
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue(), private=False)
 
 
 # Figures ------------------------------------------------------------------------------------------
@@ -334,7 +335,7 @@ def _samples(out: Path, sweep: SweepConfig) -> bool:
         canvas.paste(picture, (left, top + head))
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG")
-    atomic_write(out / "samples.png", buffer.getvalue())
+    atomic_write(out / "samples.png", buffer.getvalue(), private=False)
     return True
 
 

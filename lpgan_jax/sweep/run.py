@@ -115,7 +115,7 @@ def _claim(out: Path, sweep: SweepConfig, resolved: dict[str, TrainConfig]) -> N
             "else; expected a new directory or this sweep"
         )
     for name in sorted(wanted):
-        atomic_write(out / name, wanted[name].encode())
+        atomic_write(out / name, wanted[name].encode(), private=False)
 
 
 def _write_tables(out: Path, cells: list[Cell]) -> None:
@@ -249,7 +249,8 @@ def _work(
         try:
             run_cell(sweep, cell, folder, errors)
         except Exception as error:
-            atomic_write(error_file, f"{type(error).__name__}: {error}\n".encode())
+            reason = f"{type(error).__name__}: {error}\n"
+            atomic_write(error_file, reason.encode(), private=False)
             traceback.print_exc()
             sys.exit(1)
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from clusters import SEED, Simulated, events, jobs, local, statuses, tiny
+from modes import open_to_others
 from PIL import Image
 
 from lpgan_jax import checkpoint, config
@@ -91,6 +92,8 @@ def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests):
         shares_are_bit_identical_to_the_simulation(trained, simulated)
     with subtests.test("SP gets what a simulated run leaves"):
         sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path)
+    with subtests.test("others can read nothing"):
+        others_can_read_nothing(trained)
     with subtests.test("nobody but DS learns the seed, or where the images are"):
         nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings)
     with subtests.test("byte counts agree with the cost model"):
@@ -135,6 +138,14 @@ def sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
     (both / "checkpoints").symlink_to(trained[0] / "state" / "checkpoints")
     export(both, tmp_path / "exported")
     assert (tmp_path / "exported").read_bytes() == (run / "parameters.msgpack").read_bytes()
+
+
+def others_can_read_nothing(trained):
+    directory = trained[0]
+    names = {path.name for path in directory.rglob("*") if path.is_file()}
+    assert {"s1.lock", "s1.msgpack", "session-s1.json", "s1.out", "metrics.csv", "s1.key"} < names
+    for part in ("state", "run", "cluster"):
+        assert not open_to_others(directory / part)
 
 
 def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import serialization
+from modes import watched
 from PIL import Image
 
 import lpgan_jax as lp
@@ -48,11 +49,21 @@ def settings_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(settings_file, tmp_path_factory):
-    """A seeded run of four steps."""
+def exposed():
+    """What others could have read of `run`, at any moment."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def run(settings_file, tmp_path_factory, exposed):
+    """A seeded run of four steps, in a directory that was there, and that others could enter."""
     out = tmp_path_factory.mktemp("runs") / "first"
+    out.mkdir()
+    out.chmod(0o755)
     arguments = ["train", "--config", str(settings_file), "--out", str(out), "--seed", "7"]
-    assert cli.main(arguments) == 0
+    with watched(out) as found:
+        assert cli.main(arguments) == 0
+    exposed |= found
     return out
 
 
@@ -63,6 +74,13 @@ def shares(run, step=None):
 def rows(run):
     with open(run / "metrics.csv") as file:
         return list(csv.DictReader(file))
+
+
+def as_new_files_are(file):
+    """Whether the umask alone decides who may read a file: it was asked for, to be given away."""
+    plain = file.with_name("plain")
+    plain.touch()
+    return file.stat().st_mode == plain.stat().st_mode
 
 
 def difference(first, second):
@@ -84,8 +102,11 @@ def test_a_run_leaves_everything_a_reader_looks_for(run):
     assert checkpoint.latest_step(run) == 4
     assert json.loads((run / "summary.json").read_text())["steps"] == 4
     assert "both servers' shares" in " ".join((run / "README.txt").read_text().split())
-    for server in ("s1", "s2"):
-        assert (run / "checkpoints" / server).stat().st_mode & 0o077 == 0
+
+
+def test_nobody_else_could_read_any_of_it_at_any_moment(run, exposed):
+    assert len(list(run.rglob("*.msgpack"))) == 4
+    assert not exposed
 
 
 def test_the_parameters_moved(run):
@@ -122,6 +143,7 @@ def test_exported_parameters_are_the_revealed_shares_and_start_another_run(
 ):
     file = tmp_path / "parameters.msgpack"
     assert cli.main(["export", "--run", str(run), "--out", str(file)]) == 0
+    assert as_new_files_are(file)
     variables = serialization.msgpack_restore(file.read_bytes())
     assert variables.keys() == {"g", "d"}
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
@@ -148,6 +170,7 @@ def test_sample_writes_a_grid_that_a_seed_repeats(run, tmp_path):
         assert cli.main(["sample", "--run", str(run), "--num", "6", "--out", str(file), *seed]) == 0
     first, second, third = (file.read_bytes() for file in files)
     assert first == second != third
+    assert as_new_files_are(files[0])
 
 
 def test_losses_and_samples_can_stay_closed(settings_file, tmp_path):

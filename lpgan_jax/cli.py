@@ -160,7 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("--config", required=True, metavar="FILE", help="as for train")
     audit.add_argument(
-        "--batch-size", type=int, default=2, metavar="N", help="images in a batch (default: 2)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images in a batch (default: as configured, or as many as half of the memory allows)",
     )
     audit.add_argument("--no-compile", action="store_true", help="only the traced programs")
     _add_cluster_commands(commands)
@@ -348,18 +351,29 @@ def _audit(args: argparse.Namespace) -> int:
         jax.config.update("jax_num_cpu_devices", 2)
 
     from lpgan_jax import config
-    from lpgan_jax.analysis.audit import audit_compiled, audit_program
+    from lpgan_jax.analysis.audit import audit_compiled, audit_program, largest_batch
     from lpgan_jax.programs import sampling_program, training_program
 
-    settings = config.load(args.config, [f"batch_size={args.batch_size}"])
+    configured = config.load(args.config)
+
+    def of_batch(size: int) -> config.TrainConfig:
+        return config.load(args.config, [f"batch_size={size}"])
+
+    size = args.batch_size
+    if size is None:
+        wanted = configured.batch_size
+        size = largest_batch(lambda size: training_program(of_batch(size)), wanted)
+        if size < wanted:
+            print(f"The configured batch of {wanted} would take more than half of the memory.")
+    settings = of_batch(size)
     programs = {
         "A training step": training_program(settings),
-        "Sampling": sampling_program(settings, args.batch_size),
+        "Sampling": sampling_program(settings, size),
     }
     failed = False
     for title, program in programs.items():
         report = audit_program(*program)
-        print(f"{title}, batch of {args.batch_size}\n\n{report.table()}", flush=True)
+        print(f"{title}, batch of {size}\n\n{report.table()}", flush=True)
         failed |= not report.ok
         if not args.no_compile:
             note = f"compiling {title.lower()} to match its collectives ..."

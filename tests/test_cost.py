@@ -14,8 +14,9 @@ from jax.experimental import io_callback
 from jax.extend.core import get_opaque_trace_state
 
 import lpgan_jax as lp
-from lpgan_jax import audit, cli, cost_model, optim, party
+from lpgan_jax import cli, cost_model, optim, party, programs
 from lpgan_jax import protocols as P
+from lpgan_jax.analysis import audit
 from lpgan_jax.cost_model import LAN, WAN, Cost, Network, program_cost
 from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
@@ -403,19 +404,40 @@ def test_the_command_explains_bad_input(capsys):
     ("problems", "compiled", "status"), [([], [], 0), (["told"], [], 1), ([], ["sent"], 1)]
 )
 def test_the_audit_command_fails_on_any_problem(monkeypatch, capsys, problems, compiled, status):
-    report = audit.Report([], problems)
-    monkeypatch.setattr(audit, "audit", lambda *program: report)
+    report, sizes = audit.Report([], problems), []
+
+    def audited(function, secrets, public=None):
+        sizes.append(jax.tree.leaves(secrets)[-1].shape[1])
+        return report
+
+    monkeypatch.setattr(audit, "audit_program", audited)
     monkeypatch.setattr(audit, "audit_compiled", lambda *program: compiled)
     assert cli.main(["audit", "--config", "digits"]) == status
     printed = capsys.readouterr()
-    assert "A training step, batch of 2" in printed.out
+    assert "A training step, batch of 64" in printed.out  # as configured
+    assert sizes == [64, 64]
     assert "compiling a training step" in printed.err
     assert all(problem in printed.out for problem in problems + compiled)
     # Only the traced programs, whose problems are told alone:
-    assert cli.main(["audit", "--config", "digits", "--no-compile"]) == bool(problems)
+    command = ["audit", "--config", "digits", "--no-compile", "--batch-size", "3"]
+    assert cli.main(command) == bool(problems)
     printed = capsys.readouterr()
+    assert sizes[2:] == [3, 3]
     assert all(problem in printed.out for problem in problems)
     assert "compil" not in printed.out + printed.err
+
+
+def test_an_audit_takes_the_largest_batch_that_half_of_the_memory_is_enough_for():
+    def program(size):
+        return (lambda party, x, _: party.mask(x.shape), programs.shared(np.empty(size), 18), None)
+
+    base = 2 * 10**9
+    assert audit.largest_batch(program, 10**8, base + 10**10) == 10**8
+    for memory in (base + 10**9, base + 3 * 10**9):
+        size = audit.largest_batch(program, 10**8, memory)
+        words = 2 * size + 2**11  # of both seeds, and a pool's rest
+        assert 0.8 < 2 * 20 * words / (memory - base) < 1.2
+    assert audit.largest_batch(program, 10**8, 1) == 1
 
 
 # Against a socket ---------------------------------------------------------------------------------

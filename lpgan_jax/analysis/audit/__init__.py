@@ -51,12 +51,22 @@ of it, and is taken for granted:
 | `servers` | the programs of DS, S1 and S2: `audit_program` |
 | `holders`, `simulated` | who could compute what in a simulation: `audit` |
 | `tracing` | whether a function is traced alike every time |
+| `memory` | how large a batch there is memory for |
 | `compiled` | the compiled program, which must send the same messages: `audit_compiled` |
 """
 
 from lpgan_jax.analysis.audit.compiled import audit_compiled, check_compiled
+from lpgan_jax.analysis.audit.memory import largest_batch
 from lpgan_jax.analysis.audit.report import Opening, Report
 from lpgan_jax.analysis.audit.servers import audit_program
 from lpgan_jax.analysis.audit.simulated import audit
 
-__all__ = ["Opening", "Report", "audit", "audit_compiled", "audit_program", "check_compiled"]
+__all__ = [
+    "Opening",
+    "Report",
+    "audit",
+    "audit_compiled",
+    "audit_program",
+    "check_compiled",
+    "largest_batch",
+]

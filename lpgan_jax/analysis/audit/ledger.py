@@ -44,7 +44,8 @@ class Ledger:
         self._masks_of: dict[int, set[int]] = {}
 
     def for_server(self) -> Ledger:
-        """For the messages of one server, once all corrections are there: none is sent yet."""
+        """For the messages of one server, once all corrections are settled: none is sent yet."""
+        self.spent = self._used = np.zeros(1, bool)  # of no use any more, and large
         server = Ledger()
         server.pads, server.names, server._masks = self.pads, self.names, self._masks
         # S2 knows what was subtracted from a correction: such words pad no message.
@@ -59,9 +60,7 @@ class Ledger:
 
     def cover(self, total: int) -> None:
         """Make room for new words."""
-        self.pads, self.spent, self._used = (
-            grown(array, total) for array in (self.pads, self.spent, self._used)
-        )
+        self.pads, self.spent = grown(self.pads, total), grown(self.spent, total)
 
     # Corrections --------------------------------------------------------------------------------
 
@@ -79,6 +78,7 @@ class Ledger:
         self._masks.append([words for rest in closure(value.rest, set()) for words in rest.words])
         if opened:
             problems.append(f"{name} depends on what the servers open")
+        self._used = grown(self._used, len(self.pads))
         for words in self._masks[-1]:
             self._used[words.index] = True
         pads = np.zeros(1, np.int32) if value.ids is None else value.ids.reshape(-1)
@@ -95,11 +95,10 @@ class Ledger:
 
     def settle(self) -> list[str]:
         """What is wrong with the corrections together, once all are there."""
-        numbers = np.unique(self.pads[self._used]).tolist()
+        used = self._used[: len(self.pads)]
+        numbers = np.unique(self.pads[: len(used)][used & (self.pads[: len(used)] > 0)]).tolist()
         return [
-            f"{self.names[number - 1]}: a word that pads it is used otherwise"
-            for number in numbers
-            if number > 0
+            f"{self.names[number - 1]}: a word that pads it is used otherwise" for number in numbers
         ]
 
     # Messages -----------------------------------------------------------------------------------

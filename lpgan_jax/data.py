@@ -5,18 +5,18 @@ This is the data owner's side: the images are still in the clear here.
 
 import gzip
 import math
-import pickle
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from lpgan_jax.config import DataConfig
+from lpgan_jax.unpickle import Bytes, unpickle
 
 _BLACK = -1.0
 
@@ -277,23 +277,7 @@ _CIFAR10_FILES = {
     "test": ["test_batch"],
 }
 _CIFAR10_PIXELS = 3 * 32 * 32
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads pickles of arrays, lists and texts; refuses to load anything else by name."""
-
-    _ALLOWED: ClassVar = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),  # the bytes of an array, as Python 3 writes them in old protocols
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+_LARGEST_CIFAR10 = 2**26  # bytes of a file; 31 MB are usual
 
 
 def _read_cifar10(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -306,18 +290,31 @@ def _read_cifar10(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     for name in _CIFAR10_FILES[split]:
         file = path / name
         with _existing(file).open("rb") as stream:
-            try:
-                batch = _ArraysOnly(stream, encoding="bytes").load()
-                pixels, classes = batch[b"data"], np.asarray(batch[b"labels"])
-                if pixels.dtype != np.uint8 or pixels.shape != (len(classes), _CIFAR10_PIXELS):
-                    raise ValueError(f"data of {pixels.dtype}{list(pixels.shape)}")
-            except Exception as error:  # damage shows in many ways
-                raise ValueError(
-                    f"{file}: expected a batch of CIFAR-10's Python version: {error}"
-                ) from None
+            data = stream.read(_LARGEST_CIFAR10 + 1)
+        try:
+            if len(data) > _LARGEST_CIFAR10:
+                raise ValueError(f"more than {_LARGEST_CIFAR10} bytes")
+            pixels, classes = _cifar10_batch(unpickle(data))
+        except ValueError as error:
+            reason = f"expected a batch of CIFAR-10's Python version: {error}"
+            raise ValueError(f"{file}: {reason}") from None
         images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(classes)
     return np.concatenate(images), np.concatenate(labels)
+
+
+def _cifar10_batch(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels uint8[N, 3072] and the classes int64[N] of what a file holds."""
+    match batch:
+        case {b"data": Bytes(values=np.ndarray() as pixels), b"labels": list() as classes}:
+            pass
+        case _:
+            raise ValueError("expected a dict with an array 'data' and a list 'labels'")
+    if pixels.shape != (len(classes), _CIFAR10_PIXELS):
+        raise ValueError(f"data of uint8{list(pixels.shape)} with {len(classes)} labels")
+    if any(type(label) is not int or not 0 <= label <= 9 for label in classes):
+        raise ValueError("labels: expected integers from 0 to 9")
+    return pixels, np.array(classes, np.int64)
 
 
 _PICTURES = {".png", ".jpg", ".jpeg"}

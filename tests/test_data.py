@@ -1,6 +1,8 @@
 import gzip
 import pickle
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -300,6 +302,10 @@ def test_cifar10(tmp_path):
         np.testing.assert_array_equal(load_labels(of), classes[part])
 
 
+def labelled(labels):
+    return {b"data": np.zeros((2, 3072), np.uint8), b"labels": labels}
+
+
 class Evil:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code of a pickle was run')",))
@@ -310,10 +316,20 @@ class Evil:
     [
         (Evil(), r"refused to load __builtin__\.exec"),
         ({b"data": np.zeros((2, 3071), np.uint8), b"labels": [0, 1]}, r"data of uint8\[2, 3071\]"),
-        ({b"data": np.zeros((2, 3072), np.int64), b"labels": [0, 1]}, "data of int64"),
+        (
+            {b"data": np.zeros((2, 3072), np.int64), b"labels": [0, 1]},
+            "an array that is not of uint8",
+        ),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "data of uint8"),
-        ({b"labels": [0]}, "b'data'"),
-        ([1, 2], "list indices"),
+        ({b"labels": [0]}, "expected a dict with an array 'data'"),
+        ([1, 2], "expected a dict with an array 'data'"),
+        ({b"data": b"1", b"labels": [0]}, "expected a dict with an array 'data'"),
+        (labelled((3, 4)), "a list 'labels'"),
+        (labelled(np.array([3, 4], np.uint8)), r"none of an array uint8\[rows, columns\]"),
+        (labelled([3, 10]), "labels: expected integers from 0 to 9"),
+        (labelled([3, -1]), "labels: expected integers from 0 to 9"),
+        (labelled([3, True]), "labels: expected integers from 0 to 9"),
+        (labelled([3, b"4"]), "labels: expected integers from 0 to 9"),
     ],
 )
 def test_bad_cifar10(tmp_path, batch, message):
@@ -323,6 +339,41 @@ def test_bad_cifar10(tmp_path, batch, message):
         load_images(config("cifar10", tmp_path, channels=3))
 
 
+class Restored:
+    """Unpickled, what a function returns for these arguments, then given the state."""
+
+    def __init__(self, function, arguments, state):
+        self.made = (function, arguments, state)
+
+    def __reduce__(self):
+        return self.made
+
+
+def test_bytes_of_a_pickle_do_not_become_pointers(tmp_path):
+    """A dtype that says it has no objects, but has: NumPy believes it, and follows the bytes."""
+    fields = {"a": (np.dtype("O"), 0)}
+    dtype = Restored(np.dtype, ("V8", False, True), (3, "|", None, ("a",), fields, 8, 1, 0))
+    state = (1, (2,), dtype, False, struct.pack("<2Q", 0x4141414141, 0x4242424242))
+    reconstruct, arguments, _ = np.zeros(1).__reduce__()
+    batch = labelled(Restored(reconstruct, arguments, state))
+    for i in range(1, 6):
+        (tmp_path / f"data_batch_{i}").write_bytes(pickle.dumps(batch, protocol=2))
+    program = """if True:
+        import sys
+        from lpgan_jax.config import DataConfig
+        from lpgan_jax.data import load_labels
+        of = DataConfig(dataset="cifar10", path=sys.argv[1], image_size=32, channels=3)
+        try:
+            load_labels(of)
+        except ValueError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.returncode
+    assert "data_batch_1: expected a batch of CIFAR-10's Python version" in run.stdout
+
+
 def test_missing_and_cut_cifar10(tmp_path):
     with pytest.raises(FileNotFoundError, match="data_batch_1: no such file"):
         load_images(config("cifar10", tmp_path, channels=3))
@@ -330,6 +381,10 @@ def test_missing_and_cut_cifar10(tmp_path):
     file = tmp_path / "data_batch_2"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="data_batch_2: expected a batch of CIFAR-10's"):
+        load_images(config("cifar10", tmp_path, channels=3))
+    with file.open("wb") as stream:
+        stream.truncate(2**26 + 1)
+    with pytest.raises(ValueError, match=r"data_batch_2: expected a batch .* more than 67108864"):
         load_images(config("cifar10", tmp_path, channels=3))
     with pytest.raises(ValueError, match=r"split: 'val' given, expected one of train, test"):
         load_images(config("cifar10", tmp_path, channels=3, split="val"))

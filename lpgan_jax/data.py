@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from lpgan_jax.bounded import Npz, Readable, read_at_most, require_size
 from lpgan_jax.config import DataConfig
 from lpgan_jax.unpickle import Bytes, unpickle
 
@@ -248,28 +249,35 @@ def _find_idx(path: Path, split: str, content: str) -> Path:
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Return the bytes of an IDX file, plain or compressed: uint8 of so many dimensions."""
-    data = _existing(path).read_bytes()
-    if data.startswith(b"\x1f\x8b"):
+    with _existing(path).open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
+            return _idx_bytes(gzip.open(file) if compressed else file, dimensions)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: expected a whole gzip file: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _idx_bytes(stream: Readable, dimensions: int) -> np.ndarray:
     header = 4 + 4 * dimensions
-    if len(data) < header:
-        raise ValueError(f"{path}: {len(data)} bytes, expected an IDX header of {header}")
-    magic, *shape = np.frombuffer(data, ">u4", count=1 + dimensions).tolist()
+    head = read_at_most(stream, header)
+    if len(head) < header:
+        raise ValueError(f"{len(head)} bytes, expected an IDX header of {header}")
+    magic, *shape = np.frombuffer(head, ">u4").tolist()
     expected = 0x800 + dimensions  # unsigned bytes
     kind, unit = ("images", "pixels") if dimensions == 3 else ("labels", "labels")
     if magic != expected:
-        raise ValueError(
-            f"{path}: magic number {magic:#x}, expected {expected:#x}, IDX {kind} in bytes"
-        )
-    if len(data) != header + math.prod(shape):
-        raise ValueError(
-            f"{path}: {len(data)} bytes, expected {header + math.prod(shape)} "
-            f"for the {' x '.join(map(str, shape))} {unit} that its header announces"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+        raise ValueError(f"magic number {magic:#x}, expected {expected:#x}, IDX {kind} in bytes")
+    size = math.prod(shape)
+    announced = f"{' x '.join(map(str, shape))} {unit} that its header announces"
+    require_size(size, announced)
+    content = read_at_most(stream, size + 1)
+    if len(content) != size:
+        found = f"more than {header + size}" if len(content) > size else header + len(content)
+        raise ValueError(f"{found} bytes, expected {header + size} for the {announced}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 _CIFAR10_FILES = {
@@ -318,6 +326,8 @@ def _cifar10_batch(batch: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 _PICTURES = {".png", ".jpg", ".jpeg"}
+_FORMATS = ("PNG", "JPEG")  # whatever the name says: some others start programs
+_MOST_PIXELS = 2**26  # of a picture, which takes some ten bytes for each
 
 
 def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
@@ -335,7 +345,10 @@ def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
     pixels = np.empty((len(files), *size, config.channels), np.uint8)
     for index, file in enumerate(files):
         try:
-            with Image.open(file) as picture:
+            with Image.open(file, formats=_FORMATS) as picture:
+                if picture.width * picture.height > _MOST_PIXELS:
+                    found = f"{picture.width}x{picture.height} pixels"
+                    raise ValueError(f"{found}, expected at most {_MOST_PIXELS} in all")
                 if picture.mode.startswith(("I", "F")):  # `convert` would clip them to white
                     raise ValueError(f"pixels of more than 8 bits (mode {picture.mode})")
                 square = ImageOps.fit(picture.convert(mode), size, Image.Resampling.BILINEAR)
@@ -349,9 +362,9 @@ def _read_npz(path: Path, key: str, kind: Any = np.uint8) -> np.ndarray:
     """Return the array `key` of an npz file; its dtype must be of the kind."""
     with _existing(path).open("rb") as file:
         try:
-            with np.load(file, allow_pickle=False) as arrays:  # a pickle would run code
-                found = ", ".join(arrays) or "none"
-                pixels = arrays.get(key)
+            arrays = Npz(file)
+            found = ", ".join(arrays) or "none"
+            pixels = arrays.get(key)
         except Exception as error:  # damage shows in many ways, from EOFError to MemoryError
             reason = f"expected a whole npz file of plain arrays: {error}"
             raise ValueError(f"{path}: {reason}") from None

@@ -12,6 +12,7 @@ block pools by maximum. So other weights of an Inception-v3 give other distances
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from lpgan_jax.bounded import Npz, require_size
 from lpgan_jax.images import require_images
 
 Weights = dict[str, Any]
@@ -224,8 +226,9 @@ _LEAVES = {
 def load_inception(path: str | os.PathLike[str]) -> Weights:
     """Read the weights of FID's Inception-v3, running no code from the file.
 
-    Reading PyTorch's file needs the package torch. Where it is not installed, convert the file once
-    where it is::
+    Reading PyTorch's file needs the package torch, 2.10 or newer: a file can make older ones run
+    code, even those that promise not to (CVE-2025-32434, CVE-2026-24747). Where it is
+    not installed, convert the file once where it is::
 
         python -c "import numpy, torch; numpy.savez('inception.npz',
         **torch.load('inception.pth', map_location='cpu', weights_only=True))"
@@ -242,9 +245,9 @@ def load_inception(path: str | os.PathLike[str]) -> Weights:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: it is PyTorch's, and torch is not installed.
-        ValueError: it is no such file, or an array is missing, unknown, misshapen or not floating
-            point; names the file and the array.
+        ImportError: it is PyTorch's, and torch is not installed or too old.
+        ValueError: it is no such file, its arrays have more than `bounded.LARGEST` bytes, or one is
+            missing, unknown, misshapen or not floating point; names the file and the array.
     """
     path = Path(path)
     if not path.is_file():
@@ -291,21 +294,27 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         return read(path)
     except ImportError as error:
         raise ImportError(
-            f"{path}: reading PyTorch's file needs the package torch: install it, "
-            f"or convert the file to .npz (see lpgan_jax.inception.load_inception)"
+            f"{path}: reading PyTorch's file needs the package torch, 2.10 or newer ({error}): "
+            f"install it, or convert the file to .npz (see lpgan_jax.inception.load_inception)"
         ) from error
     except Exception as error:  # damage shows in many ways
-        raise ValueError(f"{path}: expected {kind}") from error
+        raise ValueError(f"{path}: expected {kind}: {error}") from error
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
+    with path.open("rb") as file:
+        return dict(Npz(file))
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     import torch
 
+    major, minor = torch.__version__.split(".")[:2]
+    if (int(major), int(minor)) < (2, 10):
+        raise ImportError(f"found {torch.__version__}, which a file can make run code")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            require_size(sum(info.file_size for info in members.infolist()), "in all")
     state = torch.load(path, map_location="cpu", weights_only=True)  # others may run code
     if not isinstance(state, Mapping):
         raise ValueError(f"found {type(state).__name__}, expected names and tensors")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import serialization
 
+from lpgan_jax.bounded import require_size
 from lpgan_jax.files import atomic_write
 from lpgan_jax.gan import NETWORKS
 from lpgan_jax.models.dcgan import DCGAN
@@ -44,13 +45,15 @@ def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params,
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or of another network; names the layer.
+        ValueError: it is no such file, much larger than the networks, of another network, or with
+            values that are no finite numbers; names the layer.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file, expected parameters as `lpgan export` writes"
         )
+    require_size(path.stat().st_size, str(path), _largest(model))
     try:
         variables = serialization.msgpack_restore(path.read_bytes())
         both: dict[str, Any] = {name: variables[_SHORT[name]] for name in NETWORKS}
@@ -64,4 +67,15 @@ def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params,
             params[name], stats[name] = from_flax(model, name, both[name])
         except ValueError as error:
             raise ValueError(f"{path}: {name}: {error}") from error
+        for keys, value in jax.tree.leaves_with_path((params[name], stats[name])):
+            if not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
+                place = ".".join(str(key.key) for key in keys[1:])
+                raise ValueError(f"{path}: {name}: {place}: expected finite floating-point values")
     return params, stats
+
+
+def _largest(model: DCGAN) -> int:
+    """Bytes that a file may have: the values in float64, and names. Reading takes a multiple."""
+    networks = [model.generator(), model.discriminator()]
+    trees = [network.init(np.random.default_rng(0)) for network in networks]
+    return sum(np.asarray(value, np.float64).nbytes for value in jax.tree.leaves(trees)) + 2**16

@@ -1,8 +1,13 @@
 import gzip
+import io
 import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
+import zipfile
+import zlib
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -105,12 +110,16 @@ def test_odd_borders(tmp_path):
         (b"", "0 bytes, expected an IDX header of 16"),
         (idx_bytes(PIXELS)[:15], "15 bytes, expected an IDX header of 16"),
         (idx_bytes(PIXELS)[:-1], "3935 bytes, expected 3936 for the 5 x 28 x 28 pixels"),
-        (idx_bytes(PIXELS) + b"x", "3937 bytes, expected 3936"),
+        (idx_bytes(PIXELS) + b"x", "more than 3936 bytes, expected 3936"),
         (idx_bytes(PIXELS, magic=0x801), "magic number 0x801, expected 0x803"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "magic number 0x89504e47"),
         (gzip.compress(idx_bytes(PIXELS))[:-20], "expected a whole gzip file"),
         (b"\x1f\x8b" + bytes(30), "expected a whole gzip file"),
-        (struct.pack(">4I", 0x803, *[2**32 - 1] * 3), "expected 79228162458924105385300197391"),
+        (
+            struct.pack(">4I", 0x803, *[2**32 - 1] * 3),
+            "79228162458924105385300197375 bytes, expected at",
+        ),
+        (struct.pack(">4I", 0x803, 0, *[2**32 - 1] * 2), "array is too big"),
         (idx_bytes(PIXELS[:0]), r"uint8\[0, 28, 28\] given, expected \[N, H, W\]"),
         (idx_bytes(np.zeros((1, 33, 28), np.uint8)), "33x28, expected at most 32x32"),
     ],
@@ -119,6 +128,48 @@ def test_bad_idx(tmp_path, content, message):
     file = tmp_path / "some-images"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=f"some-images: .*{message}"):
+        load_images(config("idx", file))
+
+
+def deflated(data):
+    """What unfolds to the data, and may be followed by more."""
+    squeeze = zlib.compressobj(wbits=-15)
+    return squeeze.compress(data) + squeeze.flush(zlib.Z_FULL_FLUSH)
+
+
+def zeros(size):
+    """What unfolds to so many zero bytes; a thousandth of them."""
+    return size // 2**20 * deflated(bytes(2**20))
+
+
+@contextmanager
+def little_memory():
+    """Fails if more than a few megabytes are taken."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+
+
+GIGABYTES = 5 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((GIGABYTES // 2**20, 2**10, 2**10), "5368709120 bytes, expected at most 4294967296"),
+        ((5, 28, 28), "more than 3936 bytes, expected 3936 for the 5 x 28 x 28 pixels"),
+        ((4000, 2**10, 2**10), "expected a whole gzip file"),  # announced, but not there
+    ],
+)
+def test_idx_that_unfolds_to_more_than_it_may(tmp_path, shape, message):
+    file = tmp_path / "images"
+    head = struct.pack(">4I", 0x803, *shape)
+    content = zeros(2**21 if shape[0] == 4000 else GIGABYTES)
+    file.write_bytes(b"\x1f\x8b\x08" + bytes(7) + deflated(head) + content)
+    with little_memory(), pytest.raises(ValueError, match=f"images: .*{message}"):
         load_images(config("idx", file))
 
 
@@ -161,6 +212,53 @@ def test_bad_arrays_in_npz(tmp_path, array, message):
     np.savez(tmp_path / "some.npz", train_images=array)
     with pytest.raises(ValueError, match=rf"some\.npz: .*{message}"):
         load_images(config("npz", tmp_path / "some.npz"))
+
+
+def npy(shape, dtype="|u1"):
+    """The head of an npy file."""
+    head = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode()
+
+
+def write_zip(file, name, announced, *chunks, method=8):
+    """A zip file with one member, whose sizes and sums are whatever is announced."""
+    content = b"".join(chunks)
+    common = struct.pack("<5HI", 45, 0, method, 0, 0, 0) + struct.pack("<II", 2**32 - 1, 2**32 - 1)
+    sizes = struct.pack("<HHQQ", 1, 16, announced, len(content))
+    local = b"PK\3\4" + common + struct.pack("<HH", len(name), 20) + name + sizes
+    central = b"PK\1\2" + struct.pack("<H", 45) + common
+    central += struct.pack("<5H2I", len(name), 20, 0, 0, 0, 0, 0) + name + sizes
+    start = len(local) + len(content)
+    end = b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, len(central), start, 0)
+    file.write_bytes(local + content + central + end)
+
+
+@pytest.mark.parametrize(
+    ("announced", "shape", "message"),
+    [
+        (GIGABYTES, (GIGABYTES // 784, 28, 28), "5368709120 bytes, expected at most 4294967296"),
+        (128 + 784, (1, 28, 28), "Bad CRC"),
+        (2**30, (GIGABYTES // 784, 28, 28), "1073741824 bytes, expected 128 and"),
+        (2**30, (1, 28, 28), "1073741824 bytes, expected 128 and 784"),
+        (2**31, "'a' * 10**9", "malformed node"),
+    ],
+)
+def test_npz_that_unfolds_to_more_than_it_may(tmp_path, announced, shape, message):
+    file = tmp_path / "some.npz"
+    write_zip(file, b"train_images.npy", announced, deflated(npy(shape)), zeros(GIGABYTES))
+    wanted = rf"some\.npz: expected a whole npz file of plain arrays: .*{message}"
+    with little_memory(), pytest.raises(ValueError, match=wanted):
+        load_images(config("npz", file))
+
+
+def test_npz_that_is_compressed_as_numpy_does_not(tmp_path):
+    content = io.BytesIO()
+    np.save(content, np.zeros((1, 28, 28), np.uint8))
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):  # a few bytes of which unfold to megabytes
+        with zipfile.ZipFile(tmp_path / "some.npz", "w", method) as members:
+            members.writestr("train_images.npy", content.getvalue())
+        with pytest.raises(ValueError, match=r"some\.npz: .*compressed as NumPy does not"):
+            load_images(config("npz", tmp_path / "some.npz"))
 
 
 @settings(max_examples=300)
@@ -427,6 +525,36 @@ def test_bad_folders(tmp_path):
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(ValueError, match=r"x\.png: expected a whole picture"):
         load_images(config("folder", tmp_path))
+
+
+def png_chunk(kind, data):
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def test_pictures_that_unfold_to_more_than_they_may(tmp_path):
+    head = png_chunk(b"IHDR", struct.pack(">2I5B", 9000, 8000, 8, 0, 0, 0, 0))
+    body = png_chunk(b"IDAT", b"\x78\x9c" + zeros(72 * 2**20))
+    signature = b"\x89PNG\r\n\x1a\n"
+    (tmp_path / "a.png").write_bytes(signature + head + body)
+    with (
+        little_memory(),
+        pytest.raises(ValueError, match=r"a\.png: .*9000x8000 pixels, expected at most 67108864"),
+    ):
+        load_images(config("folder", tmp_path))
+    head = png_chunk(b"IHDR", struct.pack(">2I5B", 8, 8, 8, 0, 0, 0, 0))
+    text = png_chunk(b"zTXt", b"a\0\0\x78\x9c" + zeros(2**30))
+    (tmp_path / "a.png").write_bytes(signature + head + text)
+    with little_memory(), pytest.raises(ValueError, match=r"a\.png: expected a whole picture"):
+        load_images(config("folder", tmp_path))
+
+
+def test_only_png_and_jpeg_are_read(tmp_path):
+    """Pillow would run Ghostscript on what begins like EPS, whatever the file's name."""
+    for kind in ("EPS", "TIFF", "GIF"):
+        Image.new("L", (8, 8)).save(tmp_path / "a.png", format=kind)
+        with pytest.raises(ValueError, match=r"a\.png: .*cannot identify image file"):
+            load_images(config("folder", tmp_path))
 
 
 # Labels

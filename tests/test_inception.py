@@ -1,4 +1,7 @@
 import sys
+import tracemalloc
+import zipfile
+import zlib
 from types import SimpleNamespace
 
 import jax
@@ -193,9 +196,39 @@ def test_files_that_are_none(tmp_path):
 def test_a_pth_file_needs_torch(tmp_path, monkeypatch):
     file = tmp_path / "w.pth"
     file.touch()
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"w\.pth: .* install it, or convert .* \.npz"):
-        load_inception(file)
+    for torch, message in [
+        (None, "install it, or convert"),
+        (SimpleNamespace(__version__="1.13.1"), r"found 1\.13\.1.* install it, or convert"),
+        (SimpleNamespace(__version__="2.9.1+cu128"), r"found 2\.9\.1\+cu128, which a file can"),
+    ]:
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        with pytest.raises(ImportError, match=rf"w\.pth: .* torch, 2\.10 or newer .*{message}"):
+            load_inception(file)
+
+
+def test_weights_that_unfold_to_more_than_they_may(tmp_path, monkeypatch):
+    """Two of 2 GiB and a half, in five megabytes."""
+    squeeze = zlib.compressobj(wbits=-15)
+    chunk = squeeze.compress(bytes(2**20)) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    size = 5 * 2**29
+    for name in ("w.npz", "w.pth"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_STORED) as file:
+            for member in ("a.npy", "b.npy"):
+                file.writestr(member, size // 2**20 * chunk)
+                info = file.infolist()[-1]
+                info.file_size, info.compress_type = size, zipfile.ZIP_DEFLATED
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.10.0"))  # not asked
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            ValueError, match=r"w\.pth: .*in all: 5368709120 bytes, expected at most"
+        ):
+            load_inception(tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=r"w\.npz: expected a whole npz file"):
+            load_inception(tmp_path / "w.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
 
 
 def test_torch_runs_no_code_from_the_file(tmp_path, monkeypatch, state, weights):
@@ -206,7 +239,7 @@ def test_torch_runs_no_code_from_the_file(tmp_path, monkeypatch, state, weights)
         return answers.pop(0)
 
     file.touch()
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(load=load, __version__="2.10.0+cpu"))
     jax.tree.map(np.testing.assert_array_equal, load_inception(file), weights)
     while answers:
         with pytest.raises(ValueError, match=r"w\.pth: "):

@@ -204,7 +204,6 @@ def _check(prefix: str, given: Any, expected: Params) -> None:
     for name, value in expected.items():
         if isinstance(value, dict):
             _check(f"{prefix}{name}.", given[name], value)
-        elif np.shape(given[name]) != value.shape:
-            raise ValueError(
-                f"{prefix}{name}: expected shape {value.shape}, got {np.shape(given[name])}"
-            )
+        elif (shape := getattr(given[name], "shape", None)) != value.shape:
+            found = type(given[name]).__name__ if shape is None else shape
+            raise ValueError(f"{prefix}{name}: expected shape {value.shape}, got {found}")

@@ -422,7 +422,7 @@ def _role(args: argparse.Namespace) -> int:
         if args.seed is not None:
             settings = settings.model_copy(update={"seed": args.seed})
         kind: Literal["deal", "feed"] = "deal" if args.owner == "ds" else "feed"
-        return play(Job(kind, args.owner, args.config, config.dump(settings), args.seed))
+        return play(Job(kind, args.owner, args.config, config.to_json(settings), args.seed))
     if args.sample is None:
         return play(Job("collect", "sp", args.config, out=args.out))
     if args.sample < 1:

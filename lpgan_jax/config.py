@@ -1,8 +1,11 @@
-"""The configuration of a training run: what the fields are, and how they are read from YAML.
+"""The configuration of a training run: what the fields are, and how they are read and written.
+
+In files they are YAML, without aliases; between processes they are JSON.
 
 Everything here is public: the architecture, the hyper-parameters, the shapes.
 """
 
+import json
 import re
 import reprlib
 from collections.abc import Hashable, Sequence
@@ -202,6 +205,10 @@ class SweepConfig(Fields):
         return seeds
 
 
+LONGEST_JSON = 2**15
+"""Characters of a configuration as JSON, at most."""
+_LONGEST_YAML = 2**16  # bytes; much more could take ages to read
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -246,9 +253,41 @@ def _load(
     return validated(model, fields, file.name)
 
 
-def parse(text: str, source: str) -> TrainConfig:
-    """Read the configuration of a training run from YAML; errors as of `load` name the `source`."""
-    return validated(TrainConfig, load_yaml(text.encode(), source), source)
+def from_json(text: str, source: str) -> TrainConfig:
+    """The configuration of a training run that `to_json` wrote, or whoever sent it.
+
+    Raises:
+        ConfigError: it is longer than `LONGEST_JSON`, no JSON, has a field twice, or a field is
+            wrong; the message names the `source`.
+    """
+    if len(text) > LONGEST_JSON:
+        raise ConfigError(f"{source}: {len(text)} characters, expected at most {LONGEST_JSON}")
+    try:
+        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        if not isinstance(fields, dict):
+            raise ValueError("no fields")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: expected a configuration in JSON: {error}") from None
+    return validated(TrainConfig, fields, source)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    for name in fields:
+        if not name.isidentifier():
+            raise ValueError(f"{reprlib.repr(name)} is not the name of a field")
+    if len(fields) < len(pairs):
+        raise ValueError("a field is given twice")
+    return fields
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def to_json(config: TrainConfig) -> str:
+    """Return `config` as JSON that `from_json` reads as an equal configuration."""
+    return json.dumps(config.model_dump(), allow_nan=False)
 
 
 def validated(model: type[_Model], fields: object, source: str) -> _Model:
@@ -309,6 +348,8 @@ def load_yaml(text: bytes, source: str) -> dict[str, Any]:
 
 
 def _parse_yaml(text: bytes | str, source: str) -> Any:
+    if len(text) > _LONGEST_YAML:
+        raise ConfigError(f"{source}: {len(text)} bytes, expected at most {_LONGEST_YAML}")
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45
@@ -373,20 +414,41 @@ def _siblings(model: type[BaseModel], location: Sequence[int | str]) -> list[str
 # --- YAML as its users expect it ------------------------------------------------------------------
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with `2e-4` a number and a field given twice an error."""
+    """PyYAML's safe loader, with `2e-4` a number, and without what a configuration needs not.
+
+    A field given twice is an error, and so are aliases and merge keys, by which half a kilobyte
+    takes minutes to read.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:  # also an alias has one
+            problem = f"expected no anchor or alias, found {event.anchor}"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                problem = f"{name} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        names = set()
+        for key, _ in node.value:
+            problem = "expected no merge key" if key.tag == _MERGE else None
+            if isinstance(key, yaml.ScalarNode):  # others are refused as keys
+                if key.value in names:
+                    problem = f"{key.value} is given twice"
+                names.add(key.value)
+            if problem is not None:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
     """The counterpart of `_Loader`: it quotes the texts that `_Loader` would read as numbers."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 # PyYAML, after YAML 1.1, wants a dot and a signed exponent in a number: it reads `2e-4` as a text.

@@ -36,7 +36,8 @@ SEED = 3
 
 
 def tiny(**fields: Any) -> config.TrainConfig:
-    return config.parse(TINY, "tiny").model_copy(update=fields)
+    settings = config.validated(config.TrainConfig, config.load_yaml(TINY.encode(), "tiny"), "tiny")
+    return settings.model_copy(update=fields)
 
 
 def local(directory: Path, **fields: Any) -> tuple[Path, Any]:
@@ -46,7 +47,7 @@ def local(directory: Path, **fields: Any) -> tuple[Path, Any]:
 
 
 def jobs(file: Path, settings: config.TrainConfig, out: Path, seed: int | None) -> list[Job]:
-    text = config.dump(settings)
+    text = config.to_json(settings)
     return [
         Job("serve", "s1", str(file)),
         Job("serve", "s2", str(file)),

@@ -151,13 +151,13 @@ def others_can_read_nothing(trained):
 def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
     state = trained[0] / "state"
     for file in ("session-s1.json", "session-s2.json"):
-        known = config.parse(json.loads((state / file).read_text())["config"], file)
+        known = config.from_json(json.loads((state / file).read_text())["config"], file)
         assert known.seed == 0
         assert known.data.path is None
     private = settings.model_copy(
         update={"seed": 77, "data": settings.data.model_copy(update={"limit": 5})}
     )
-    assert "77" not in config.dump(public_part(private))
+    assert "77" not in config.to_json(public_part(private))
 
 
 def byte_counts_agree_with_the_cost_model(trained, settings):
@@ -335,7 +335,7 @@ def test_two_owners_feed_one_training(settings, tmp_path):
     )
     file, cluster = local(tmp_path, turns=["ds", "clinic", "clinic"])
     work = jobs(file, settings, tmp_path / "run", SEED)
-    work.append(Job("feed", "clinic", str(file), train=config.dump(settings)))
+    work.append(Job("feed", "clinic", str(file), train=config.to_json(settings)))
     running = Running(work, cluster)
     try:
         assert running.wait("sp", 240) == 0
@@ -426,7 +426,7 @@ def test_bad_input_ends_at_once_with_a_reason(settings, tmp_path, capfd):
         roles.play(Job("serve", "s1", str(file)))
     bad = dataclasses.replace(
         jobs(file, settings, tmp_path / "run", None)[2],
-        train=config.dump(settings.model_copy(update={"batch_size": 5000})),
+        train=config.to_json(settings.model_copy(update={"batch_size": 5000})),
     )
     assert roles.play(bad) == 1
     assert "batch_size: 5000 given, expected 1 to 1797" in capfd.readouterr().err

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import msgpack
@@ -29,7 +31,11 @@ from lpgan_jax.cluster.wire import Hello, Opening, Parcel, Result, SampleRequest
 
 SIZES = Sizes(state=3000, inputs=200, noise=50, train=5000, generate=900)
 METHODS = ("Describe", "Open", "Send", "Watch", "Results", "Sample")
-SETTINGS = config.dump(tiny())
+SETTINGS = config.to_json(tiny())
+# Each line merges the one before nine times: as YAML, it would take longer than anyone waits.
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join(9 * [f'*a{n - 1}'])}]}}\n" for n in range(1, 12)
+)
 
 
 class Server:
@@ -246,8 +252,10 @@ def test_a_key_that_others_can_read_is_refused(server):
         ({"role": "sp"}, "role: 'sp', expected 'ds'"),
         ({"start": 5}, "start: step 5, which has no such checkpoint"),
         ({"start": 5, "save": "x"}, "start: step 5, which has no such checkpoint"),
-        ({"config": "steps: 3"}, "config: data: missing"),
-        ({"config": "["}, "expected valid YAML"),
+        ({"config": '{"steps": 3}'}, "config: data: missing"),
+        ({"config": "["}, "config: expected a configuration in JSON"),
+        ({"config": MERGES}, "config: expected a configuration in JSON"),
+        ({"config": SETTINGS[:-1] + ', "steps": 3}'}, "a field is given twice"),
     ],
 )
 def test_an_attempt_that_does_not_fit_is_refused(server, fields, reason):
@@ -268,9 +276,14 @@ def test_an_attempt_is_opened_once_and_remembered(server, tmp_path):
         with pytest.raises((wire.Unexpected, ValueError)):
             later.open(server.opening(attempt))
     with pytest.raises(wire.Unexpected, match="config: frac_bits differs"):
-        later.open(server.opening(2, config=config.dump(tiny(frac_bits=17))))
-    longer = config.dump(tiny(steps=99, sample_every=7))
+        later.open(server.opening(2, config=config.to_json(tiny(frac_bits=17))))
+    longer = config.to_json(tiny(steps=99, sample_every=7))
     later.open(server.opening(2, config=longer))
+    file = Path(server.config.state) / "session-s1.json"
+    known = json.loads(file.read_bytes())
+    file.write_text(json.dumps(known | {"config": config.dump(tiny())}))
+    with pytest.raises(ValueError, match=r"session-s1\.json: .* session of another version"):
+        Session(server.config, "s1", lambda *of: None)
     with pytest.raises(ValueError, match="of session"):
         Session(server.config.model_copy(update={"session": "other"}), "s1", lambda *of: None)
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -7,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpgan_jax.config import ConfigError, OptimizerConfig, TrainConfig, dump, load, shipped
+from lpgan_jax.config import (
+    ConfigError,
+    OptimizerConfig,
+    TrainConfig,
+    dump,
+    from_json,
+    load,
+    shipped,
+    to_json,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -140,12 +150,30 @@ def test_frac_bits_out_of_range(bits):
         ("steps: 1", "bad.yaml: data: missing, expected a value"),
         ("\x00", "bad.yaml: expected valid YAML"),
         ("[" * 2000, "bad.yaml: expected valid YAML"),
+        ("a: 1\nb: &x 2", "expected no anchor or alias, found x in"),
+        ("a: 1\nb: *x", "line 2, column 4"),
+        ("a: &x [*x]", "expected no anchor or alias, found x in"),
+        ("&x a: 1", "expected no anchor or alias, found x in"),
+        ("a: {x: 1}\nb: {<<: {y: 1}}", "expected no merge key in"),
+        ("? [a]\n: 1", "unhashable key"),
+        ("a: " + "x" * 2**16, "bad.yaml: 65539 bytes, expected at most 65536"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     assert message in refused(name=str(path))
+
+
+def test_half_a_kilobyte_of_aliases_takes_no_time(tmp_path):
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join(9 * [f'*a{n - 1}'])}]}}" for n in range(1, 9)]
+    (tmp_path / "bad.yaml").write_text("\n".join(lines))
+    start = time.monotonic()
+    assert "bad.yaml: expected valid YAML: expected no anchor or alias" in refused(
+        name=str(tmp_path / "bad.yaml")
+    )
+    assert time.monotonic() - start < 1
 
 
 def test_an_unknown_name_lists_the_shipped_ones():
@@ -212,3 +240,33 @@ def test_dump_loads_back_equal(tmp_path_factory, case):
     path.write_text(dump(config), encoding="utf-8")
     assert load(str(path)) == config
     assert config.depth == depth
+    assert from_json(to_json(config), "wire") == config
+
+
+DIGITS = to_json(load("digits"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "wire: expected a configuration in JSON"),
+        ("[]", "wire: expected a configuration in JSON: no fields"),
+        (DIGITS[:-1], "wire: expected a configuration in JSON"),
+        (DIGITS[:-1] + ', "steps": 3}', "wire: expected .* JSON: a field is given twice"),
+        (DIGITS.replace("1e-05", "NaN"), "wire: expected .* JSON: NaN is no number"),
+        (DIGITS.replace("1e-05", "-Infinity"), "wire: expected .* JSON: -Infinity is no number"),
+        (DIGITS.replace("1e-05", "1e999"), "model.norm_eps: inf given, expected a finite number"),
+        (DIGITS.replace("1e-05", "9" * 5000), "wire: expected a configuration in JSON"),
+        (DIGITS.replace("1e-05", '"1"'), "model.norm_eps: '1' given, expected a number"),
+        (DIGITS.replace('"steps"', '"\\ud800"'), "is not the name of a field"),
+        (DIGITS.replace('"steps"', '"__class__"'), "__class__: unknown field"),
+        ("[" * 2**14, "wire: expected a configuration in JSON"),
+        ('{"a":' * 6000, "wire: expected a configuration in JSON"),
+        (DIGITS + " " * 2**15, "characters, expected at most 32768"),
+        (dump(load("digits")), "wire: expected a configuration in JSON"),
+    ],
+)
+def test_bad_json_is_told(text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_json(text, "wire")
+    assert len(str(caught.value).encode()) < 2000

@@ -175,7 +175,7 @@ def _require_same(descriptions: Sequence[Description], settings: TrainConfig) ->
         BadInput: it trains with others; names the field.
     """
     for known in {d.config for d in descriptions if d.config is not None}:
-        trained = config.parse(known, "the session's configuration")
+        trained = config.from_json(known, "the session's configuration")
         if (field := changed_field(public_part(settings), trained)) is not None:
             raise BadInput(
                 f"{field}: {getattr(settings, field)!r} given, and this session trains with "
@@ -244,7 +244,7 @@ def deal_and_feed(
         session=cluster.session,
         role=DEALER,
         attempt=attempt,
-        config=config.dump(public_part(settings)),
+        config=config.to_json(public_part(settings)),
         start=start,
         save=name,
     )
@@ -370,7 +370,7 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
         raise Lost("s2", "in another attempt than s1")
     attempt, start = descriptions[0].attempt, descriptions[0].start
     _require_same(descriptions, settings)
-    steps = config.parse(str(descriptions[0].config), "the session's configuration").steps
+    steps = config.from_json(str(descriptions[0].config), "the session's configuration").steps
     lines = _Lines(clients, attempt)
     lines.send_from_now_on()
     keys = StepKeys(make_key())  # never from a seed: DS may have the same one

@@ -86,7 +86,7 @@ def _connect(cluster: ClusterConfig, reporter: Reporter) -> tuple[list[Client], 
         texts.append(str(known.config))
     if texts[0] != texts[1]:
         raise Lost("s2", "its configuration of the training is not the one of s1")
-    return clients, config.parse(texts[0], "the servers' configuration")
+    return clients, config.from_json(texts[0], "the servers' configuration")
 
 
 # The results of a training ------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def up(
         RunDirectory.create(out, settings, servers="together")
         local_cluster(file.parent, "..")
     cluster = load_cluster(file)
-    text, path = config.dump(settings), str(file)
+    text, path = config.to_json(settings), str(file)
     jobs = [
         *(Job("serve", server, path) for server in SERVERS),
         Job("deal", DEALER, path, train=text, seed=seed),

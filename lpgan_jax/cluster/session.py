@@ -35,7 +35,7 @@ from lpgan_jax.cluster.wire import (
     Unexpected,
     Watching,
 )
-from lpgan_jax.config import ConfigError, TrainConfig, parse
+from lpgan_jax.config import ConfigError, TrainConfig, from_json
 from lpgan_jax.files import atomic_write
 
 _MOST_REQUESTS = 64  # of SP, waiting at a time
@@ -131,6 +131,13 @@ class Session:
                 f"{self._file}: of session {session!r}, expected {self.config.session!r}: "
                 "every session needs a directory (state) of its own"
             )
+        try:
+            from_json(config, str(self._file))
+        except ConfigError as error:  # older versions wrote YAML
+            raise ConfigError(
+                f"{error}; a session of another version cannot go on: begin another session, "
+                "with a directory (state) of its own"
+            ) from None
         return attempt, config
 
     def _write_down(self, attempt: int, config: str) -> None:
@@ -241,8 +248,8 @@ class Session:
 
     def _settings(self, text: str) -> TrainConfig:
         try:
-            settings = parse(text, "config")
-            before = None if self._known is None else parse(self._known, "config")
+            settings = from_json(text, "config")
+            before = None if self._known is None else from_json(self._known, "config")
         except ConfigError as error:
             raise wire.Malformed(str(error)[:500]) from None
         if before is not None and (field := changed_field(before, settings)) is not None:
@@ -422,7 +429,7 @@ class Session:
         with self._changed:
             self._changed.wait_for(lambda: self._opening is not None)
             assert self._opening is not None
-            return self._opening, parse(self._opening.config, "config")
+            return self._opening, from_json(self._opening.config, "config")
 
     def prepare(self, sizes: Sizes) -> None:
         """The programs are compiled: parcels of these sizes may come."""

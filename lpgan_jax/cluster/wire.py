@@ -18,14 +18,13 @@ import msgpack
 import numpy as np
 from pydantic import Field
 
-from lpgan_jax.config import ConfigError, Fields, validated
+from lpgan_jax.config import LONGEST_JSON, ConfigError, Fields, validated
 
 CHUNK = 2**20
 """Bytes of payload in a message, at most."""
 LARGEST_MESSAGE = CHUNK + 2**16
 """Bytes of a message, at most: gRPC refuses larger ones unread."""
-LONGEST_CONFIG = 2**15
-LONGEST_HEAD = LONGEST_CONFIG + 2**12
+LONGEST_HEAD = LONGEST_JSON + 2**12
 """Bytes of a message that is no chunk, at most."""
 
 
@@ -82,7 +81,7 @@ class Description(Message):
     prepared: bool
     """Whether the attempt's programs are compiled."""
     config: str | None
-    """Of the training, YAML, once it is known."""
+    """Of the training, JSON, once it is known."""
     saves: list[Save]
 
 
@@ -91,8 +90,8 @@ class Opening(Message):
 
     attempt: int = Field(ge=1, lt=2**32)
     """Higher than any before."""
-    config: str = Field(max_length=LONGEST_CONFIG)
-    """Of the training, YAML: public."""
+    config: str = Field(max_length=LONGEST_JSON)
+    """Of the training, JSON: public."""
     start: int = Field(ge=0, lt=2**62)
     """The step whose checkpoint is gone on from; 0 for a new training."""
     save: str | None = Field(max_length=64)

@@ -34,7 +34,7 @@ class Job:
         play: what.
         role: as whom.
         cluster: the file of the cluster's configuration.
-        train: the training's configuration, YAML (DS and other owners).
+        train: the training's configuration, JSON (DS and other owners).
         seed: that fixes DS's keys, for experiments.
         out: the directory or file of results (SP).
         num: how many images (SP).
@@ -61,7 +61,7 @@ class Job:
 
 def play(job: Job, reporter: Reporter) -> None:
     """Do the job, as far as it goes in one attempt."""
-    from lpgan_jax.config import parse
+    from lpgan_jax.config import from_json
     from lpgan_jax.files import use_compilation_cache
 
     use_compilation_cache()
@@ -76,7 +76,7 @@ def play(job: Job, reporter: Reporter) -> None:
     elif job.play in ("deal", "feed"):
         from lpgan_jax.cluster.owners import deal_and_feed, feed
 
-        settings = parse(job.train or "", "the training's configuration")
+        settings = from_json(job.train or "", "the training's configuration")
         if role == DEALER:
             deal_and_feed(cluster, settings, job.seed, reporter)
         else:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from helpers import script
 
+from lpgan_jax import protocols as P
+from lpgan_jax.nn.activation import LOG_RANGE
 from lpgan_jax.tables import read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -22,6 +24,15 @@ def test_the_tutorial_runs():
 def test_the_protocol_reference_is_what_the_code_says():
     """Docstrings, signatures, messages; and every docstring's cost is that of its trace."""
     assert script("protocol_reference").document() == (DOCS / "protocols.md").read_text()
+
+
+def test_documents_say_what_activations_take():
+    architecture = (DOCS / "architecture.md").read_text()
+    for sentence in (r"activations \|x\| < 2\^(\d+);", r"values have \(2\^(\d+), `nn/activation`"):
+        assert re.findall(sentence, architecture) == [str(LOG_RANGE)]
+    assert re.findall(r"for \|x\| < 2\^(\d+)\.", P.sec_leaky_relu.__doc__) == [str(LOG_RANGE)]
+    row = re.findall(r"\| `sec_leaky_relu` \|.*", (DOCS / "accuracy.md").read_text())[0]
+    assert set(re.findall(r"x\\\| < 2\^(\d+)", row)) == {str(LOG_RANGE)}
 
 
 def test_the_results_page_says_what_its_tables_say():

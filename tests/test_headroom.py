@@ -1,14 +1,18 @@
 """Headroom: what is recorded, and where a configuration that overflows is said to."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import pair_of, run, whole
 
 from lpgan_jax.clear import Clear
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch
 from lpgan_jax.headroom import headroom, table, worst
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, compare, roots
+from lpgan_jax.nn.activation import LOG_RANGE, SLR, SR
 from lpgan_jax.optim import adam, sgd
 from lpgan_jax.secret import Secret
 from lpgan_jax.whole import bits_left
@@ -65,6 +69,59 @@ def test_a_range_reduction_counts_only_out_of_range():
 
     assert min(left_of(root, [1.0, 2.0**35, 2.0**61])) > 2
     assert min(left_of(root, [2.0**64])) < 0
+
+
+@pytest.mark.parametrize("layer", [SR, SLR])
+@pytest.mark.parametrize("frac_bits", [12, 18, 27, 28])
+@pytest.mark.parametrize("times", [1, 2])
+def test_activations_are_right_below_their_bound_and_counted_beyond(layer, frac_bits, times):
+    """At f fraction bits and at twice as many; 62 bits end before 2^8 at twice 28 only."""
+    scale = times * frac_bits
+    activation = layer(frac_bits) if layer is SR else SLR(frac_bits, alpha=0.25)
+    log_bound = min(LOG_RANGE, 62 - scale)
+    edge = 2**log_bound * 2**scale - 1
+    x = np.array([edge, -edge, edge - 2**frac_bits, 1 - edge, 1, 0, -1], np.int64)
+
+    def forward(party, x):
+        return activation.forward(party, {}, x)[0]
+
+    y = run(forward, Secret(pair_of(x), scale))
+    assert y.frac_bits == frac_bits
+    slope = 0.25 if layer is SLR else 0.0
+    exact = np.where(x > 0, x, slope * x) * 2.0 ** (frac_bits - scale)
+    assert np.abs(whole(y.share) - exact).max() <= 1
+    # In float64 a value of 62 bits less one LSB is that of 62 bits.
+    assert 0 <= min(left_of(forward, x, scale)) < 1e-2
+    for beyond in (1.001, -1.001):
+        left = left_of(forward, [beyond * 2.0 ** (log_bound + scale)], scale)
+        assert min(left) == pytest.approx(-np.log2(1.001))
+
+
+@pytest.mark.parametrize("frac_bits", [12, 18])
+def test_both_networks_count_what_their_activations_take(frac_bits):
+    """The first layer of SD, whose convolution is not normalised, included."""
+    model = DCGAN(noise_size=4, features=2, base_size=2, depth=2, frac_bits=frac_bits)
+    gan, state, batches = gan_and_batches(model, sgd(1e-3, 4, frac_bits), steps=1)
+    largest = {
+        "generator.relu0": 255.5,
+        "generator.relu1": 256.5,
+        "discriminator.leaky0": 257.0,
+        "discriminator.leaky1": 255.0,
+    }
+    generator, discriminator = (state.params[name] for name in NETWORKS)
+    for norm, layer in (
+        (generator["bn0"], "generator.relu0"),
+        (generator["bn1"], "generator.relu1"),
+        (discriminator["bn1"], "discriminator.leaky1"),
+    ):
+        norm["scale"][:], norm["bias"][:] = 0, largest[layer]
+    kernel = discriminator["conv0"]["kernel"]
+    kernel[:] = 0
+    kernel[1, 1] = largest["discriminator.leaky0"]  # a white pixel's image
+    white = replace(batches[0], images=np.ones_like(batches[0].images))
+    bits = headroom(gan, state, [white])
+    for layer, value in largest.items():
+        assert bits[f"{layer}.forward"] == pytest.approx(LOG_RANGE - np.log2(value), abs=1e-6)
 
 
 def test_truncation_to_more_fraction_bits_is_an_error_as_on_shares():

@@ -15,9 +15,6 @@ from lpgan_jax.nn.normalization import SecBN
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
 
-# What activations compare lies below 2^11: a normalised value is at most the root of their number.
-_LOG_RANGE = 11
-
 
 @dataclass(frozen=True)
 class Reshape:
@@ -201,7 +198,7 @@ class DCGAN:
             ("reshape", Reshape(base)),
         ]
         for i in range(self.depth):
-            layers += [(f"bn{i}", self._norm(groups)), (f"relu{i}", SR(self.frac_bits, _LOG_RANGE))]
+            layers += [(f"bn{i}", self._norm(groups)), (f"relu{i}", SR(self.frac_bits))]
             features = self.channels if i == self.depth - 1 else maps // 2 ** (i + 1)
             layers.append((f"deconv{i}", SecDeconv(features, **self._conv())))
         layers.append(("tanh", SecTanh(self.frac_bits)))
@@ -214,7 +211,7 @@ class DCGAN:
             layers.append((f"conv{i}", SecConv(self.features * 2**i, **self._conv())))
             if i:
                 layers.append((f"bn{i}", self._norm(groups)))
-            layers.append((f"leaky{i}", SLR(self.frac_bits, _LOG_RANGE, self.leaky_slope)))
+            layers.append((f"leaky{i}", SLR(self.frac_bits, self.leaky_slope)))
         layers.append(("reshape", Reshape((-1,))))
         fc = SecFC(1, use_bias=True, frac_bits=self.frac_bits, init_std=self.init_std)
         return Sequential("discriminator", self.image_shape, (*layers, ("fc", fc)))

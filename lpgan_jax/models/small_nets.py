@@ -25,7 +25,6 @@ Name = Literal["fc", "conv-square", "conv-relu"]
 NAMES: tuple[Name, ...] = get_args(Name)
 CLASSES = 10
 
-_LOG_RANGE = 11  # what a ReLU compares lies below 2^11, as in `models.dcgan`
 _RELU_GAIN = 2.0**0.5  # keeps the second moment of activations (He et al. 2015)
 _SQUARE_GAIN = 1.0  # values below 1, whose squares shrink from layer to layer
 
@@ -40,7 +39,8 @@ class SmallNet:
     | `conv-square` | conv 5x5 stride 2 to 13x13x5 = 845, square, FC 845-100, square, FC 100-10 |
     | `conv-relu` | conv 5x5 stride 2 to 14x14x5 = 980, ReLU, FC 980-100, ReLU, FC 100-10 |
 
-    Ranges, in real terms: |x| < 2^(31 - frac_bits) where x is squared, < 2^11 at a ReLU.
+    Ranges, in real terms: |x| < 2^(31 - frac_bits) where x is squared, < 2^`LOG_RANGE` of
+    `nn.activation` at a ReLU.
 
     Attributes:
         name: which of them.
@@ -66,7 +66,7 @@ class SmallNet:
         """The secure network: inputs [N, *input_shape] to logits [N, 10]."""
         f, relu = self.frac_bits, self.name == "conv-relu"
         gain = _RELU_GAIN if relu else _SQUARE_GAIN
-        activation = SR(f, _LOG_RANGE) if relu else SecSquare(f)
+        activation = SR(f) if relu else SecSquare(f)
 
         def fc(inputs: int, outputs: int) -> SecFC:
             return SecFC(outputs, use_bias=True, frac_bits=f, init_std=gain / math.sqrt(inputs))

@@ -15,6 +15,13 @@ from lpgan_jax.nn.layer import Params, batch_slice
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
 
+LOG_RANGE = 8
+"""ReLU and leaky ReLU take |x| < 2^LOG_RANGE in real terms, and |x| < 2^62 as an integer.
+
+A normalised value is at most the root of their number: 2^8 in 64 maps of 32x32. With 9, leaky ReLU
+would need a truncation more at twice 18 fraction bits.
+"""
+
 
 @dataclass(frozen=True)
 class _Activation:
@@ -40,24 +47,15 @@ class _Activation:
 
 @dataclass(frozen=True)
 class SR(_Activation):
-    """ReLU: s*x with s = [x > 0], at `frac_bits`. The derivative at 0 is 0.
+    """ReLU: s*x with s = [x > 0], at `frac_bits`. The derivative at 0 is 0. |x| < 2^`LOG_RANGE`.
 
     x is opened (masked) once, for the bit, the rescaling and the selection.
-
-    Attributes:
-        log_range: the bit is right for |x| < 2^log_range in real terms; without it, in the whole
-            ring. A narrower range costs less.
     """
-
-    log_range: int | None = None
 
     def forward(self, party: Party, params: Params, x: Secret) -> tuple[Secret, Any]:
         """(y, the bit). 4 rounds."""
         x = masked(party, x)  # once, for the bit and for the selection
-        bits = party.ring.bits
-        if self.log_range is not None:
-            bits = min(bits, x.frac_bits + self.log_range + 1)
-        bit = positive(party, x, bits)
+        bit = positive(party, x, min(party.ring.bits, x.frac_bits + LOG_RANGE + 1))
         return self._apply(party, bit, x), bit
 
     def backward(
@@ -72,7 +70,10 @@ class SR(_Activation):
 
 @dataclass(frozen=True)
 class SLR(SR):
-    """Leaky ReLU: alpha*x + (1 - alpha)*s*x, at `frac_bits`. The derivative at 0 is alpha."""
+    """Leaky ReLU: alpha*x + (1 - alpha)*s*x, at `frac_bits`. The derivative at 0 is alpha.
+
+    Like x, what the backward pass is given must be below 2^`LOG_RANGE`.
+    """
 
     alpha: float = 0.2
 
@@ -81,14 +82,14 @@ class SLR(SR):
 
 
 def leaky(party: Party, bit: Bit, x: Secret, alpha: float, frac_bits: int) -> Secret:
-    """alpha*x + (1 - alpha)*bit*x at frac_bits; |x| < 2^8 in real terms. 2 rounds."""
+    """alpha*x + (1 - alpha)*bit*x at frac_bits; |x| < 2^`LOG_RANGE` in real terms. 2 rounds."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: expected a slope between 0 and 1, got {alpha}")
     # |alpha x| 2^shift must stay below 2^62, and alpha's own error, |x| 2^-shift, at an LSB.
-    shift = min(24, 62 - 8 - x.frac_bits)
+    shift = min(24, 62 - LOG_RANGE - x.frac_bits)
     if shift < frac_bits:
         x = truncate(party, x, frac_bits)
-        shift = min(24, 62 - 8 - frac_bits)
+        shift = min(24, 62 - LOG_RANGE - frac_bits)
     k = round(alpha * 2**shift)
     x = x.settled(party)
     chosen = select(party, bit, x)

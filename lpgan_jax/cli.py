@@ -194,7 +194,7 @@ def _add_cluster_commands(commands: Any) -> None:
     ds.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
     )
-    ds.add_argument("--seed", type=int, metavar="N", help="as for train: not for secrets")
+    ds.add_argument("--seed", help=argparse.SUPPRESS)  # refused, with the reason
     ds.add_argument(
         "--owner", default="ds", metavar="NAME", help="be another data owner, who deals nothing"
     )
@@ -211,7 +211,7 @@ def _add_cluster_commands(commands: Any) -> None:
     sp.add_argument(
         "--own-noise", action="store_true", help="SP shares the noise of the images, instead of DS"
     )
-    sp.add_argument("--seed", type=int, metavar="N", help="fix SP's own noise")
+    sp.add_argument("--seed", type=int, metavar="N", help="fix SP's own noise, and nothing else")
 
     certificates = commands.add_parser("certificates", help="make certificates for a try-out")
     certificates.add_argument(
@@ -414,15 +414,16 @@ def _role(args: argparse.Namespace) -> int:
     if args.command == "serve":
         return play(Job("serve", args.server, args.config))
     if args.command == "ds":
-        if args.seed is not None and args.seed < 0:
-            raise ValueError(f"--seed: expected at least 0, got {args.seed}")
-        if args.seed is not None and args.owner != "ds":
-            raise ValueError("--seed: expected of ds only: another owner's shares are never seeded")
-        settings = config.load(args.train, args.set)
         if args.seed is not None:
-            settings = settings.model_copy(update={"seed": args.seed})
+            raise ValueError(
+                "--seed: for `lpgan up` and `lpgan train` only: if DS lost its state, it would use "
+                "the same masks for other values"
+            )
+        settings = config.load(args.train, args.set)
         kind: Literal["deal", "feed"] = "deal" if args.owner == "ds" else "feed"
-        return play(Job(kind, args.owner, args.config, config.to_json(settings), args.seed))
+        return play(Job(kind, args.owner, args.config, config.to_json(settings)))
+    if args.seed is not None and (args.seed < 0 or not (args.sample and args.own_noise)):
+        raise ValueError("--seed: expected at least 0, with --sample and --own-noise")
     if args.sample is None:
         return play(Job("collect", "sp", args.config, out=args.out))
     if args.sample < 1:

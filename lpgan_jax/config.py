@@ -125,10 +125,21 @@ class TrainConfig(Fields):
     """Images in a sample grid."""
     checkpoint_every: int = Field(ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
+    results: list[Literal["generator", "discriminator"]] = Field(
+        default=["generator"], min_length=1
+    )
+    """The networks whose parameters the service provider gets from real servers."""
     open_losses: bool = True
     """Whether the service provider reconstructs the losses while training."""
     open_samples: bool = True
     """Whether the service provider reconstructs generated images while training."""
+
+    @field_validator("results")
+    @classmethod
+    def _results_differ(cls, results: list[str]) -> list[str]:
+        if len(set(results)) < len(results):
+            raise expected("each network once")
+        return results
 
     def logs_after(self, step: int) -> bool:
         """Whether the step (counted from 1) has a row of metrics."""

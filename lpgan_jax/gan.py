@@ -8,6 +8,7 @@ normalised with its own statistics; SD's real and generated batches likewise.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,10 @@ class State:
     params: Params
     stats: Params
     optimizer: Params
+
+    def learnt(self, networks: Collection[str] = NETWORKS) -> tuple[Params, Params]:
+        """(params, running statistics) of these networks: what SP gets, not the optimizers'."""
+        return {n: self.params[n] for n in networks}, {n: self.stats[n] for n in networks}
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""Parameters of both networks as a file: what SP exports, and what a run may start from."""
+"""Parameters as a file: what SP exports (of both networks or one), and what a run starts from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save_parameters(
 
     Args:
         path: the file.
-        params: {network: {layer: {name: array}}}.
+        params: {network: {layer: {name: array}}}; a network that is not there is not in the file.
         stats: running statistics, in the same form.
         private: see `files.atomic_write`.
     """
@@ -36,6 +36,7 @@ def save_parameters(
             lambda v: np.asarray(v, np.float32), to_flax(params[name], stats[name])
         )
         for name in NETWORKS
+        if name in params
     }
     atomic_write(path, serialization.to_bytes(variables), private=private)
 
@@ -45,8 +46,8 @@ def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params,
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, much larger than the networks, of another network, or with
-            values that are no finite numbers; names the layer.
+        ValueError: it is no such file, has one network only, is much larger than the networks, of
+            other ones, or with values that are no finite numbers; names what is wrong.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,11 +57,16 @@ def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params,
     require_size(path.stat().st_size, str(path), _largest(model))
     try:
         variables = serialization.msgpack_restore(path.read_bytes())
-        both: dict[str, Any] = {name: variables[_SHORT[name]] for name in NETWORKS}
+        both: dict[str, Any] = {n: variables[s] for n, s in _SHORT.items() if s in variables}
     except Exception as error:
         raise ValueError(
             f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}'
         ) from error
+    if missing := [f'"{_SHORT[name]}" (the {name})' for name in NETWORKS if name not in both]:
+        raise ValueError(
+            f"{path}: has no {' and no '.join(missing)}, expected parameters of both networks, as "
+            "`lpgan export` writes, or SP gets with results: [generator, discriminator]"
+        )
     params, stats = {}, {}
     for name in NETWORKS:
         try:

@@ -1,9 +1,10 @@
 """The directory of a training run: what lies where, and the table of its metrics."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lpgan_jax import checkpoint
 from lpgan_jax.config import TrainConfig, dump, load
@@ -29,7 +30,7 @@ both servers, so both servers' shares lie here, and whoever reads s1/ and s2/ ca
 reconstruct the parameters. In a deployment each server has only its own share.
 """
 _SHARES_TOGETHER = """\
-    parameters.msgpack    what was learnt, as `lpgan export` writes it
+    parameters.msgpack    what SP got, in the format of `lpgan export`: the networks in `results`
     checkpoints/   s1/ and s2/: the servers' shares of everything secret
     results/       the servers' shares of what SP put together
     cluster/       the configuration and certificates
@@ -40,7 +41,7 @@ Keep this directory as private as the training images: all roles were played on 
 a cluster out, so both servers' shares lie here, and whoever reads them can add them up.
 """
 _SHARES_APART = """\
-    parameters.msgpack    what was learnt, as `lpgan export` writes it
+    parameters.msgpack    what SP got, in the format of `lpgan export`: the networks in `results`
 
 Keep this directory as private as the training images: it holds what SP put together from the shares
 of two servers.
@@ -153,6 +154,32 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Where `checkpoint.save(run.path, ...)` puts the servers' shares."""
         return self.path / checkpoint.DIRECTORY
+
+    def summary(self) -> dict[str, Any]:
+        """How the run ended; empty as long as it has not.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.summary_file.exists():
+            return {}
+        try:
+            return dict(json.loads(self.summary_file.read_bytes()))
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(f"{self.summary_file}: damaged, expected a JSON object") from None
+
+    def finished(self, steps: int) -> str | None:
+        """What to say where nothing is left to do of so many steps; None where something is.
+
+        Raises:
+            ValueError: more are done, or the summary is damaged.
+        """
+        done = checkpoint.latest_step(self.path) or 0
+        if steps < done:
+            raise ValueError(f"steps: {steps} given, and {done} are done: expected more")
+        if done < steps or self.summary().get("steps") != steps:
+            return None
+        return f"nothing to do: all {steps} steps are done (more of them: --steps)"
 
     def sample_file(self, step: int) -> Path:
         """The grid of images generated after a step, PNG."""

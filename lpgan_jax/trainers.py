@@ -72,8 +72,7 @@ class SecureTrainer:
 
     def networks(self) -> tuple[Params, Params]:
         """See `Trainer`: SP's reconstruction."""
-        state = self._simulation.state
-        return reveal_tree((state.params, state.stats))
+        return reveal_tree(self._simulation.state.learnt())
 
     def save(self, run: RunDirectory, step: int, keep: int) -> None:
         """A checkpoint of shares."""
@@ -123,7 +122,7 @@ class ShadowTrainer:
 
     def networks(self) -> tuple[Params, Params]:
         """See `Trainer`."""
-        return whole_tree((self._state.params, self._state.stats))
+        return whole_tree(self._state.learnt())
 
     def state(self) -> State:
         """Everything that training changes, as float64 arrays."""

@@ -48,7 +48,8 @@ class Result:
     Attributes:
         path: the run directory.
         steps: steps done in all.
-        seconds_per_step: median over this call's steps, without the first.
+        seconds_per_step: median over this call's steps, without the first; of a run that was
+            finished before, what its summary says.
         losses: (discriminator, generator) at the last step; None where losses are not opened.
     """
 
@@ -142,7 +143,8 @@ def train(
         seed: for reproducible simulations only: fixes initial parameters, order, noise *and the
             dealer*, so that two runs are bit-identical. Without it the configuration's seed fixes
             all but the dealer, whose keys come from the operating system.
-        resume: go on from the last checkpoint in `out`, with new dealer keys.
+        resume: go on from the last checkpoint in `out`, with new dealer keys. If all steps are
+            done already, it says so, and nothing is written.
         mode: "secure"; or without sharing "shadow", the same program on integers that round as
             the protocols do, and "plaintext", the twin: the same network in Flax and optax.
         init: parameters to start from: a file as `export` writes.
@@ -183,6 +185,9 @@ def train(
             )
         done, tree = checkpoint.load(run.path)
         state = restore_state(gan, initial, tree)
+        if line := run.finished(settings.steps):
+            report(line)
+            return _past_result(run)
         atomic_write(run.config_file, config.dump(settings).encode())
         report(f"resuming {run.path} after step {done}, with new dealer keys")
         master = make_key()
@@ -259,13 +264,13 @@ def _loop(
             if settings.saves_after(number):
                 trainer.save(run, number, settings.keep_checkpoints)
     per_step = float(np.median(durations[1:] or durations or [0.0]))
-    result = Result(run.path, max(done, settings.steps), per_step, losses)
+    result = Result(run.path, settings.steps, per_step, losses)
     summary = {
         "mode": "simulated servers" if mode == "secure" else mode,
         "steps": result.steps,
         "seconds": round(time.time() - started, 3),
         "first_step_seconds": round(durations[0], 3) if durations else None,
-        "seconds_per_step": round(per_step, 4),
+        "seconds_per_step": round(per_step, 4) if durations else None,
         "loss_discriminator": losses[0] if losses else None,
         "loss_generator": losses[1] if losses else None,
         "jax": jax.__version__,
@@ -274,6 +279,14 @@ def _loop(
     atomic_write(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
     report(f"{result.steps} steps, {per_step:.3g} s a step; everything is in {run.path}")
     return result
+
+
+def _past_result(run: RunDirectory) -> Result:
+    """The result of a run that is finished, from its summary."""
+    summary = run.summary()
+    losses = summary["loss_discriminator"], summary["loss_generator"]
+    opened = None if None in losses else losses
+    return Result(run.path, summary["steps"], summary["seconds_per_step"] or 0.0, opened)
 
 
 # What SP gets -----------------------------------------------------------------------------------
@@ -377,5 +390,4 @@ def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
         ValueError, FileNotFoundError: bad input; nothing is written.
     """
     _, _, state = _open_run(run)
-    params, stats = reveal_tree((state.params, state.stats))  # not the optimizers' states
-    save_parameters(out, params, stats, private=False)
+    save_parameters(out, *reveal_tree(state.learnt()), private=False)

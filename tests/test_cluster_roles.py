@@ -111,7 +111,8 @@ def test_what_others_may_know_and_what_may_change():
     assert (public.seed, public.data.path, public.data.dataset) == (0, None, "digits")
     assert public.data.image_size == 8
     assert changed_field(public, public.model_copy(update={"steps": 99})) is None
-    assert changed_field(public, public.model_copy(update={"batch_size": 5})) == "batch_size"
+    for field, value in (("batch_size", 5), ("results", ["generator", "discriminator"])):
+        assert changed_field(public, public.model_copy(update={field: value})) == field
 
 
 def test_certificates_are_not_written_over(tmp_path):
@@ -352,8 +353,8 @@ def test_the_commands_name_what_is_wrong(tmp_path, capsys):
     for command, message in (
         (["ds", "--config", file, "--train", "nothing"], "nothing: no such configuration"),
         (
-            ["ds", "--config", file, "--train", "digits", "--seed", "-1"],
-            "--seed: expected at least",
+            ["ds", "--config", file, "--train", "digits", "--seed", "1"],
+            "--seed: for `lpgan up` and `lpgan train` only",
         ),
         (
             ["ds", "--config", file, "--train", "digits", "--owner", "x"],
@@ -361,8 +362,8 @@ def test_the_commands_name_what_is_wrong(tmp_path, capsys):
         ),
         (["sp", "--config", file, "--out", "x", "--sample", "0"], "--sample: expected at least 1"),
         (
-            ["ds", "--config", file, "--train", "digits", "--owner", "x", "--seed", "1"],
-            "of ds only",
+            ["sp", "--config", file, "--out", "x", "--sample", "4", "--seed", "1"],
+            "--seed: expected at least 0, with --sample and --own-noise",
         ),
         (["up", "--out", str(tmp_path / "u")], "--config: expected a YAML file"),
         (["up", "--config", "mnist", "--out", str(tmp_path / "u")], "no such"),

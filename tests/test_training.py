@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 import lpgan_jax as lp
 from lpgan_jax import checkpoint, cli, config, features, training
 from lpgan_jax.models.twin import from_flax, to_flax
-from lpgan_jax.parameters import load_parameters
+from lpgan_jax.parameters import load_parameters, save_parameters
 from lpgan_jax.run_directory import RunDirectory
 from lpgan_jax.simulation import StepKeys, restore_state, reveal_tree
 from lpgan_jax.training import build, generate, quality, train
@@ -136,6 +137,46 @@ def test_a_resumed_run_goes_on_with_the_same_data_and_new_keys(run, settings_fil
     assert [row["step"] for row in rows(tmp_path / "resumed")] == ["1", "2", "3", "4"]
     assert not np.array_equal(*(jax.tree.leaves(shares(path))[0] for path in (run, out)))
     assert difference(shares(run), shares(out)) < 32
+
+
+def test_a_finished_run_has_nothing_to_do(run, settings_file, tmp_path, capsys):
+    """Resumed for the steps that it has, it stays as it is; for fewer, that is an error."""
+    out = tmp_path / "finished"
+    shutil.copytree(run, out)
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in out.rglob("*")}
+    command = ["train", "--out", str(out), "--resume"]
+    for arguments in ([], ["--steps", "4"], ["--config", str(settings_file)]):
+        assert cli.main([*command, *arguments]) == 0
+        assert "nothing to do: all 4 steps are done" in capsys.readouterr().out
+    assert cli.main([*command, "--steps", "3"]) == 1
+    assert "steps: 3 given, and 4 are done: expected more" in capsys.readouterr().err
+    after = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in out.rglob("*")}
+    assert after == before
+    summary = json.loads((out / "summary.json").read_text())
+    result = train(RunDirectory.open(out).config(), out, resume=True)
+    assert (result.steps, result.seconds_per_step) == (4, summary["seconds_per_step"])
+    assert result.losses == (summary["loss_discriminator"], summary["loss_generator"])
+    # Killed between its last checkpoint and its summary, it has still to be ended.
+    (out / "summary.json").unlink()
+    assert cli.main(command) == 0
+    assert json.loads((out / "summary.json").read_text())["seconds_per_step"] is None
+    (out / "summary.json").write_text("[")
+    assert cli.main(command) == 1
+    assert "summary.json: damaged, expected a JSON object" in capsys.readouterr().err
+
+
+def test_parameters_of_the_generator_alone_start_no_run(run, settings_file, tmp_path, capsys):
+    gan = build(config.load(str(settings_file)))
+    state = restore_state(gan, gan.init(np.random.default_rng(0)), shares(run))
+    file = tmp_path / "parameters.msgpack"
+    save_parameters(file, *reveal_tree(state.learnt(["generator"])))
+    assert serialization.msgpack_restore(file.read_bytes()).keys() == {"g"}
+    out = tmp_path / "continued"
+    arguments = ["--config", str(settings_file), "--out", str(out), "--init", str(file)]
+    assert cli.main(["train", *arguments]) == 1
+    message = 'parameters.msgpack: has no "d" (the discriminator), expected parameters of both'
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_exported_parameters_are_the_revealed_shares_and_start_another_run(

@@ -204,7 +204,7 @@ def _source(
 ) -> DataSource:
     """An owner's images and noise.
 
-    Without a seed on the command line, one that nobody can guess is made, and kept, so that a later
+    Without a seed (of `lpgan up`), one that nobody can guess is made, and kept, so that a later
     attempt goes on with the same order of images.
     """
     if seed is None:

@@ -60,7 +60,7 @@ class Results:
         self._shapes: dict[str, Any] = {
             "losses": Losses(one, one, one),
             "images": shared(images, f),
-            "parameters": (state.params, state.stats),
+            "parameters": state.learnt(settings.results),
         }
         self._layouts = {kind: Layout.of(half_shapes(of)) for kind, of in self._shapes.items()}
         self.sizes = {"step": 0} | {k: layout.size for k, layout in self._layouts.items()}
@@ -92,28 +92,44 @@ def _connect(cluster: ClusterConfig, reporter: Reporter) -> tuple[list[Client], 
 # The results of a training ------------------------------------------------------------------------
 
 
-def collect(cluster: ClusterConfig, out: str | os.PathLike[str], reporter: Reporter) -> None:
+def collect(
+    cluster: ClusterConfig,
+    out: str | os.PathLike[str],
+    reporter: Reporter,
+    steps: int | None = None,
+) -> None:
     """Pull results into a run directory; returns when the training's parameters are there.
+
+    Args:
+        cluster: whose servers train.
+        out: the directory.
+        reporter: for reports.
+        steps: that the training has; by default, as many as the servers know of. With it, SP waits
+            for DS to go on with a training that was finished at fewer.
 
     Raises:
         Lost: a server is gone.
         BadInput, FileExistsError: the directory has another run in it.
     """
-    while not _collect_from_the_first(cluster, Path(out), reporter):
+    while not _collect_from_the_first(cluster, Path(out), reporter, steps):
         reporter.event("results begin again")
 
 
-def _collect_from_the_first(cluster: ClusterConfig, out: Path, reporter: Reporter) -> bool:
+def _collect_from_the_first(
+    cluster: ClusterConfig, out: Path, reporter: Reporter, steps: int | None
+) -> bool:
     """Read all results; False if a new attempt began meanwhile, which computes some again."""
     clients, settings = _connect(cluster, reporter)
     try:
-        return _collect(clients, settings, out, reporter)
+        return _collect(clients, settings, out, reporter, steps or settings.steps)
     finally:
         for client in clients:
             client.close()
 
 
-def _collect(clients: list[Client], settings: TrainConfig, out: Path, reporter: Reporter) -> bool:
+def _collect(
+    clients: list[Client], settings: TrainConfig, out: Path, reporter: Reporter, steps: int
+) -> bool:
     run = _run_directory(out, settings)
     reporter.set(step=0, steps=settings.steps)
     results = Results(settings)
@@ -141,7 +157,7 @@ def _collect(clients: list[Client], settings: TrainConfig, out: Path, reporter: 
         elif head.kind == "images":
             save_png(run.sample_file(head.step), results.put_together("images", payloads))
             reporter.set(step=head.step)
-        else:
+        elif head.step >= steps:  # or they are of a training that is about to go on
             save_parameters(run.parameters_file, *results.put_together("parameters", payloads))
             break
     summary = {

@@ -119,7 +119,8 @@ def up(
         out: the run directory, new or empty unless resuming; it gets what `training.train` leaves,
             `parameters.msgpack`, and `cluster/`, the configuration and certificates.
         seed: as of `training.train`: for experiments only.
-        resume: go on with the session in `out`.
+        resume: go on with the session in `out`. If all steps are done already, it says so, and
+            nothing is written.
 
     Returns:
         0: trained. 1: a role was given up.
@@ -135,9 +136,12 @@ def up(
     DataSource(settings, settings.seed, load_images(settings.data))  # or a clear error, before all
     file = out / "cluster" / "cluster.yaml"
     if resume:
-        RunDirectory.resume(out)
+        run = RunDirectory.resume(out)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: missing, expected a run of `lpgan up`")
+        if line := run.finished(settings.steps):
+            print(line)
+            return 0
         _take_other_ports(file)
     else:
         RunDirectory.create(out, settings, servers="together")
@@ -147,7 +151,7 @@ def up(
     jobs = [
         *(Job("serve", server, path) for server in SERVERS),
         Job("deal", DEALER, path, train=text, seed=seed),
-        Job("collect", PROVIDER, path, out=str(out)),
+        Job("collect", PROVIDER, path, out=str(out), steps=settings.steps),
     ]
     return play_all(jobs, cluster)
 

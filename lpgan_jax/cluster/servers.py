@@ -293,7 +293,7 @@ class _Work:
                     self._save(state, step, str(task.parcel.save))
             else:
                 assert state is not None
-                payload = _bytes(own_half((state.params, state.stats)))
+                payload = _bytes(own_half(state.learnt(self.settings.results)))
                 self._publish(attempt, task, "parameters", 0.0, payload)
                 self.journal.sync()
                 self.reporter.event("trained", step=step)

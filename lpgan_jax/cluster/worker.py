@@ -37,6 +37,7 @@ class Job:
         train: the training's configuration, JSON (DS and other owners).
         seed: that fixes DS's keys, for experiments.
         out: the directory or file of results (SP).
+        steps: that the training has in all (SP); by default as many as the servers know of.
         num: how many images (SP).
         own_noise: whether SP shares the noise.
     """
@@ -47,6 +48,7 @@ class Job:
     train: str | None = None
     seed: int | None = None
     out: str | None = None
+    steps: int | None = None
     num: int = 0
     own_noise: bool = False
 
@@ -84,7 +86,7 @@ def play(job: Job, reporter: Reporter) -> None:
     elif job.play == "collect":
         from lpgan_jax.cluster.provider import collect
 
-        collect(cluster, Path(job.out or "."), reporter)
+        collect(cluster, Path(job.out or "."), reporter, job.steps)
     else:
         from lpgan_jax.cluster.provider import sample
 

@@ -15,6 +15,7 @@ from clusters import events
 
 from lpgan_jax import config
 from lpgan_jax.cluster.certificates import make_certificates
+from lpgan_jax.cluster.worker import Job
 
 FORWARDER = Path(__file__).parent / "forwarder.py"
 ROLES = ("s1", "s2", "ds", "sp")
@@ -121,9 +122,9 @@ class Roles:
     """The commands of the four roles on their machines, as operators would run them."""
 
     def __init__(self, machines, directory, settings, seed=None, **fields):
-        """`fields`: of the cluster's configuration."""
+        """`seed`: of DS's keys; `fields`: of the cluster's configuration."""
         self._machines, self.directory = machines, directory
-        self._seed = [] if seed is None else ["--seed", str(seed)]
+        self._seed = seed
         make_certificates(directory / "certificates", ROLES)
         for role in ROLES:
             cluster = machines.cluster(directory / "certificates", directory / role, **fields)
@@ -138,15 +139,26 @@ class Roles:
         own = {
             "s1": ["serve", "s1"],
             "s2": ["serve", "s2"],
-            "ds": ["ds", "--train", str(self.train), *self._seed],
+            "ds": ["ds", "--train", str(self.train)],
             "sp": ["sp", "--out", str(self.directory / "run")],
         }[role]
         command = [sys.executable, "-m", "lpgan_jax.cli", *own]
         command += ["--config", str(self.directory / f"{role}.yaml")]
+        if role == "ds" and self._seed is not None:
+            command = [sys.executable, "-c", self._seeded_dealer()]
         with open(self.directory / f"{role}.err", "a") as errors:
             self._processes[role] = subprocess.Popen(
                 self._machines.command(role, *command), stderr=errors
             )
+
+    def _seeded_dealer(self):
+        """What `lpgan ds` does, with a seed, which the command refuses."""
+        job = Job("deal", "ds", str(self.directory / "ds.yaml"), self.train.read_text(), self._seed)
+        return (
+            "import sys; from lpgan_jax.cluster.roles import play\n"
+            "from lpgan_jax.cluster.worker import Job\n"
+            f"sys.exit(play({job!r}))"
+        )
 
     def status(self, role):
         """The exit status of its command; None while it runs."""

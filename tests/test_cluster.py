@@ -1,6 +1,7 @@
 """Four processes on loopback train as the simulation does, bit by bit, and then make images."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -10,22 +11,27 @@ import time
 from pathlib import Path
 
 import jax
+import msgpack
 import numpy as np
 import pytest
 from clusters import SEED, Simulated, events, jobs, local, statuses, tiny
+from flax import serialization
 from modes import open_to_others
 from PIL import Image
 
-from lpgan_jax import checkpoint, config
+from lpgan_jax import checkpoint, cli, config
 from lpgan_jax.cluster import dealer, roles
-from lpgan_jax.cluster.settings import public_part
+from lpgan_jax.cluster.roles import local_cluster
+from lpgan_jax.cluster.settings import load_cluster, public_part
 from lpgan_jax.cluster.supervisor import Supervisor
+from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.cost_model import program_cost
 from lpgan_jax.fixed_point import encode
 from lpgan_jax.parameters import save_parameters
 from lpgan_jax.party import server_seeds
 from lpgan_jax.programs import training_program
+from lpgan_jax.run_directory import RunDirectory
 from lpgan_jax.simulation import reveal_tree, share_state, share_tree
 from lpgan_jax.training import export
 
@@ -74,10 +80,15 @@ def simulated(settings):
 
 @pytest.fixture
 def trained(settings, tmp_path_factory):
-    """(directory, file, cluster, what is still running) after a training; S1's and S2's memory."""
-    directory = tmp_path_factory.mktemp("cluster")
-    file, cluster = local(directory)
-    running = Running(jobs(file, settings, directory / "run", SEED), cluster)
+    """(directory, file, cluster, what is still running) after a training; S1's and S2's memory.
+
+    All lies in one directory, as `up` has it.
+    """
+    directory = tmp_path_factory.mktemp("cluster") / "run"
+    RunDirectory.create(directory, settings, servers="together")
+    file = local_cluster(directory / "cluster", "..")
+    cluster = load_cluster(file)
+    running = Running(jobs(file, settings, directory, SEED), cluster)
     try:
         assert running.wait("sp", 240) == 0
         yield directory, file, cluster, running
@@ -86,7 +97,7 @@ def trained(settings, tmp_path_factory):
     assert set(running.statuses.values()) == {0}
 
 
-def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests):
+def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests, capsys):
     """One training, and all that should be so after it (one test, so that it trains once)."""
     with subtests.test("shares are bit-identical to the simulation's"):
         shares_are_bit_identical_to_the_simulation(trained, simulated)
@@ -94,6 +105,8 @@ def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests):
         sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path)
     with subtests.test("others can read nothing"):
         others_can_read_nothing(trained)
+    with subtests.test("SP gets no word of SD's parameters"):
+        sp_gets_no_word_of_the_discriminator(trained, simulated)
     with subtests.test("nobody but DS learns the seed, or where the images are"):
         nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings)
     with subtests.test("byte counts agree with the cost model"):
@@ -105,20 +118,25 @@ def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests):
     for own_noise in (False, True):
         with subtests.test("images are generated on demand", own_noise=own_noise):
             images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise)
+    trained[3].stop()
+    with subtests.test("a finished training has nothing to do"):
+        a_finished_training_has_nothing_to_do(trained, settings, capsys)
+    with subtests.test("a finished training goes on to more steps"):
+        a_finished_training_goes_on(trained, settings, simulated)
 
 
 def shares_are_bit_identical_to_the_simulation(trained, simulated):
     directory = trained[0]
-    step, shares = checkpoint.load(directory / "state")
+    step, shares = checkpoint.load(directory)
     assert step == 12
     jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[12])
     for step in (4, 8):
-        shares = checkpoint.load(directory / "state", step)[1]
+        shares = checkpoint.load(directory, step)[1]
         jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[step])
 
 
 def sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
-    run = trained[0] / "run"
+    run = trained[0]
     rows = (run / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [str(step) for step in range(1, 13)]
     assert json.loads((run / "summary.json").read_text())["steps"] == 12
@@ -131,13 +149,32 @@ def sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
         save_png(tmp_path / "grid.png", images)
         ours = np.asarray(Image.open(run / "samples" / f"step_{step:06d}.png"))
         np.testing.assert_array_equal(ours, np.asarray(Image.open(tmp_path / "grid.png")))
-    # `export`, on the two servers' directories together, reconstructs the same parameters.
-    both = tmp_path / "both"
-    both.mkdir()
-    (both / "config.yaml").write_text(config.dump(settings))
-    (both / "checkpoints").symlink_to(trained[0] / "state" / "checkpoints")
-    export(both, tmp_path / "exported")
-    assert (tmp_path / "exported").read_bytes() == (run / "parameters.msgpack").read_bytes()
+    # `export`, on the two servers' shares together, reconstructs the same generator, and SD.
+    export(run, tmp_path / "exported")
+    exported, got = (
+        serialization.msgpack_restore(file.read_bytes())
+        for file in (tmp_path / "exported", run / "parameters.msgpack")
+    )
+    assert (exported.keys(), got.keys()) == ({"g", "d"}, {"g"})
+    jax.tree.map(np.testing.assert_array_equal, got["g"], exported["g"])
+
+
+def sp_gets_no_word_of_the_discriminator(trained, simulated):
+    """Of all that the servers have for SP, and of what they say that it weighs."""
+    final = simulated.shares[12]
+    for place, server in enumerate(("s1", "s2")):
+        journal = (trained[0] / "results" / f"{server}.msgpack").read_bytes()
+
+        def there(network, place=place, journal=journal):
+            leaves = jax.tree.leaves([final[part][network] for part in ("params", "stats")])
+            words = [word.tobytes() for leaf in leaves for word in leaf[place].reshape(-1)]
+            return [word in journal for word in words]
+
+        assert all(there("generator"))
+        assert not any(there("discriminator"))
+        heads = msgpack.Unpacker(io.BytesIO(journal), max_buffer_size=0)
+        sizes = {decode(Result, head).kind: len(payload) for head, payload in heads}
+        assert sizes["parameters"] == 8 * len(there("generator"))
 
 
 def others_can_read_nothing(trained):
@@ -149,7 +186,7 @@ def others_can_read_nothing(trained):
 
 
 def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
-    state = trained[0] / "state"
+    state = trained[0]
     for file in ("session-s1.json", "session-s2.json"):
         known = config.from_json(json.loads((state / file).read_text())["config"], file)
         assert known.seed == 0
@@ -163,7 +200,7 @@ def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
 def byte_counts_agree_with_the_cost_model(trained, settings):
     function, secrets, public = training_program(settings)
     cost = program_cost(function, secrets, public, inputs=secrets[1])
-    state = trained[0] / "state"
+    state = trained[0]
     last = {role: statuses(state, role)[-1] for role in ("s1", "s2", "ds")}
     # One message's head and the frames of gRPC's are not counted by the model: under 400 bytes.
     tasks = 3 + 12 + 3 + 1  # state and finish with the samples; steps; checkpoints
@@ -201,7 +238,7 @@ def logs_have_known_fields_only(trained):
         *("reason", "blames", "phase", "on", "failures", "sender", "peer", "so_far", "images"),
         *("steps", "s_per_step", "ahead", "sent", "received", "waited_s"),
     }
-    for file in (trained[0] / "state" / "logs").glob("*.jsonl"):
+    for file in (trained[0] / "logs").glob("*.jsonl"):
         for line in file.read_text().splitlines():
             report = json.loads(line)
             assert report.keys() <= known
@@ -322,6 +359,40 @@ def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_n
         assert np.abs(ours - expected).max() <= 1
 
 
+def _files(directory):
+    """What lies in a directory, and when each file was last written."""
+    return {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in directory.rglob("*")}
+
+
+def a_finished_training_has_nothing_to_do(trained, settings, capsys):
+    run, before = trained[0], _files(trained[0])
+    capsys.readouterr()
+    assert cli.main(["up", "--out", str(run), "--resume"]) == 0
+    assert "nothing to do: all 12 steps are done" in capsys.readouterr().out
+    assert cli.main(["up", "--out", str(run), "--resume", "--steps", "8"]) == 1
+    assert "steps: 8 given, and 12 are done: expected more" in capsys.readouterr().err
+    assert _files(run) == before
+
+
+def a_finished_training_goes_on(trained, settings, simulated):
+    """The servers have the parameters of the finished one for SP when DS has not yet said more."""
+    run, more = trained[0], settings.model_copy(update={"steps": 16})
+    assert roles.up(more, run, seed=SEED, resume=True) == 0
+    simulated.settings = more
+    simulated.attempt(2, 12, 16)
+    step, shares = checkpoint.load(run)
+    assert step == 16
+    jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[16])
+    rows = [row.split(",") for row in (run / "metrics.csv").read_text().splitlines()[1:]]
+    assert {int(row[0]): (float(row[1]), float(row[2])) for row in rows} == simulated.losses
+    assert json.loads((run / "summary.json").read_text())["steps"] == 16
+    assert RunDirectory.open(run).config().steps == 16
+    got = serialization.msgpack_restore((run / "parameters.msgpack").read_bytes())["g"]
+    expected, _ = reveal_tree(simulated.last.state.learnt())
+    kernel = expected["generator"]["fc"]["kernel"]
+    np.testing.assert_array_equal(got["params"]["fc"]["kernel"], kernel.astype(np.float32))
+
+
 def test_two_owners_feed_one_training(settings, tmp_path):
     """Each owner's batches, in turn; the result is the simulation's but for roundings."""
     faster = settings.generator_optimizer.model_copy(update={"learning_rate": 0.1})
@@ -383,7 +454,8 @@ def _wait_for_step(state, role, step, seconds=120.0):
 
 
 def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
-    settings = settings.model_copy(update={"steps": 400, "checkpoint_every": 20})
+    both = ["generator", "discriminator"]
+    settings = settings.model_copy(update={"steps": 400, "checkpoint_every": 20, "results": both})
     file, cluster = local(tmp_path, timeouts={"silence_s": 10.0, "wait_s": 40.0})
     running = Running(jobs(file, settings, tmp_path / "run", SEED), cluster)
     state = tmp_path / "state"
@@ -411,9 +483,7 @@ def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     found = {int(row[0]): (float(row[1]), float(row[2])) for row in rows}
     assert found == simulated.losses
     parameters = (tmp_path / "run" / "parameters.msgpack").read_bytes()
-    save_parameters(
-        tmp_path / "p", *reveal_tree((simulated.last.state.params, simulated.last.state.stats))
-    )
+    save_parameters(tmp_path / "p", *reveal_tree(simulated.last.state.learnt(both)))
     assert parameters == (tmp_path / "p").read_bytes()
 
 

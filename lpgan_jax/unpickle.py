@@ -7,6 +7,7 @@ values of our own: nothing that the file names is ever loaded, called or given a
 """
 
 import pickletools
+import warnings
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -57,7 +58,9 @@ def unpickle(data: bytes) -> Any:
         ValueError: it is damaged, holds anything else, or would run code.
     """
     try:
-        return _Machine(data).run()
+        with warnings.catch_warnings():  # of escapes, in texts of instructions that are refused
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return _Machine(data).run()
     except (IndexError, KeyError):  # of a stack or a memo that lacks what is asked for
         raise ValueError("damaged") from None
 

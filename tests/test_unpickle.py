@@ -134,6 +134,7 @@ LOAD = b"cnumpy\ndtype\n"
         (b"\x82\x01.", "the instruction EXT1"),
         (b"\x83\x01\x01.", "the instruction EXT2"),
         (b"\x84\x01\x01\x01\x01.", "the instruction EXT4"),
+        (b"S'\\d'\n.", "the instruction STRING"),
         (b"Pname\n.", "the instruction PERSID"),
         (b"NQ.", "the instruction BINPERSID"),
         (b"(inumpy\ndtype\n.", "the instruction INST"),

@@ -85,7 +85,7 @@ def test_the_audit_passes(name, monkeypatch):
     assert sent
 
 
-@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize("name", sorted(LOCAL))
 def test_local_protocols_send_nothing(name):
     report = audit(lambda key, x, y: getattr(P, name)(x, y), *[B if name == "sec_xor" else V] * 2)
     assert report.ok, report.problems

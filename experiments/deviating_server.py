@@ -1,0 +1,188 @@
+"""What can SP and a server that deviates learn together? An image of the last batch.
+
+The protocols protect from servers that follow them. Here S1 does so in all steps but the last, in
+which it adds constants to words of its own messages. What is added where a value is opened masked
+is added to the value, in every product of it. Three attacks, each with the messages of the one
+before and more, aim at the first image of the batch:
+
+- *one message*: 16 words of the gradient at SD's first convolution, one a feature map, each at
+  another place of the image. The kernel's gradient is a sum of patches of images times this
+  gradient, so each map's becomes a 4x4 patch of the image, and the update carries it.
+- *Adam too*: Adam makes updates small. A constant added to the second moment makes it public, and
+  one added to the inverse root makes updates larger, so that they outweigh the kernel before.
+- *generator*: SP gets SG alone. SD's new kernel spreads its patches in the gradient of a generated
+  image, which S1 makes the image itself, by constants at the same places. Constants at the
+  derivative of tanh and at the input of SG's last layer then put its patches into the gradient of
+  SG's last kernel.
+
+Printed are correlations (Pearson's, of 15x15 pixels, means over several last steps) of what is read
+from a kernel with the image, and with the other images of the batch; and how often the image is the
+closest. *difference*: for who has the kernel before the last step as well.
+
+    python experiments/deviating_server.py --steps 100 --images 20
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lpgan_jax as lp
+from lpgan_jax import config, data
+from lpgan_jax.gan import State
+from lpgan_jax.party import Party
+from lpgan_jax.simulation import Simulation, reveal_tree, share_state
+from lpgan_jax.trainers import mean_losses
+from lpgan_jax.training import DataSource, build
+
+SETTINGS = ["model.features=16"]
+"""As many maps as patches."""
+PLACES = [(row, column) for row in (1, 3, 5, 7) for column in (1, 3, 5, 7)]
+"""Outputs of a convolution whose windows tile rows and columns 1 to 15 of the image."""
+KERNELS = {"generator": "deconv1", "discriminator": "conv0"}
+"""The layers next to the image."""
+
+Deviation = dict[tuple[str, int], list[tuple[Any, int]]]
+"""{(message, how many of this name come before it): [(which of its words, what S1 adds)]}."""
+
+
+@contextmanager
+def deviating(deviation: Deviation) -> Iterator[None]:
+    """Programs that are traced inside have an S1 that adds to what it sends."""
+    honest = Party.exchange
+
+    def exchange(party: Party, words: jax.Array, name: str) -> Any:
+        path = "/".join((*party.place, name))
+        before = sum(message.name == path for message in party.messages)
+        added = np.zeros(words.shape, np.int64)
+        for where, value in deviation.get((path, before), ()):
+            added[where] = value
+        if added.any():
+            words = words + party.only_s1(jnp.asarray(added.view(np.uint64)))
+        return honest(party, words, name)
+
+    Party.exchange = exchange
+    try:
+        yield
+    finally:
+        Party.exchange = honest
+
+
+def at_places(example: int, value: float) -> list[tuple[Any, int]]:
+    """The same at an example's 16 places, each in a map of its own; 18 fraction bits."""
+    word = round(value * 2**18)
+    return [((example, *place, feature), word) for feature, place in enumerate(PLACES)]
+
+
+def in_adam(initial: State, network: str, second_moment: float, root: float) -> Deviation:
+    """What S1 adds to the second moment and to the inverse root of the kernel's entries."""
+    start = 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(initial.params[network])[0]:
+        if path[0].key == KERNELS[network]:
+            entries = slice(start, start + leaf.size)
+        start += leaf.size
+    message = f"{network}.update/adam/mask"
+    return {  # the second moment's change is opened at 49 fraction bits, the root at 28
+        (message, 4): [(entries, round(second_moment * 2**49))],
+        (message, 12): [(entries, round(root * 2**28))],
+    }
+
+
+def attacks(initial: State, batch_size: int) -> dict[str, tuple[str, Deviation]]:
+    """{name: (whose kernel is read, what S1 does in the last step)}."""
+    one = {("discriminator.conv0.backward/mask", 0): at_places(0, -800.0)}
+    adam = one | in_adam(initial, "discriminator", 64.0, 128.0)
+    generator = adam | in_adam(initial, "generator", 16.0, 24.0)
+    generator |= {
+        ("discriminator.conv0.backward/mask", 1): at_places(0, -12.0),
+        ("generator.tanh.backward/mask", 0): [(0, 4 * 2**36)],  # at double fraction
+        ("generator.deconv1.forward/mask", 0): at_places(batch_size, 400.0),
+    }
+    return {
+        "one message": ("discriminator", one),
+        "Adam too": ("discriminator", adam),
+        "generator": ("generator", generator),
+    }
+
+
+def kernel_of(state: State, network: str) -> np.ndarray:
+    """The kernel next to the images, as SP reconstructs it: [4, 4, 16]."""
+    kernel: np.ndarray = reveal_tree(state.params[network][KERNELS[network]])["kernel"]
+    return kernel.reshape(4, 4, len(PLACES))
+
+
+def read(kernel: np.ndarray) -> np.ndarray:
+    """The image in a kernel's patches: [15, 15]."""
+    image = np.zeros((18, 18))
+    for feature, (row, column) in enumerate(PLACES):
+        top, left = 2 * row - 1, 2 * column - 1
+        image[top : top + 4, left : left + 4] = kernel[..., feature]
+    return image[1:16, 1:16]
+
+
+def correlations(read: np.ndarray, images: np.ndarray) -> tuple[float, float, float]:
+    """With the first of the images; with the others: the mean, and the largest."""
+    found = [np.corrcoef(read.ravel(), image.ravel())[0, 1] for image in images]
+    return found[0], float(np.mean(found[1:])), max(found[1:])
+
+
+def main() -> None:
+    """Train, deviate in a last step, print what SP can read."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=100, help="in all")
+    parser.add_argument("--images", type=int, default=20, help="to read, each in a last step")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    settings = config.load("digits", SETTINGS)
+    gan = build(settings)
+    source = DataSource(settings, args.seed, data.load_images(settings.data))
+    initial = source.initial_state(gan)
+    keys = jax.random.split(lp.key(args.seed), 5)
+    simulation = Simulation(gan, share_state(gan, keys[0], initial), keys[1])
+    last = args.steps - 1
+    for step in range(last):
+        simulation.train_step(step, source.batch(step))
+    before: State = jax.tree.map(np.array, simulation.state)
+
+    def last_step(simulation: Simulation, number: int) -> tuple[State, Any]:
+        """A last step with another batch: the state after it, and its losses."""
+        simulation.state = jax.tree.map(jnp.asarray, before)
+        losses = simulation.train_step(last, source.batch(last + number))
+        return simulation.state, mean_losses(reveal_tree(losses), settings.batch_size)
+
+    def show(losses: list[Any]) -> str:
+        return "losses {:.2f} (SD) and {:.2f} (SG)".format(*np.mean(losses, axis=0))
+
+    honest = [last_step(simulation, number)[1] for number in range(args.images)]
+    print(f"digits, 16 maps, step {args.steps}, {args.images} images; no deviation: {show(honest)}")
+    chosen = attacks(initial, settings.batch_size).items()
+    for key, (name, (network, deviation)) in zip(keys[2:], chosen, strict=True):
+        program, losses = Simulation(gan, before, key), []
+        found: dict[str, list[Any]] = {"parameters": [], "difference": []}
+        for number in range(args.images):
+            with deviating(deviation):  # the first call traces
+                after, loss = last_step(program, number)
+            losses.append(loss)
+            images = source.batch(last + number).images[:, 1:16, 1:16, 0]
+            kernel = kernel_of(after, network)
+            difference = kernel - kernel_of(before, network)
+            found["parameters"].append(correlations(read(kernel), images))
+            found["difference"].append(correlations(read(difference), images))
+        print(f"{name}, from the {network}'s: {show(losses)}")
+        for what, rows in found.items():
+            image, others, closest_other = np.transpose(rows)
+            print(
+                f"  {what:10}: the image {image.mean():.3f}; others {others.mean():.3f}, the "
+                f"closest of them {closest_other.mean():.3f}; "
+                f"the image is the closest in {np.sum(image > closest_other)} of {args.images}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -125,8 +125,9 @@ class TrainConfig(Fields):
     """Images in a sample grid."""
     checkpoint_every: int = Field(ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
-    results: list[Literal["generator", "discriminator"]] = Field(
-        default=["generator"], min_length=1
+    # A tuple, so that a configuration can be hashed; files hold lists, which strictness refuses.
+    results: tuple[Literal["generator", "discriminator"], ...] = Field(
+        default=("generator",), strict=False
     )
     """The networks whose parameters the service provider gets from real servers."""
     open_losses: bool = True
@@ -136,7 +137,9 @@ class TrainConfig(Fields):
 
     @field_validator("results")
     @classmethod
-    def _results_differ(cls, results: list[str]) -> list[str]:
+    def _results_differ(cls, results: tuple[str, ...]) -> tuple[str, ...]:
+        if not results:
+            raise expected("a list that is not empty")
         if len(set(results)) < len(results):
             raise expected("each network once")
         return results
@@ -406,6 +409,7 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
         "string_type": "a text",
         "string_too_short": "a text that is not empty",
         "list_type": "a list",
+        "tuple_type": "a list",
         "too_short": "a list that is not empty",
         "model_type": "fields with values",
         "invalid_key": "the name of a field",

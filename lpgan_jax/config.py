@@ -221,7 +221,7 @@ class SweepConfig(Fields):
 
 LONGEST_JSON = 2**15
 """Characters of a configuration as JSON, at most."""
-_LONGEST_YAML = 2**16  # bytes; much more could take ages to read
+LONGEST_YAML = 2**16  # bytes; much more could take ages to read
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -261,7 +261,8 @@ def _load(
     model: type[_Model], name_or_path: str, overrides: Sequence[str], known: dict[str, Traversable]
 ) -> _Model:
     file = _find(name_or_path, known)
-    fields = load_yaml(file.read_bytes(), file.name)
+    with file.open("rb") as stream:
+        fields = load_yaml(stream.read(LONGEST_YAML + 1), file.name)
     for override in overrides:
         _apply(override, fields, file.name)
     return validated(model, fields, file.name)
@@ -362,8 +363,8 @@ def load_yaml(text: bytes, source: str) -> dict[str, Any]:
 
 
 def _parse_yaml(text: bytes | str, source: str) -> Any:
-    if len(text) > _LONGEST_YAML:
-        raise ConfigError(f"{source}: {len(text)} bytes, expected at most {_LONGEST_YAML}")
+    if len(text) > LONGEST_YAML:
+        raise ConfigError(f"{source}: {len(text)} bytes, expected at most {LONGEST_YAML}")
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45

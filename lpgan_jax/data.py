@@ -337,7 +337,7 @@ def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder, expected one of pictures (data.path)")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURES)
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _PICTURES and f.is_file())
     if not files:
         raise FileNotFoundError(f"{path}: no pictures, expected {', '.join(sorted(_PICTURES))}")
     mode, size = "L" if config.channels == 1 else "RGB", (config.image_size, config.image_size)

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from lpgan_jax import traces
+from lpgan_jax import prng, traces
 from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.ring.words import RING64, Ring
 from lpgan_jax.traces import named
@@ -333,7 +333,7 @@ def server_seeds(key: jax.Array) -> jax.Array:
     return seeds
 
 
-_seeds = named("seeds:", lambda key: jax.random.split(key, 2))
+_seeds = named("seeds:", prng.server_seeds)
 
 
 @custom_vmap

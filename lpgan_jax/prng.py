@@ -10,6 +10,7 @@ are `(purpose, bit width, 0)`:
 | `jax.random.split` | `(SPLIT, 0, 0)` | child i: the first 8 words of block i |
 | `jax.random.fold_in` | `(FOLD_IN, 0, 0)` | the first 8 words of block `data` (mod 2^32) |
 | `sharing_words` | `(SHARE, width, 0)` | as `bits` |
+| `server_seeds` | `(SERVER, 0, 0)` | as `split`: no child of `split` is a server's seed |
 | a seeded key | `(SEED, 0, 0)` | the first 8 words of block 0, keyed by the seed |
 
 Two draws of one width from one key are the same words, as with any JAX key: use a key once.
@@ -52,6 +53,7 @@ class _Purpose(enum.IntEnum):
     FOLD_IN = 3
     SEED = 4
     SHARE = 5
+    SERVER = 6
 
 
 def _rotate_left(x: jax.Array, bits: int) -> jax.Array:
@@ -152,6 +154,17 @@ def sharing_words(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTyp
     width = 8 * dtype.itemsize
     nonce = _nonce(_Purpose.SHARE, width)
     return _draw(jax.random.key_data(key), math.prod(shape), width, nonce).reshape(shape)
+
+
+def server_seeds(key: jax.Array) -> jax.Array:
+    """Two keys, for S1 and S2: others than `jax.random.split` gives whoever has this key.
+
+    Raises:
+        TypeError: the key is not of `CHACHA20`.
+    """
+    require_cryptographic(key)
+    words = _first_key(jax.random.key_data(key), jnp.arange(2, dtype=jnp.uint32), _Purpose.SERVER)
+    return jax.random.wrap_key_data(words, impl=CHACHA20)
 
 
 def _check_blocks(blocks: int) -> None:

@@ -8,7 +8,8 @@ rematerialised. Elementwise protocols broadcast the axes after the party axis as
 A protocol is deterministic in its key, as functions of `jax.random` are: **a key must be used
 once**. Two calls with one key use the same masks, and the difference of their messages is the
 difference of their secrets. `jax.vmap` over data with an unbatched key would do just that, and so
-would the body of a `scan`, `map`, loop or `jit` with a key from outside of it: both are refused.
+would the body of a `scan`, `map`, loop or `jit` with a key from outside of it: both are refused
+where the protocol is called. Behind a `jit` of the caller's own in such a body, `lp.audit` sees it.
 
 A line "Cost" says, per element and for large arrays: the longest chain of dependent exchanges, the
 bits that each server sends the other, and the bits that DS sends S2 (at 18 fraction bits); DS sends

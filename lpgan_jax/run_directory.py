@@ -23,6 +23,7 @@ A training run of lpgan_jax.
     summary.json   how the run ended
 """
 _SHARES = """\
+    images.sha256  by which the training images are known again
     checkpoints/   s1/ and s2/: the servers' shares of everything secret
 
 Keep this directory as private as the training images. The run was SIMULATED: one machine played
@@ -47,6 +48,7 @@ Keep this directory as private as the training images: it holds what SP put toge
 of two servers.
 """
 _NO_SHARES = """\
+    images.sha256  by which the training images are known again
     parameters.msgpack    what was learnt, as `lpgan export` writes it
 
 The run was in the clear, on plaintext integers or floats: nothing was shared.
@@ -139,6 +141,11 @@ class RunDirectory:
     def metrics_file(self) -> Path:
         """The table that `Metrics` writes."""
         return self.path / "metrics.csv"
+
+    @property
+    def images_file(self) -> Path:
+        """A digest of the training images, by which they are known again."""
+        return self.path / "images.sha256"
 
     @property
     def summary_file(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -177,12 +178,7 @@ def train(
 
     if resume:
         run = RunDirectory.resume(out)
-        before = run.config().batch_size
-        if settings.batch_size != before and jax.tree.leaves(initial.optimizer):
-            raise ValueError(
-                f"batch_size: {settings.batch_size} given, expected {before} as before: "
-                "the optimizers' states are sums over the batch"
-            )
+        _require_same(run, settings, loaded, batch_size=bool(jax.tree.leaves(initial.optimizer)))
         done, tree = checkpoint.load(run.path)
         state = restore_state(gan, initial, tree)
         if line := run.finished(settings.steps):
@@ -194,6 +190,7 @@ def train(
     else:
         servers: Servers = "simulated" if mode == "secure" else "none"
         run, done = RunDirectory.create(out, settings, servers=servers), 0
+        atomic_write(run.images_file, _digest(loaded))
         master = make_key(seed)
         if seed is not None and mode == "secure":
             report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
@@ -215,6 +212,34 @@ def train(
             state = share_state(gan, keys[0], initial)
         trainer = SecureTrainer(Simulation(gan, state, keys[1]))
     return _loop(settings, run, trainer, source, done, mode, report)
+
+
+def _digest(images: np.ndarray) -> bytes:
+    """By which images are known again."""
+    return hashlib.sha256(images.tobytes()).hexdigest().encode() + b"\n"
+
+
+def _require_same(
+    run: RunDirectory, settings: TrainConfig, images: np.ndarray, *, batch_size: bool
+) -> None:
+    """Check that a run goes on with what its shares were made with.
+
+    Raises:
+        ValueError: it would not; names the field.
+    """
+    before = run.config()
+    for name in ("frac_bits", "model", *(("batch_size",) if batch_size else ())):
+        given, expected = getattr(settings, name), getattr(before, name)
+        if given != expected:
+            raise ValueError(
+                f"{name}: {given!r} given, expected {expected!r} as before: the shares of a run "
+                "mean something at its own scales and in its own network only"
+            )
+    if run.images_file.exists() and run.images_file.read_bytes() != _digest(images):
+        raise ValueError(
+            f"data: other images than those that {run.path} began with (as an array, hand them "
+            "over again)"
+        )
 
 
 def headroom_line(gan: LPGAN, initial: State, source: DataSource) -> str:

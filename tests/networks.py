@@ -153,7 +153,8 @@ class Roles:
 
     def _seeded_dealer(self):
         """What `lpgan ds` does, with a seed, which the command refuses."""
-        job = Job("deal", "ds", str(self.directory / "ds.yaml"), self.train.read_text(), self._seed)
+        text = config.to_json(config.load(str(self.train)))
+        job = Job("deal", "ds", str(self.directory / "ds.yaml"), text, self._seed)
         return (
             "import sys; from lpgan_jax.cluster.roles import play\n"
             "from lpgan_jax.cluster.worker import Job\n"

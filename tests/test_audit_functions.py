@@ -81,6 +81,18 @@ def _public_choice(key, x, w):
     return lax.cond(True, lambda: P.sec_relu(key, x), lambda: x)
 
 
+def _a_choice_that_is_not_known(key, x, w):
+    return P.sec_relu(key, lax.cond(jnp.float32(1) > 0, lambda: x + 1, lambda: -x))
+
+
+def _a_key_that_is_used_and_split(key, x, w):
+    """Its children are no server's seed."""
+    for _ in range(2):
+        x = P.sec_relu(key, x)
+        key, _ = split(key, 2)
+    return x
+
+
 def _of_bits(key, x, w):
     first, second = split(key, 2)
     one_hot, found = P.sec_msb(second, P.bit_decompose(first, x))
@@ -98,6 +110,8 @@ SOUND = [
     _shared_constant,
     _own_program,
     _public_choice,
+    _a_choice_that_is_not_known,
+    _a_key_that_is_used_and_split,
     _of_bits,
 ]
 
@@ -125,6 +139,25 @@ LEAKS = {
     "one half": (lambda key, x: x[0], PAIR),
     "one half twice": (lambda key, x: jnp.stack([x[0], x[0]]), PAIR),
     "one half for both": (lambda key, x: P.sec_relu(key, x.at[1].set(x[0])), JOINS),
+    "a sum in a branch": (
+        lambda key, x: P.sec_relu(
+            key,
+            lax.cond(jnp.float32(1) > 0, lambda: jnp.stack([x[0] + x[1], x[1]]), lambda: x),
+        ),
+        JOINS,
+    ),
+    "places that change in a loop": (
+        lambda key, x: lax.while_loop(lambda v: jnp.float32(1) > 0, lambda v: v[::-1], x),
+        JOINS,
+    ),
+    "local truncation of floats": (
+        lambda key, x: (x.astype(np.float64) * 0.125).astype(np.uint64),
+        "no sum of fresh shares",
+    ),
+    "lower halves": (
+        lambda key, x: x.astype(np.uint32).astype(np.uint64),
+        "no sum of fresh shares",
+    ),
     "local truncation": (lambda key, x: x >> np.uint64(3), "no sum of fresh shares"),
     "one key, two values": (lambda key, x: (P.sec_relu(key, x), P.sec_relu(key, x + 1)), REUSED),
     "one key in a scan": (
@@ -249,6 +282,17 @@ def test_public_arguments_are_public():
     public = jax.ShapeDtypeStruct((3,), np.float64)
     report = lp.audit(lambda key, x, p: (P.sec_relu(key, x), 2 * p, x * (p > 0)), SHAPE, public)
     assert report.ok, report.problems
+
+
+PLACES = jax.ShapeDtypeStruct((2,), np.int32)
+
+
+@pytest.mark.parametrize(
+    "moved", [lambda x, i: x[i], lambda x, i: x.at[i].add(x)], ids=["gather", "scatter"]
+)
+def test_shares_that_are_taken_from_a_place_that_is_not_known_are_found(moved):
+    report = lp.audit(lambda key, x, i: P.sec_relu(key, moved(x, i)), (3,), PLACES)
+    assert [p for p in report.problems if JOINS in p], report.problems
 
 
 def test_bad_input():

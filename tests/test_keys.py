@@ -190,3 +190,11 @@ def test_sharing_draws_words_of_its_own():
     others += [jax.random.key_data(jax.random.split(KEY, 4096)).view(np.uint64).reshape(-1)]
     assert not set(shares[0].tolist()) & set(np.concatenate(others).tolist())
     assert len(np.unique(shares[0])) == 1024
+
+
+def test_no_key_that_its_owner_derives_is_a_servers_seed():
+    """A key that was used and is then split gives no server the next protocol's masks."""
+    seeds = jax.random.key_data(party.server_seeds(KEY))
+    derived = [*jax.random.split(KEY, 64), *(jax.random.fold_in(KEY, i) for i in range(8)), KEY]
+    words = np.concatenate([seeds, [jax.random.key_data(k) for k in derived]])
+    assert len(np.unique(words, axis=0)) == 2 + 64 + 8 + 1

@@ -281,10 +281,14 @@ def test_a_resumed_run_keeps_its_seed_and_its_batch(settings_file, tmp_path, cap
     assert RunDirectory.open(out).config().seed == 5
     with pytest.raises(ValueError, match="batch_size: 8 given, expected 4 as before"):
         train(settings.model_copy(update={"batch_size": 8, "steps": 2}), out, resume=True)
-    result = train(
-        RunDirectory.open(out).config().model_copy(update={"steps": 2}), out, resume=True
-    )
-    assert result.steps == 2
+    again = RunDirectory.open(out).config().model_copy(update={"steps": 2})
+    with pytest.raises(ValueError, match="frac_bits: 22 given, expected 18 as before"):
+        train(again.model_copy(update={"frac_bits": 22}), out, resume=True)
+    other = np.zeros((8, again.data.image_size, again.data.image_size, 1))
+    with pytest.raises(ValueError, match="other images than those that"):
+        train(again, out, resume=True, images=other)
+    assert RunDirectory.open(out).config().steps == 1  # nothing was written
+    assert train(again, out, resume=True).steps == 2
 
 
 def test_images_are_generated_in_parts_of_any_number(run, monkeypatch):

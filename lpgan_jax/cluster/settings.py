@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from lpgan_jax.checkpoint import SERVERS
 from lpgan_jax.checkpoint import ServerName as ServerName
 from lpgan_jax.config import (
+    LONGEST_YAML,
     ConfigError,
     DataConfig,
     Fields,
@@ -175,7 +176,8 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterConfig:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a cluster's configuration")
-    fields = load_yaml(path.read_bytes(), path.name)
+    with path.open("rb") as file:
+        fields = load_yaml(file.read(LONGEST_YAML + 1), path.name)
     config = validated(ClusterConfig, fields, path.name)
     return config.model_copy(
         update={

@@ -74,7 +74,7 @@ class Description(Message):
 
     phase: str
     """`ready` for a new attempt, `busy` with one."""
-    attempt: int
+    attempt: int = Field(ge=0, lt=2**32 - 1)
     """The last one that was opened; 0 before the first."""
     start: int
     """The step that it started after."""

@@ -54,7 +54,7 @@ class Job:
 
     def command(self) -> list[str]:
         """The command of a worker that does it."""
-        return [sys.executable, "-m", __name__, self.role]
+        return [sys.executable, "-P", "-m", __name__, self.role]  # -P: no code of this directory
 
     def line(self) -> bytes:
         """The job as the worker reads it."""

@@ -176,6 +176,7 @@ def _run_all(
     failures: dict[str, str] = {}
     free = _shares_of_cores(workers)
     running: list[tuple[BaseProcess, list[Cell], set[int]]] = []
+    os.environ["PYTHONSAFEPATH"] = "1"  # cells take no code from the directory we are in
     context = multiprocessing.get_context("spawn")  # JAX has threads, which do not survive a fork
     ended = 0
     with _Bar(len(missing), total) as bar:

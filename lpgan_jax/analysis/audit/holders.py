@@ -22,12 +22,28 @@ OPENED = np.uint8(16)
 DEALER = WORDS[0] | WORDS[1]
 SERVERS = tuple(words | held | OPENED for words, held in zip(WORDS, HELD, strict=True))
 
+# Whose results depend, element by element, on the same elements of all operands.
+_ELEMENTWISE = {
+    *("add", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "clamp", "pow"),
+    *("and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "is_finite"),
+    *("shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"),
+    *("convert_element_type", "bitcast_convert_type", "round", "floor", "ceil", "stop_gradient"),
+    *("exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "square", "integer_pow"),
+    *("sin", "cos", "tanh", "logistic"),
+}
+
 Holders = np.ndarray | None
 
 
 def joined(holders: np.ndarray) -> bool:
     """Whether an element depends on what S1 alone has and on what S2 alone has."""
     return bool(((holders & HELD[0] != 0) & (holders & HELD[1] != 0)).any())
+
+
+def of_either(cases: Sequence[Holders]) -> Holders:
+    """Of a result that is one of several, nobody knows which."""
+    known = [case for case in cases if case is not None]
+    return np.bitwise_or.reduce(known) if known else None
 
 
 def of_results(equation: Any, operands: Sequence[Value]) -> list[Holders]:
@@ -86,7 +102,8 @@ def _single(equation: Any, operands: Sequence[Value], given: list[np.ndarray]) -
         places = [np.asarray(value.known) for value in operands[1:]]
         moved = {**params, "fill_value": None} if "fill_value" in params else params
         return np.asarray(equation.primitive.bind(jax.numpy.asarray(given[0]), *places, **moved))
-    if all(h.ndim in (0, len(shape)) for h in given) and _broadcast(given) == shape:
+    elementwise = name in _ELEMENTWISE and all(h.ndim in (0, len(shape)) for h in given)
+    if elementwise and _broadcast(given) == shape:
         return np.bitwise_or.reduce([np.broadcast_to(holders, shape) for holders in given])
     return None
 

@@ -156,10 +156,16 @@ class Interpreter:
             if result is not None:
                 return [result]
         unknown = Value(rest=all_of(operands))
-        for body in bodies(params):  # of a branch, or what a reduction or a scatter applies
-            inputs = operands[1:] if name == "cond" else [unknown] * len(body[0].invars)
-            self._opaque(*body, inputs)
+        if name == "cond":
+            branches = [self._opaque(*body, operands[1:]) for body in bodies(params)]
+            return [self.either(unknown, cases) for cases in zip(*branches, strict=True)]
+        for body in bodies(params):  # what a reduction or a scatter applies
+            self._opaque(*body, [unknown] * len(body[0].invars))
         return [unknown] * len(equation.outvars)
+
+    def either(self, unknown: Value, cases: Sequence[Value]) -> Value:
+        """A result of a branch, nobody knows which: what all depend on together."""
+        return unknown
 
     def _check_sides(self, equation: Any, operands: list[Value]) -> None:
         """What an equation does besides its results."""
@@ -323,7 +329,8 @@ class Interpreter:
         """Run what is executed an unknown number of times: no pads enter."""
         self.depth += 1
         try:
-            return self.run(body, consts, [Value(rest=all_of([v])) for v in operands])
+            entering = [Value(rest=all_of([v]), holders=v.holders) for v in operands]
+            return self.run(body, consts, entering)
         finally:
             self.depth -= 1
 

@@ -152,10 +152,19 @@ def summed(equation: Any, operands: Sequence[Value]) -> Sum | None:
     alone = len(private) == 1 or (name == "select_n" and not operands[0].private)
     if name not in LINEAR and not (name in LINEAR_IN_ONE and alone):
         return None
+    if name == "convert_element_type" and not _keeps_sums(equation, private[0].sum):
+        return None
     kinds = {LINEAR.get(name, LINEAR_IN_ONE.get(name)), *(of.bits for of in sums)} - {None}
     if len(kinds) > 1:
         return None
     return Sum(frozenset().union(*(of.terms for of in sums)), *kinds)
+
+
+def _keeps_sums(equation: Any, of: Sum | None) -> bool:
+    """Whether a conversion is linear: to narrower integers, or of bits."""
+    old, new = (np.dtype(a.aval.dtype) for a in (equation.invars[0], equation.outvars[0]))
+    integers = old.kind in "iu" and new.kind in "iu"
+    return integers and (new.itemsize <= old.itemsize or (of is not None and of.bits is True))
 
 
 def names_axis(params: dict[str, Any]) -> bool:

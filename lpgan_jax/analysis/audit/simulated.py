@@ -71,6 +71,8 @@ class Simulated(Interpreter):
         """The results, with who could compute them."""
         if equation.primitive.name == "random_bits":
             return [results[0]._replace(holders=self._holders_of_words(results[0]))]
+        if equation.primitive.name == "cond":
+            return results
         made = []
         for result, who in zip(results, holders.of_results(equation, operands), strict=True):
             if who is not None and holders.joined(who):
@@ -79,6 +81,10 @@ class Simulated(Interpreter):
                 who = None
             made.append(result._replace(holders=who))
         return made
+
+    def either(self, unknown: Value, cases: Sequence[Value]) -> Value:
+        """See `Interpreter.either`."""
+        return unknown._replace(holders=holders.of_either([case.holders for case in cases]))
 
     def _holders_of_words(self, value: Value) -> np.ndarray | None:
         return None if value.ids is None else self._server_of[value.ids]
@@ -233,7 +239,9 @@ def _alternates(who: np.ndarray, shape: Sequence[int]) -> bool:
 
 
 def _without(size: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without its first axis of a size."""
+    """A shape without its first axis of a size, if it has one."""
+    if size not in shape:
+        return shape
     place = shape.index(size)
     return (*shape[:place], *shape[place + 1 :])
 

@@ -121,8 +121,6 @@ def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests, cap
     trained[3].stop()
     with subtests.test("a finished training has nothing to do"):
         a_finished_training_has_nothing_to_do(trained, settings, capsys)
-    with subtests.test("a finished training goes on to more steps"):
-        a_finished_training_goes_on(trained, settings, simulated)
 
 
 def shares_are_bit_identical_to_the_simulation(trained, simulated):
@@ -374,9 +372,11 @@ def a_finished_training_has_nothing_to_do(trained, settings, capsys):
     assert _files(run) == before
 
 
-def a_finished_training_goes_on(trained, settings, simulated):
+@pytest.mark.slow
+def test_a_finished_training_goes_on_to_more_steps(trained, settings, simulated):
     """The servers have the parameters of the finished one for SP when DS has not yet said more."""
     run, more = trained[0], settings.model_copy(update={"steps": 16})
+    trained[3].stop()
     assert roles.up(more, run, seed=SEED, resume=True) == 0
     simulated.settings = more
     simulated.attempt(2, 12, 16)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from clusters import Deaf, events, tiny
+from flax import serialization
 
 from lpgan_jax import cli, config
 from lpgan_jax.cluster import provider, servers, tcp
@@ -214,6 +215,59 @@ def test_sp_pairs_shares_of_one_result_only():
         assert (head.attempt, head.serial) == expected
         assert payloads == [bytearray(expected)] * 2
     assert pairs.next() is None  # and SP begins again
+
+
+class _Trained:
+    """A server's end, for SP: losses of all steps, and parameters of the last, which are `value`.
+
+    The results end there, because a new attempt begins.
+    """
+
+    def __init__(self, server, steps, value):
+        self.server, self._steps, self._value = server, steps, value
+
+    def results(self, sizes):
+        for step in range(1, self._steps + 1):
+            yield self._result("losses", step, sizes, 0)
+        yield self._result("parameters", self._steps, sizes, self._value)
+
+    def _result(self, kind, step, sizes, value):
+        size = sizes[kind]
+        head = Result(attempt=1, serial=step, kind=kind, step=step, seconds=1.0, size=size)
+        if kind == "parameters":
+            head = head.model_copy(update={"serial": step + 1})
+        return head, bytearray(np.full(size // 8, value, "<u8").tobytes())
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("known", "steps"),
+    [
+        (3, 5),  # `up` goes on with a finished training, and DS is not there yet
+        (5, None),  # DS is, but a server still has the results of before
+    ],
+)
+def test_sp_takes_no_parameters_of_fewer_steps(tmp_path, monkeypatch, known, steps):
+    ends = iter([(known, 3, 1), (5, 5, 2)])
+
+    def connect(*_):
+        known, done, value = next(ends)
+        clients = [_Trained(server, done, value << 17) for server in ("s1", "s2")]
+        return clients, public_part(tiny(steps=known))
+
+    monkeypatch.setattr(provider, "_connect", connect)
+    extra = {} if steps is None else {"steps": steps}
+    provider.collect(None, tmp_path / "run", Deaf("sp"), **extra)
+    run = RunDirectory.open(tmp_path / "run")
+    assert (run.summary()["steps"], run.config().steps) == (5, 5)
+    assert [line.split(",")[0] for line in run.metrics_file.read_text().splitlines()[1:]] == [
+        *"12345"
+    ]
+    variables = serialization.msgpack_restore(run.parameters_file.read_bytes())
+    assert variables.keys() == {"g"}
+    assert set(variables["g"]["params"]["fc"]["kernel"].ravel()) == {2.0}  # 2^18 + 2^18 words
 
 
 # Supervision --------------------------------------------------------------------------------------

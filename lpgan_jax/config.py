@@ -364,7 +364,7 @@ def load_yaml(text: bytes, source: str) -> dict[str, Any]:
 
 def _parse_yaml(text: bytes | str, source: str) -> Any:
     if len(text) > LONGEST_YAML:
-        raise ConfigError(f"{source}: {len(text)} bytes, expected at most {LONGEST_YAML}")
+        raise ConfigError(f"{source}: more than {LONGEST_YAML} bytes, expected a configuration")
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45

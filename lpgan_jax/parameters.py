@@ -58,6 +58,8 @@ def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params,
     try:
         variables = serialization.msgpack_restore(path.read_bytes())
         both: dict[str, Any] = {n: variables[s] for n, s in _SHORT.items() if s in variables}
+        if not both:
+            raise ValueError("none of both")
     except Exception as error:
         raise ValueError(
             f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}'

@@ -454,7 +454,7 @@ def _wait_for_step(state, role, step, seconds=120.0):
 
 
 def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
-    both = ["generator", "discriminator"]
+    both = ("generator", "discriminator")
     settings = settings.model_copy(update={"steps": 400, "checkpoint_every": 20, "results": both})
     file, cluster = local(tmp_path, timeouts={"silence_s": 10.0, "wait_s": 40.0})
     running = Running(jobs(file, settings, tmp_path / "run", SEED), cluster)

@@ -112,7 +112,7 @@ def test_what_others_may_know_and_what_may_change():
     assert (public.seed, public.data.path, public.data.dataset) == (0, None, "digits")
     assert public.data.image_size == 8
     assert changed_field(public, public.model_copy(update={"steps": 99})) is None
-    for field, value in (("batch_size", 5), ("results", ["generator", "discriminator"])):
+    for field, value in (("batch_size", 5), ("results", ("generator", "discriminator"))):
         assert changed_field(public, public.model_copy(update={field: value})) == field
 
 

@@ -61,8 +61,8 @@ def require_own_keys(keys: Any, data: Any) -> None:
     Raises:
         StaleKey: a key is concrete, or of an outer trace, and some data belong to an inner one.
     """
-    outermost = min(map(depth, jax.tree.leaves(keys)), default=0)
-    if any(depth(leaf) > outermost for leaf in jax.tree.leaves(data)):
+    depths = [depth(leaf) for leaf in jax.tree.leaves(keys)]  # none: it is no key, as is said later
+    if depths and any(depth(leaf) > min(depths) for leaf in jax.tree.leaves(data)):
         raise StaleKey(
             "key: made outside of the scan, map, loop or jit that the data belong to, so that "
             "every execution would use the same masks, and the servers could compute the "

@@ -178,9 +178,9 @@ def train(
 
     if resume:
         run = RunDirectory.resume(out)
-        _require_same(run, settings, loaded, batch_size=bool(jax.tree.leaves(initial.optimizer)))
         done, tree = checkpoint.load(run.path)
         state = restore_state(gan, initial, tree)
+        _require_same(run, settings, loaded, batch_size=bool(jax.tree.leaves(initial.optimizer)))
         if line := run.finished(settings.steps):
             report(line)
             return _past_result(run)

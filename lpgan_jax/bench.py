@@ -7,7 +7,6 @@ and a warm one, which finds the compiled program in a cache and runs it.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import platform
@@ -26,17 +25,14 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
-from jax.extend.core import Jaxpr, jaxprs_in_params
 from rich import box
 from rich.table import Table
 
 from lpgan_jax import config, native
 from lpgan_jax import protocols as P
 from lpgan_jax.config import TrainConfig
-from lpgan_jax.cost_model import program_cost
+from lpgan_jax.cost_model import program_cost, random_words
 from lpgan_jax.fixed_point import FixedPoint, encode
-from lpgan_jax.party import simulate
-from lpgan_jax.prng import abstract_key
 from lpgan_jax.prng import key as make_key
 from lpgan_jax.programs import training_program
 from lpgan_jax.ring import matmul
@@ -126,23 +122,6 @@ def measure(
     if report.get("randomness_s"):
         report["random_words_per_s"] = words / report["randomness_s"]
     return report
-
-
-def random_words(function: Callable[..., Any], secrets: Any, public: Any) -> float:
-    """uint64 words that one simulated execution of a program draws; from its trace."""
-
-    def drawn(program: Jaxpr) -> float:
-        total = 0.0
-        for equation in program.eqns:
-            if equation.primitive.name == "random_bits":
-                words: Any = equation.outvars[0].aval
-                total += words.size * words.dtype.itemsize / 8
-            total += sum(map(drawn, jaxprs_in_params(equation.params)))
-        return total
-
-    key = abstract_key()
-    traced = jax.make_jaxpr(functools.partial(simulate, function))(key, secrets, public)
-    return drawn(traced.jaxpr)
 
 
 def machine() -> Report:

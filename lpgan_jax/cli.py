@@ -354,18 +354,17 @@ def _audit(args: argparse.Namespace) -> int:
     from lpgan_jax.analysis.audit import audit_compiled, audit_program, largest_batch
     from lpgan_jax.programs import sampling_program, training_program
 
-    configured = config.load(args.config)
-
-    def of_batch(size: int) -> config.TrainConfig:
-        return config.load(args.config, [f"batch_size={size}"])
-
-    size = args.batch_size
-    if size is None:
-        wanted = configured.batch_size
-        size = largest_batch(lambda size: training_program(of_batch(size)), wanted)
-        if size < wanted:
-            print(f"The configured batch of {wanted} would take more than half of the memory.")
-    settings = of_batch(size)
+    overrides = [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
+    settings = config.load(args.config, overrides)
+    size = settings.batch_size
+    if args.batch_size is None:
+        size = largest_batch(training_program(settings), size)
+        if size < settings.batch_size:
+            print(
+                f"The configured batch of {settings.batch_size} would take more than half of the "
+                "memory."
+            )
+            settings = settings.model_copy(update={"batch_size": size})
     programs = {
         "A training step": training_program(settings),
         "Sampling": sampling_program(settings, size),

@@ -202,6 +202,23 @@ def cost(function: Callable[..., Any], *shapes: Shape) -> Cost:
     return _cost_of_trace(jax.make_jaxpr(function)(*arguments(function, shapes)).jaxpr)
 
 
+def random_words(function: Callable[..., Any], secrets: Any, public: Any) -> float:
+    """uint64 words that one simulated execution of a program draws; from its trace."""
+
+    def drawn(program: Jaxpr) -> float:
+        total = 0.0
+        for equation in program.eqns:
+            if equation.primitive.name == "random_bits":
+                words: Any = equation.outvars[0].aval
+                total += words.size * words.dtype.itemsize / 8
+            total += sum(map(drawn, jaxprs_in_params(equation.params)))
+        return total
+
+    key = abstract_key()
+    traced = jax.make_jaxpr(functools.partial(simulate, function))(key, secrets, public)
+    return drawn(traced.jaxpr)
+
+
 def arguments(function: Callable[..., Any], shapes: Sequence[Shape]) -> tuple[Any, ...]:
     """What a function of a key and paired arrays is traced with; errors as of `cost`."""
     operands = (abstract_key(), *(_argument(shape) for shape in shapes))

@@ -6,7 +6,6 @@ are kept in the user's cache directory, by what they were trained on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import optax
 from flax import serialization
 
 from lpgan_jax.config import DataConfig
-from lpgan_jax.data import Batches, load_labels
+from lpgan_jax.data import Batches, fingerprint, load_labels
 from lpgan_jax.files import atomic_write, cache_directory
 from lpgan_jax.quality import Judge, chosen
 
@@ -125,10 +124,7 @@ def classifier(
 
 def _name(images: np.ndarray, labels: np.ndarray) -> str:
     """What decides the result: the data and this file."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for array in (images, labels):
-        digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
+    return fingerprint(images, labels, start=Path(__file__).read_bytes())[:16]
 
 
 def _read(file: Path, template: Any) -> tuple[Any, float] | None:

@@ -55,15 +55,14 @@ def load_parameters(path: str | os.PathLike[str], model: DCGAN) -> tuple[Params,
             f"{path}: no such file, expected parameters as `lpgan export` writes"
         )
     require_size(path.stat().st_size, str(path), _largest(model))
+    expected = f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}'
     try:
         variables = serialization.msgpack_restore(path.read_bytes())
         both: dict[str, Any] = {n: variables[s] for n, s in _SHORT.items() if s in variables}
-        if not both:
-            raise ValueError("none of both")
     except Exception as error:
-        raise ValueError(
-            f'{path}: expected a Flax msgpack file of {{"g": ..., "d": ...}}'
-        ) from error
+        raise ValueError(expected) from error
+    if not both:
+        raise ValueError(expected)
     if missing := [f'"{_SHORT[name]}" (the {name})' for name in NETWORKS if name not in both]:
         raise ValueError(
             f"{path}: has no {' and no '.join(missing)}, expected parameters of both networks, as "

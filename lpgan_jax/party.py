@@ -326,14 +326,8 @@ class Party:
 # Entry points -----------------------------------------------------------------------------------
 
 
-def server_seeds(key: jax.Array) -> jax.Array:
-    """The two servers' seeds under DS's key: a vector of two typed keys."""
-    require_cryptographic(key)
-    seeds: jax.Array = _seeds(key)
-    return seeds
-
-
-_seeds = named("seeds:", prng.server_seeds)
+server_seeds = named("seeds:", prng.server_seeds)
+"""The servers' seeds under DS's key: see `prng.server_seeds`. The audit knows it by this name."""
 
 
 @custom_vmap

@@ -48,7 +48,6 @@ Keep this directory as private as the training images: it holds what SP put toge
 of two servers.
 """
 _NO_SHARES = """\
-    images.sha256  by which the training images are known again
     parameters.msgpack    what was learnt, as `lpgan export` writes it
 
 The run was in the clear, on plaintext integers or floats: nothing was shared.

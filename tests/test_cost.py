@@ -432,12 +432,12 @@ def test_an_audit_takes_the_largest_batch_that_half_of_the_memory_is_enough_for(
         return (lambda party, x, _: party.mask(x.shape), programs.shared(np.empty(size), 18), None)
 
     base = 2 * 10**9
-    assert audit.largest_batch(program, 10**8, base + 10**10) == 10**8
+    assert audit.largest_batch(program(10**8), 10**8, base + 10**10) == 10**8
     for memory in (base + 10**9, base + 3 * 10**9):
-        size = audit.largest_batch(program, 10**8, memory)
+        size = audit.largest_batch(program(10**8), 10**8, memory)
         words = 2 * size + 2**11  # of both seeds, and a pool's rest
         assert 0.8 < 2 * 20 * words / (memory - base) < 1.2
-    assert audit.largest_batch(program, 10**8, 1) == 1
+    assert audit.largest_batch(program(10**8), 10**8, 1) == 1
 
 
 # Against a socket ---------------------------------------------------------------------------------

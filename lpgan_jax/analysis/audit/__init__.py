@@ -48,6 +48,7 @@ of it, and is taken for granted:
 | `ledger` | what became of each word: the criteria for corrections, messages and results |
 | `primitives` | what the interpreter must know of JAX's primitives |
 | `interpreter` | runs a traced program on abstract values |
+| `sender` | one that sends messages and returns results |
 | `servers` | the programs of DS, S1 and S2: `audit_program` |
 | `holders`, `simulated` | who could compute what in a simulation: `audit` |
 | `tracing` | whether a function is traced alike every time |

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax.analysis.audit.primitives import JOINS, MOVES
+from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, padded
 from lpgan_jax.analysis.audit.values import Value
 
 WORDS = (np.uint8(1), np.uint8(2))  # of S1's seed, of S2's
@@ -83,10 +83,7 @@ def _single(equation: Any, operands: Sequence[Value], given: list[np.ndarray]) -
             return np.broadcast_to(given[0][..., None], shape)
         return np.bitwise_or.reduce(given[0], axis=-1)
     if name == "pad":
-        config = params["padding_config"]
-        if all(low >= 0 and high >= 0 and not interior for low, high, interior in config):
-            return np.pad(given[0], [(int(low), int(high)) for low, high, _ in config])
-        return None
+        return padded(given[0], params)
     if name.startswith("reduce_") and "axes" in params:
         return np.bitwise_or.reduce(given[0], axis=tuple(params["axes"]))
     if name == "cumsum":

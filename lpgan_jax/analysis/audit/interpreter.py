@@ -26,7 +26,9 @@ from lpgan_jax.analysis.audit.primitives import (
     call_name,
     is_key,
     names_axis,
+    padded,
     reaches_host,
+    scan_parts,
     summed,
     whole_words,
 )
@@ -242,10 +244,8 @@ class Interpreter:
         if name in ("convert_element_type", "bitcast_convert_type") and same_width:
             return Value(first.ids, first.rest)
         if name == "pad" and first.ids is not None and operands[1].ids is None:
-            config = params["padding_config"]
-            if all(low >= 0 and high >= 0 and not interior for low, high, interior in config):
-                padded = np.pad(first.ids, [(int(low), int(high)) for low, high, _ in config])
-                return Value(padded, join([first.rest, operands[1].rest]))
+            wider = padded(first.ids, params)
+            return None if wider is None else Value(wider, join([first.rest, operands[1].rest]))
         return None
 
     def _keys(
@@ -279,12 +279,8 @@ class Interpreter:
     def draw(self, key: int, width: int, size: int) -> np.ndarray:
         """The numbers of the words that a key gives. ValueError as of `Numbering.draw`."""
         words = self.numbering.draw(key, width, size)
-        self.cover()
-        return words
-
-    def cover(self) -> None:
-        """Make room for new words."""
         self.ledger.cover(self.numbering.total)
+        return words
 
     def _select(self, operands: list[Value]) -> Value | None:
         which, *cases = operands
@@ -358,12 +354,7 @@ class Interpreter:
         """The results of a scan."""
         self._check_sides(equation, operands)
         (body,) = bodies(equation.params)
-        # Constants, what is carried, what is sliced; only the last has another rank inside.
-        inner: Any = body[0]
-        inputs = zip(equation.invars, inner.invars, strict=True)
-        results = zip(equation.outvars, inner.outvars, strict=True)
-        sliced = sum(a.aval.ndim != b.aval.ndim for a, b in inputs)
-        carried = sum(a.aval.ndim == b.aval.ndim for a, b in results)
+        sliced, carried = scan_parts(equation)
         return self._loop(body, operands, len(operands) - sliced - carried, carried)
 
     def _while(self, params: dict[str, Any], operands: list[Value]) -> list[Value]:

@@ -95,10 +95,10 @@ class Ledger:
 
     def settle(self) -> list[str]:
         """What is wrong with the corrections together, once all are there."""
-        used = self._used[: len(self.pads)]
-        numbers = np.unique(self.pads[: len(used)][used & (self.pads[: len(used)] > 0)]).tolist()
+        used = grown(self._used, len(self.pads))[: len(self.pads)]
         return [
-            f"{self.names[number - 1]}: a word that pads it is used otherwise" for number in numbers
+            f"{self.names[number - 1]}: a word that pads it is used otherwise"
+            for number in sorted(self._numbers(used))
         ]
 
     # Messages -----------------------------------------------------------------------------------

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from lpgan_jax.bench import random_words
+from lpgan_jax.cost_model import random_words
+from lpgan_jax.programs import Program
 
 _BASE, _PER_WORD = 10**9, 20
 """Bytes that an audit takes: measured on the published network, at batches of 2 to 32."""
 _SHARE = 0.5
 
-Program = tuple[Callable[..., Any], Any, Any]
 
-
-def largest_batch(program: Callable[[int], Program], wanted: int, memory: int | None = None) -> int:
-    """The wanted size of a batch, or the largest that an audit takes half of the memory for.
+def largest_batch(program: Program, size: int, memory: int | None = None) -> int:
+    """The size of a batch, or the largest that an audit takes half of the memory for.
 
     Args:
-        program: of a batch of a size.
-        wanted: the configuration's.
+        program: of a batch of this size.
+        size: the configuration's.
         memory: bytes of this machine; by default what it has, or what this process may use.
     """
     available = _SHARE * (_memory() if memory is None else memory) - _BASE
-    needed = _PER_WORD * random_words(*program(wanted))
-    return wanted if needed <= available else max(1, int(wanted * available / needed))
+    needed = _PER_WORD * random_words(*program)
+    return size if needed <= available else max(1, int(size * available / needed))
 
 
 def _memory() -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from lpgan_jax.analysis.audit.values import Sum, Value
+from lpgan_jax.analysis.audit.values import Sum, Value, sum_of
 from lpgan_jax.party import AXIS
 
 
@@ -124,6 +124,28 @@ def bodies(params: dict[str, Any]) -> list[tuple[Jaxpr, Sequence[Any]]]:
     return found
 
 
+def scan_parts(equation: Any) -> tuple[int, int]:
+    """How many of a scan's last operands are sliced, and how many of its first results carried.
+
+    Its operands are constants, what is carried, and what is sliced; only the last have another rank
+    inside, and so do the results that are not carried.
+    """
+    (body,) = bodies(equation.params)
+    inner: Any = body[0]
+    inputs = zip(equation.invars, inner.invars, strict=True)
+    results = zip(equation.outvars, inner.outvars, strict=True)
+    sliced = sum(a.aval.ndim != b.aval.ndim for a, b in inputs)
+    return sliced, sum(a.aval.ndim == b.aval.ndim for a, b in results)
+
+
+def padded(array: np.ndarray, params: dict[str, Any]) -> np.ndarray | None:
+    """As `jax.lax.pad` with zeros, on a NumPy array; None if it takes away, or pads in between."""
+    config = params["padding_config"]
+    if any(low < 0 or high < 0 or interior for low, high, interior in config):
+        return None
+    return np.pad(array, [(int(low), int(high)) for low, high, _ in config])
+
+
 def call_name(equation: Any) -> str:
     """The name of a named call, such as `Party.marked` makes; empty for anything else."""
     return equation.params.get("name", "") if equation.primitive.name == "jit" else ""
@@ -146,18 +168,13 @@ def summed(equation: Any, operands: Sequence[Value]) -> Sum | None:
     """What the results are sums of, if the operands are sums and it is linear in them."""
     name = equation.primitive.name
     private = [value for value in operands if value.private]
-    sums = [value.sum for value in private if value.sum is not None]
-    if not private or len(sums) < len(private):
-        return None
     alone = len(private) == 1 or (name == "select_n" and not operands[0].private)
     if name not in LINEAR and not (name in LINEAR_IN_ONE and alone):
         return None
-    if name == "convert_element_type" and not _keeps_sums(equation, private[0].sum):
+    of = sum_of(operands, LINEAR.get(name, LINEAR_IN_ONE.get(name)))
+    if name == "convert_element_type" and not _keeps_sums(equation, of):
         return None
-    kinds = {LINEAR.get(name, LINEAR_IN_ONE.get(name)), *(of.bits for of in sums)} - {None}
-    if len(kinds) > 1:
-        return None
-    return Sum(frozenset().union(*(of.terms for of in sums)), *kinds)
+    return of
 
 
 def _keeps_sums(equation: Any, of: Sum | None) -> bool:

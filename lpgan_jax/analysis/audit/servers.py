@@ -13,8 +13,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from lpgan_jax import party, prng
 from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import bodies, call_name
-from lpgan_jax.analysis.audit.report import Opening, Report, origin
+from lpgan_jax.analysis.audit.primitives import call_name
+from lpgan_jax.analysis.audit.report import Opening, Report
+from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.tracing import trace_twice
 from lpgan_jax.analysis.audit.values import PUBLIC, Numbering, Rest, Value, closure, given
 from lpgan_jax.party import AXIS, Party
@@ -37,7 +38,6 @@ class Dealer(Interpreter):
     def deal(self, program: ClosedJaxpr, operands: Sequence[Value]) -> None:
         """Interpret the program and check its corrections."""
         corrections = self.run(program.jaxpr, program.consts, operands)
-        self.cover()
         places = {
             id(atom): call_name(equation).removeprefix("deal:").strip("/")
             for equation in program.jaxpr.eqns
@@ -62,16 +62,11 @@ class Dealer(Interpreter):
         return Value(rest=self._opened)
 
 
-class Server(Interpreter):
-    """The program of S1 (server 0) or S2 (server 1), its messages checked in order.
-
-    Attributes:
-        openings: the messages so far.
-    """
+class Server(Sender):
+    """The program of S1 (server 0) or S2 (server 1)."""
 
     def __init__(self, numbering: Numbering, ledger: Ledger, server: int) -> None:
         super().__init__(numbering, ledger)
-        self.openings: list[Opening] = []
         self._server = server
 
     def where(self) -> str:
@@ -87,11 +82,7 @@ class Server(Interpreter):
         """Interpret the program; check its messages, and what S1 returns."""
         results = self.run(program.jaxpr, program.consts, operands)
         if self._server == 0:  # the other half is what is left of the value
-            for name, value in zip(names, results, strict=True):
-                for problem in self.ledger.show(name, value):
-                    self.problem(problem)
-            for problem in self.ledger.shown():
-                self.problem(problem)
+            self.check_results(names, results)
 
     def fresh(self, value: Value) -> Value:
         """At S1, what a dealt share blinds."""
@@ -103,44 +94,23 @@ class Server(Interpreter):
         if equation.primitive.name == "custom_vmap_call" and not party.is_own_rule(rule):
             self.problem("custom_vmap: a simulation would run its rule, and not what is audited")
 
-    def exchange(self, equation: Any, operands: list[Value]) -> Value:
-        """Check the message. What comes back is private, and nothing of it is padded."""
-        name = call_name(equation).removeprefix("exchange:")
-        (body,) = bodies(equation.params)
-        aval = equation.invars[0].aval if equation.invars else None
-        if aval is None or not _is_plain_exchange(body[0]):
-            self.problem(f"{name} is no plain exchange between the two servers")
-            return Value(rest=Rest())
-        if self.depth:
-            self.problem(f"{name} is sent in a loop or a branch, with the same masks every time")
-            return Value(rest=Rest())
-        (message,) = operands
-        ids = np.zeros(aval.shape, np.int32) if message.ids is None else message.ids
-        problems = self.ledger.send(np.broadcast_to(ids, aval.shape).reshape(-1), message.rest)
-        line = f"S{self._server + 1} -> S{2 - self._server}"
-        self.openings.append(
-            Opening(
-                name,
-                tuple(aval.shape),
-                np.dtype(aval.dtype),
-                origin(self.numbering.origins(ids)),
-                [f"{line} {name}: {problem}" for problem in problems],
-            )
+    def is_plain(self, body: Jaxpr) -> bool:
+        """See `Sender.is_plain`."""
+        if len(body.eqns) != 1 or body.eqns[0].primitive.name != "ppermute":
+            return False
+        swap = body.eqns[0]
+        return (
+            list(swap.invars) == list(body.invars)
+            and list(swap.outvars) == list(body.outvars)
+            and sorted(swap.params["perm"]) == [(0, 1), (1, 0)]
+            and tuple(swap.params["axis_name"]) == (AXIS,)
         )
-        return Value(rest=Rest(message=self.ledger.messages))
 
-
-def _is_plain_exchange(body: Jaxpr) -> bool:
-    """Whether a program does nothing but swap its only operand with the other server's."""
-    if len(body.eqns) != 1 or body.eqns[0].primitive.name != "ppermute":
-        return False
-    swap = body.eqns[0]
-    return (
-        list(swap.invars) == list(body.invars)
-        and list(swap.outvars) == list(body.outvars)
-        and sorted(swap.params["perm"]) == [(0, 1), (1, 0)]
-        and tuple(swap.params["axis_name"]) == (AXIS,)
-    )
+    def send(self, name: str, message: Value, ids: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
+        """See `Sender.send`."""
+        line = f"S{self._server + 1} -> S{2 - self._server} {name}"
+        problems = self.ledger.send(ids.reshape(-1), message.rest)
+        return ids.shape, [f"{line}: {problem}" for problem in problems]
 
 
 def audit_program(
@@ -168,12 +138,10 @@ def audit_program(
     names: list[str] = []
 
     def serve(seed: jax.Array, corrections: Any, mine: Any, public: Any) -> Any:
-        outputs = party.online(function, seed, corrections, mine, public)
-        paths = jax.tree_util.tree_flatten_with_path(outputs)[0]
-        names[:] = [f"result{jax.tree_util.keystr(path)}" for path, _ in paths]
-        return outputs
+        return party.online(function, seed, corrections, mine, public)
 
-    online, too = trace_twice("the servers", serve, key, corrections, mine, public)
+    serving = naming_results(serve, names)
+    online, too = trace_twice("the servers", serving, key, corrections, mine, public)
     dealer = Dealer(numbering, ledger)
     dealer.deal(
         dealing, [Value(ids=np.asarray(numbering.root)), *[PUBLIC] * (len(dealing.in_avals) - 1)]

@@ -9,40 +9,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
 from lpgan_jax.analysis.audit import holders
-from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name
-from lpgan_jax.analysis.audit.report import Opening, Report, origin
+from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name, scan_parts
+from lpgan_jax.analysis.audit.report import Report
+from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.tracing import trace_twice
 from lpgan_jax.analysis.audit.values import (
     NO_WORD,
     PUBLIC,
     Numbering,
     Rest,
-    Sum,
     Value,
     given,
+    grown,
     join,
+    sum_of,
 )
 from lpgan_jax.cost_model import Shape, arguments
 from lpgan_jax.shares import PARTIES
 
 
-class Simulated(Interpreter):
-    """DS's work and both servers', in one program.
-
-    Attributes:
-        openings: the messages so far.
-    """
+class Simulated(Sender):
+    """DS's work and both servers', in one program."""
 
     def __init__(self) -> None:
         super().__init__(Numbering(), Ledger())
-        self.openings: list[Opening] = []
         self._dealing = False
         self._server_of = np.zeros(1, np.uint8)  # of each word: 1, 2, or 0 for DS's own
         self._shared: set[int] = set()  # keys that shared something
@@ -94,9 +89,7 @@ class Simulated(Interpreter):
         words = super().draw(key, width, size)
         if words.size and words[0] != NO_WORD:
             server = self.numbering.server_of(key)
-            if len(self._server_of) < self.numbering.total:
-                more = np.zeros(self.numbering.total - len(self._server_of), np.uint8)
-                self._server_of = np.concatenate([self._server_of, more])
+            self._server_of = grown(self._server_of, self.numbering.total)
             self._server_of[words] = holders.DEALER if server is None else holders.WORDS[server]
         return words
 
@@ -104,15 +97,9 @@ class Simulated(Interpreter):
         """Every execution of the body, since each must have masks of its own."""
         (body,) = bodies(equation.params)
         params, length = equation.params, equation.params["length"]
-        inner: Any = body[0]
-        sliced = sum(
-            a.aval.ndim != b.aval.ndim for a, b in zip(equation.invars, inner.invars, strict=True)
-        )
-        stacked = sum(
-            a.aval.ndim != b.aval.ndim for a, b in zip(equation.outvars, inner.outvars, strict=True)
-        )
+        sliced, carried = scan_parts(equation)
+        stacked = len(equation.outvars) - carried
         fixed, lines = operands[: len(operands) - sliced], operands[len(operands) - sliced :]
-        carried = len(equation.outvars) - stacked
         consts, carry = fixed[: len(fixed) - carried], fixed[len(fixed) - carried :]
         rows: list[list[Value]] = [[] for _ in range(length)]
         for i in reversed(range(length)) if params["reverse"] else range(length):
@@ -177,38 +164,29 @@ class Simulated(Interpreter):
             return Value(rest=Rest())
         return _paired(shape, axis, equation.outvars[0].aval.dtype)
 
-    def exchange(self, equation: Any, operands: list[Value]) -> Value:
-        """Check both servers' messages. What comes back is private, and nothing of it padded."""
-        name = call_name(equation).removeprefix("exchange:")
-        (body,) = bodies(equation.params)
-        aval = equation.invars[0].aval if equation.invars else None
-        if aval is None or any(e.primitive.name not in MOVES for e in body[0].eqns):
-            self.problem(f"{name} is no plain exchange between the two servers")
-            return Value(rest=Rest())
-        if self.depth:
-            self.problem(f"{name} is sent in a loop or a branch, with the same masks every time")
-            return Value(rest=Rest())
-        (message,) = operands
-        who = message.holders
-        who = np.broadcast_to(np.uint8(0), aval.shape) if who is None else who
-        ids = np.zeros(aval.shape, np.int32) if message.ids is None else message.ids
+    def is_plain(self, body: Jaxpr) -> bool:
+        """In a simulation, both messages are put into one array, and that is all."""
+        return all(equation.primitive.name in MOVES for equation in body.eqns)
+
+    def send(self, name: str, message: Value, ids: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
+        """See `Sender.send`; here are both servers' messages, one after the other."""
+        who = np.uint8(0) if message.holders is None else message.holders
+        who = np.broadcast_to(who, ids.shape)
         own = self._server_of[ids] & who != 0  # each word must be of its sender's own seed
         texts = self.ledger.send(np.where(own, ids, NO_WORD).reshape(-1), message.rest)
-        if not _alternates(who, aval.shape):
+        if not _alternates(who):
             texts.append("one server's message has what only the other, or DS, knows")
         texts = [f"{name}: {text}" for text in texts]
         self.problems.update(dict.fromkeys(texts))
-        mask = origin(self.numbering.origins(ids))
-        # In the trace are both servers' messages, one after the other.
-        shape = _without(PARTIES, tuple(aval.shape))
-        self.openings.append(Opening(name, shape, np.dtype(aval.dtype), mask, texts))
-        opened = np.broadcast_to(holders.OPENED, equation.outvars[0].aval.shape)
-        return Value(rest=Rest(message=self.ledger.messages), holders=opened)
+        return _without(PARTIES, ids.shape), texts
+
+    def exchange(self, equation: Any, operands: list[Value]) -> Value:
+        """See `Sender.exchange`: both servers know what was opened."""
+        return _opened(super().exchange(equation, operands), equation.outvars[0].aval.shape)
 
     def sent(self, equation: Any, received: Value) -> Value:
         """See `Interpreter.sent`."""
-        shape = equation.invars[0].aval.shape
-        return received._replace(holders=np.broadcast_to(holders.OPENED, shape))
+        return _opened(received, equation.invars[0].aval.shape)
 
     # Results ------------------------------------------------------------------------------------
 
@@ -217,23 +195,24 @@ class Simulated(Interpreter):
         for name, aval, value in zip(names, avals, results, strict=True):
             if not value.private:
                 continue
-            if value.holders is None or not _alternates(value.holders, aval.shape):
+            who = value.holders
+            if who is None or not _alternates(np.broadcast_to(who, aval.shape)):
                 self.problem(f"{name} is no pair of shares, S1's first")
-            for problem in self.ledger.show(name, value):
-                self.problem(problem)
-        for problem in self.ledger.shown():
-            self.problem(problem)
+        self.check_results(names, results)
         for problem in self.ledger.settle():
             self.problem(f"DS: {problem}")
 
 
-def _alternates(who: np.ndarray, shape: Sequence[int]) -> bool:
+def _opened(value: Value, shape: tuple[int, ...]) -> Value:
+    return value._replace(holders=np.broadcast_to(holders.OPENED, shape))
+
+
+def _alternates(who: np.ndarray) -> bool:
     """Whether along some axis of 2 S1 could compute the first half, and S2 the second."""
-    who = np.broadcast_to(who, shape)
     return any(
         not (who.take(0, axis) & ~holders.SERVERS[0]).any()
         and not (who.take(1, axis) & ~holders.SERVERS[1]).any()
-        for axis, size in enumerate(shape)
+        for axis, size in enumerate(who.shape)
         if size == PARTIES
     )
 
@@ -281,17 +260,11 @@ def _stack(values: list[Value], aval: Any) -> Value:
         return np.stack(filled)
 
     known = [value.known for value in values if value.known is not None]
-    private = [value for value in values if value.private]
-    sums = [value.sum for value in private if value.sum is not None]
-    kinds = {of.bits for of in sums} - {None}
-    summed = None
-    if private and len(sums) == len(private) and len(kinds) < 2:
-        summed = Sum(frozenset().union(*(of.terms for of in sums)), *kinds)
     return Value(
         stacked("ids", np.int32(NO_WORD)),
         join(value.rest for value in values),
         np.stack(known) if known and len(known) == len(values) else None,
-        summed,
+        sum_of(values),
         stacked("holders", np.uint8(0)),
     )
 
@@ -319,20 +292,12 @@ def audit(function: Callable[..., Any], *shapes: Shape) -> Report:
     """
     operands = arguments(function, shapes)
     names: list[str] = []
-
-    def program(*operands: Any) -> Any:
-        outputs = function(*operands)
-        paths = jax.tree_util.tree_flatten_with_path(outputs)[0]
-        names[:] = [f"result{jax.tree_util.keystr(path)}" for path, _ in paths]
-        return outputs
-
-    traced, again = trace_twice("the function", program, *operands)
+    traced, again = trace_twice("the function", naming_results(function, names), *operands)
     auditor = Simulated()
     values = [Value(ids=np.asarray(auditor.numbering.root))]
     for operand in operands[1:]:
-        shares = np.issubdtype(operand.dtype, np.unsignedinteger) and operand.shape[:1] == (
-            PARTIES,
-        )
+        unsigned = np.issubdtype(operand.dtype, np.unsignedinteger)
+        shares = unsigned and operand.shape[:1] == (PARTIES,)
         values.append(_paired(operand.shape, 0, operand.dtype) if shares else PUBLIC)
     results = auditor.run(traced.jaxpr, traced.consts, values)
     auditor.finish(names, traced.out_avals, results)

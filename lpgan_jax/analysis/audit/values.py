@@ -103,6 +103,19 @@ class Value(NamedTuple):
 PUBLIC = Value()
 
 
+def sum_of(values: Sequence[Value], bits: bool | None = None) -> Sum | None:
+    """What a sum (over `bits` or not, if it is known) of values is a sum of, if they all are sums.
+
+    What is public does not count. None also if all are public, or some are sums of the other kind.
+    """
+    private = [value for value in values if value.private]
+    sums = [value.sum for value in private if value.sum is not None]
+    kinds = {bits, *(of.bits for of in sums)} - {None}
+    if not private or len(sums) < len(private) or len(kinds) > 1:
+        return None
+    return Sum(frozenset().union(*(of.terms for of in sums)), *kinds)
+
+
 def given(dtype: Any) -> Value:
     """A server's share that the program is given: of bits, if it is narrower than the ring."""
     return Value(rest=Rest(), sum=Sum(frozenset([INPUT]), np.dtype(dtype).itemsize < 8))

@@ -80,9 +80,11 @@ class Losses:
     generator: Secret
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LPGAN:
     """A DCGAN and its two optimizers.
+
+    Compared by identity: what is compiled for one is kept with it.
 
     Attributes:
         model: the shapes.

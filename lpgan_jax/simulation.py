@@ -108,6 +108,27 @@ def _knows(option: str, value: bool | str) -> bool:
     return True
 
 
+@functools.lru_cache(8)
+def _programs(gan: LPGAN) -> tuple[Any, Any]:
+    """(step, generation), jitted: traced and compiled once for all runs of one GAN."""
+    frac_bits = gan.model.frac_bits
+
+    def step(keys: jax.Array, state: State, batch: Batch, public: Any) -> tuple[State, Any]:
+        shared = share_batch(keys[0], batch, frac_bits)
+        return simulate(gan.train_step, keys[1], (state, shared), public)
+
+    def generate(keys: jax.Array, state: State, noise: jax.Array) -> Secret:
+        shared = Secret(share_words(keys[0], encode(noise, frac_bits)), frac_bits)
+        return simulate(gan.generate, keys[1], (state, shared))
+
+    # Keys and shares are arguments: closed over, they would be constants of a cached program.
+    options = compiler_options(gan.model.features)
+    return (
+        jax.jit(step, donate_argnums=1, compiler_options=options),
+        jax.jit(generate, compiler_options=options),
+    )
+
+
 class Simulation:
     """A training run's state, and the programs that change it.
 
@@ -122,21 +143,7 @@ class Simulation:
         self.state = state
         self._keys = StepKeys(master)
         self._fxp = FixedPoint(gan.model.frac_bits)
-
-        def step(keys: jax.Array, state: State, batch: Batch, public: Any) -> tuple[State, Any]:
-            shared = share_batch(keys[0], batch, gan.model.frac_bits)
-            return simulate(gan.train_step, keys[1], (state, shared), public)
-
-        def generate(keys: jax.Array, state: State, noise: jax.Array) -> Secret:
-            shared = Secret(
-                share_words(keys[0], encode(noise, gan.model.frac_bits)), gan.model.frac_bits
-            )
-            return simulate(gan.generate, keys[1], (state, shared))
-
-        # Keys and shares are arguments: closed over, they would be constants of a cached program.
-        options = compiler_options(gan.model.features)
-        self._step = jax.jit(step, donate_argnums=1, compiler_options=options)
-        self._generate = jax.jit(generate, compiler_options=options)
+        self._step, self._generate = _programs(gan)
 
     def train_step(self, step: int, batch: Batch) -> Losses | None:
         """One step on a batch of real values; the losses are still shared."""

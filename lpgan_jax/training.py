@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Result:
 
 
 def build(settings: TrainConfig) -> LPGAN:
-    """The secure GAN of a configuration."""
+    """The secure GAN of a configuration: the same object for runs of the same program."""
     model = DCGAN(
         channels=settings.data.channels,
         noise_size=settings.model.noise_size,
@@ -75,20 +75,28 @@ def build(settings: TrainConfig) -> LPGAN:
         init_std=settings.model.init_std,
         frac_bits=settings.frac_bits,
     )
+    optimizers = settings.generator_optimizer, settings.discriminator_optimizer
+    return _build(model, *optimizers, settings.batch_size, settings.open_losses)
 
+
+@lru_cache(8)
+def _build(
+    model: DCGAN,
+    generator: OptimizerConfig,
+    discriminator: OptimizerConfig,
+    batch_size: int,
+    losses: bool,
+) -> LPGAN:
     def optimizer(of: OptimizerConfig) -> optim.SecureOptimizer:
-        common = (of.learning_rate, settings.batch_size, settings.frac_bits)
+        common = (of.learning_rate, batch_size, model.frac_bits)
         return (
             optim.sgd(*common, of.momentum)
             if of.name == "sgd"
             else optim.adam(*common, of.b1, of.b2, of.eps_root)
         )
 
-    optimizers = {
-        "generator": optimizer(settings.generator_optimizer),
-        "discriminator": optimizer(settings.discriminator_optimizer),
-    }
-    return LPGAN(model, optimizers, losses=settings.open_losses)
+    optimizers = {"generator": optimizer(generator), "discriminator": optimizer(discriminator)}
+    return LPGAN(model, optimizers, losses)
 
 
 class DataSource:

@@ -455,7 +455,7 @@ def _wait_for_step(state, role, step, seconds=120.0):
 
 def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     both = ("generator", "discriminator")
-    settings = settings.model_copy(update={"steps": 400, "checkpoint_every": 20, "results": both})
+    settings = settings.model_copy(update={"steps": 120, "checkpoint_every": 20, "results": both})
     file, cluster = local(tmp_path, timeouts={"silence_s": 10.0, "wait_s": 40.0})
     running = Running(jobs(file, settings, tmp_path / "run", SEED), cluster)
     state = tmp_path / "state"
@@ -473,13 +473,13 @@ def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     assert start >= 20
     simulated = Simulated(settings)
     simulated.attempt(1, 0, start)
-    simulated.attempt(2, start, 400)
+    simulated.attempt(2, start, 120)
     step, shares = checkpoint.load(state)
-    assert step == 400
-    jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[400])
+    assert step == 120
+    jax.tree.map(np.testing.assert_array_equal, shares, simulated.shares[120])
     # SP's table has the losses of these attempts, and of no step that came to nothing.
     rows = [r.split(",") for r in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]]
-    assert [int(row[0]) for row in rows] == list(range(1, 401))
+    assert [int(row[0]) for row in rows] == list(range(1, 121))
     found = {int(row[0]): (float(row[1]), float(row[2])) for row in rows}
     assert found == simulated.losses
     parameters = (tmp_path / "run" / "parameters.msgpack").read_bytes()

@@ -33,15 +33,6 @@ checkpoint_every: 2
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """All runs here share one compiled step."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 @pytest.fixture(scope="module")
 def settings_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"

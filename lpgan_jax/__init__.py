@@ -12,8 +12,21 @@ from lpgan_jax.analysis.audit import audit  # noqa: E402
 from lpgan_jax.cost_model import cost  # noqa: E402
 from lpgan_jax.fixed_point import FixedPoint  # noqa: E402
 from lpgan_jax.prng import key  # noqa: E402
-from lpgan_jax.shares import reveal, share  # noqa: E402
+from lpgan_jax.shares import share  # noqa: E402
 from lpgan_jax.training import sample, train  # noqa: E402
+from lpgan_jax.transform import Shared, reveal, secure  # noqa: E402
 
-__all__ = ["FixedPoint", "audit", "cost", "key", "protocols", "reveal", "sample", "share", "train"]
+__all__ = [
+    "FixedPoint",
+    "Shared",
+    "audit",
+    "cost",
+    "key",
+    "protocols",
+    "reveal",
+    "sample",
+    "secure",
+    "share",
+    "train",
+]
 __version__ = "0.1.0"

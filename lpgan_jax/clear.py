@@ -7,12 +7,13 @@ comes out is the reference for `shadow`, and the magnitudes on the way are the h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lpgan_jax.mpc import arithmetic, compare, series
-from lpgan_jax.party import Dealt
+from lpgan_jax.party import Dealt, Party
 from lpgan_jax.secret import Secret
 from lpgan_jax.whole import Whole
 
@@ -23,6 +24,15 @@ class Clear(Whole):
     def real(self, value: Secret) -> jax.Array:
         """A value as float64."""
         return value.share * 2.0**-value.frac_bits
+
+    def _check_fresh(self) -> None:
+        """There are no masks."""
+
+    def _seeds(self, count: int) -> Any:
+        return None
+
+    def _child(self, seed: Any, received: Any) -> Party:
+        return Clear()
 
 
 def scaled(values: jax.typing.ArrayLike, frac_bits: int) -> Secret:
@@ -44,6 +54,11 @@ def _truncate(party: Clear, x: Secret, frac_bits: int) -> Secret:
     result = Secret(x.share * 2.0 ** (frac_bits - x.frac_bits), frac_bits)
     party.saw_truncation(x, result)
     return result
+
+
+@arithmetic.truncate_by.register
+def _truncate_by(party: Clear, x: Secret, shift: jax.Array) -> Secret:
+    return Secret(x.share * jnp.exp2(-shift.astype(jnp.float64)), x.frac_bits)
 
 
 @compare.below.register

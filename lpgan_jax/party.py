@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +113,13 @@ class Words:
             return jax.random.bits(keys, (size,), dtype)
         return jax.vmap(lambda key: jax.random.bits(key, (size,), dtype))(keys)
 
+    def children(self, count: int) -> jax.Array:
+        """Keys for as many other streams, [..., count]."""
+        key = self._next_key()
+        if not key.ndim:
+            return jax.random.split(key, count)
+        return jax.vmap(lambda own: jax.random.split(own, count))(key)
+
     def draw(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Fresh words of the given shape (after the leading axes of the keys)."""
         lead, size = self._keys.shape[:-1], math.prod(shape)
@@ -154,6 +161,10 @@ class Source:
     def shares(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Words of S1's seed, for its share of a dealt value."""
         return self._shares.draw(shape, dtype)
+
+    def children(self, count: int) -> jax.Array:
+        """Seeds for as many other sources, [count] or [count, 2]."""
+        return jnp.moveaxis(self._masks.children(count), -1, 0)
 
 
 @dataclass(frozen=True)
@@ -292,6 +303,74 @@ class Party:
             return self._receive(jax.ShapeDtypeStruct(like.shape, like.dtype))
         return self._deal(lambda plain: plain, [owed.plain], bitwise=False)
 
+    # Loops ------------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        body: Callable[[Party, Any, Any], tuple[Any, Any]],
+        carry: Any,
+        xs: Any,
+        length: int,
+        reverse: bool = False,
+    ) -> tuple[Any, Any]:
+        """`lax.scan` of a protocol: every iteration has a party, and so masks, of its own.
+
+        Args:
+            body: (party, carry, x) -> (carry, y).
+            carry: of the first iteration.
+            xs: scanned over; None for nothing.
+            length: iterations.
+            reverse: from the last x to the first.
+
+        Returns:
+            (the last carry, stacked ys), as of `lax.scan`.
+        """
+        self._check_fresh()
+        seeds = self._seeds(length)
+        dealt = [
+            self._next_correction(jax.ShapeDtypeStruct((length, *c.shape), c.dtype))
+            for c in self._needed(body, seeds, carry, xs)
+        ]
+
+        def step(carry: Any, iteration: Any) -> tuple[Any, Any]:
+            seed, received, x = iteration
+            party = self._child(seed, received)
+            carry, y = body(party, carry, x)
+            return carry, (y, party.corrections)
+
+        carry, (ys, corrections) = lax.scan(step, carry, (seeds, dealt, xs), length, reverse)
+        self.corrections += corrections
+        return carry, ys
+
+    def _seeds(self, count: int) -> Any:
+        """What the parties of as many iterations are made from."""
+        return self._source.children(count)
+
+    def _child(self, seed: Any, received: Sequence[jax.Array]) -> Party:
+        """The party of an iteration; `received`: its corrections, in online mode."""
+        queue = None if self._received is None else iter(received)
+        party = Party(Source(seed), self.ring, queue, self._deployed)
+        party.place = self.place
+        return party
+
+    def _needed(
+        self, body: Callable[..., Any], seeds: Any, carry: Any, xs: Any
+    ) -> list[jax.ShapeDtypeStruct]:
+        """The corrections that S2 receives for an iteration, in online mode."""
+        if self._received is None:
+            return []
+        needed: list[jax.ShapeDtypeStruct] = []
+
+        def trial(seed: Any, carry: Any, x: Any) -> Any:
+            party = _Trial(Source(seed), self.ring, iter(()), self._deployed)
+            result = body(party, carry, x)
+            needed.extend(party.needed)
+            return result
+
+        first = jax.tree.map(lambda v: v[0], (seeds, xs))
+        jax.eval_shape(trial, first[0], carry, first[1])
+        return needed
+
     def _receive(self, expected: jax.ShapeDtypeStruct) -> Dealt:
         self._check_fresh()
         correction = self._next_correction(expected)
@@ -321,6 +400,21 @@ class Party:
                 f"got {correction.dtype}{list(correction.shape)}"
             )
         return correction
+
+
+class _Trial(Party):
+    """A party that is only traced, to see which corrections a program needs."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.needed: list[jax.ShapeDtypeStruct] = []
+
+    def _next_correction(self, expected: jax.ShapeDtypeStruct) -> jax.Array:
+        self.needed.append(expected)
+        return jnp.zeros(expected.shape, expected.dtype)
+
+    def _child(self, seed: Any, received: Sequence[jax.Array]) -> Party:
+        return _Trial(Source(seed), self.ring, iter(()), self._deployed)
 
 
 # Entry points -----------------------------------------------------------------------------------

@@ -71,6 +71,14 @@ class Shadow(Whole):
         assert owed.plain is not None
         return Dealt(owed.plain, owed.plain)
 
+    def _seeds(self, count: int) -> Any:
+        return self._words.children(count)
+
+    def _child(self, seed: Any, received: Any) -> Party:
+        child = Shadow(seed)
+        child._round, child.place = self._round, self.place
+        return child
+
     def round(self, x: Secret, frac_bits: int) -> Secret:
         """A truncation, recorded; none where the scale stays."""
         if x.frac_bits == frac_bits:

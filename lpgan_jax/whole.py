@@ -60,6 +60,7 @@ class Whole(Party):
     def __init__(self) -> None:
         self.ring = RING64
         self.place = ()
+        self.messages, self.corrections, self._received = [], [], None
         self.seen: list[Seen] = []
         self.filling = False
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.party import Dealt, Party
@@ -170,18 +171,51 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     ring = party.ring
     if not 0 < shift <= ring.bits - 2:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
+    narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
+    up = ring.bits - shift
+    public, minus_high, wrap, flag = _truncated(party, x, shift, narrow)
+    share = party.only_s1(public) + minus_high.share + _flagged(party, flag, wrap.share, up)
+    return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag, up))
+
+
+def _truncated(
+    party: Party, x: Secret, shift: int | jax.Array, narrow: DTypeLike
+) -> tuple[jax.Array, Dealt, Dealt, jax.Array]:
+    """(public part, first part of the mask, its wrap, whether that counts) of x >> shift.
+
+    The wrap is a multiple of 2^(bits - shift): it takes shares modulo 2^shift only, in words of the
+    type `narrow`.
+    """
+    ring = party.ring
     a, e = _parts(masked(party, x))
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
     minus_high = party.correlate(lambda v: -ring.shift_right(-v, shift), a)
-    # The wrap is a multiple of 2^(bits - shift): it takes shares modulo 2^shift only.
-    narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
     wrap = party.correlate(lambda v: ring.top_bit(-v).astype(narrow), a)
     c = ring.reduce(e + ring.constant(1 << (ring.bits - 2)))
-    public = ring.shift_right(c, shift) - ring.constant(1 << (ring.bits - 2 - shift))
-    flag = ring.top_bit(c) == 0
-    up = ring.bits - shift
-    share = party.only_s1(public) + minus_high.share + _flagged(party, flag, wrap.share, up)
-    return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag, up))
+    half = ring.shift_right(jnp.asarray(ring.constant(1 << (ring.bits - 2))), shift)
+    return ring.shift_right(c, shift) - half, minus_high, wrap, ring.top_bit(c) == 0
+
+
+@functools.singledispatch
+@jax.named_scope("truncation")
+def truncate_by(party: Party, x: Secret, shift: jax.Array) -> Secret:
+    """x / 2^shift for a public shift that is not known while tracing; x's scale stays.
+
+    Args:
+        party: this server's seat.
+        x: |x| < 2^62 as an integer; outside, the error is about 2^(64-shift) LSB.
+        shift: integers 1 to 62 that broadcast to x.
+
+    Returns:
+        As `truncate`, without a mask. 1 round, one word per element unless x is masked; DS -> S2:
+        two words per element.
+    """
+    ring = party.ring
+    words = jnp.broadcast_to(shift, x.shape).astype(ring.dtype)
+    public, minus_high, wrap, flag = _truncated(party, x, words, ring.dtype)
+    up = ring.shift_left(wrap.share, jnp.asarray(ring.constant(ring.bits)) - words)
+    share = party.only_s1(public) + minus_high.share + jnp.where(flag, up, jnp.zeros_like(up))
+    return Secret(share, x.frac_bits)
 
 
 def rescale(party: Party, x: Secret, frac_bits: int) -> Secret:

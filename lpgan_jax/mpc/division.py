@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lpgan_jax.mpc.arithmetic import masked, mul, truncate
-from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, normalise_magnitude
+from lpgan_jax.mpc.arithmetic import masked, mul, rescale, truncate
+from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, normalise, normalise_magnitude
 from lpgan_jax.mpc.series import evaluate, fit
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
@@ -41,6 +41,37 @@ def inverse(party: Party, u: Secret, frac_bits: int) -> Secret:
     powers = [1 << max(0, j - one) for j in range(count + 1)]
     y = thermometer.times(party, y, powers, with_sign=True)
     return truncate(party, Secret(y.share, MANTISSA_BITS), frac_bits)
+
+
+def inverse_positive(
+    party: Party, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP
+) -> Secret:
+    """1/u for integers u in [2^smallest, 2^largest), at most 32 apart.
+
+    As `inverse`, without a sign, and with as many comparisons as there are powers of two between.
+
+    Args:
+        party: this server's seat.
+        u: at scale u.frac_bits. u = 0 gives a large finite value.
+        frac_bits: at most 28.
+        smallest: as in `normalise`.
+        largest: as in `normalise`.
+
+    Returns:
+        1/u, within 2^-25 relative, and 1 LSB. 7 rounds.
+
+    Raises:
+        ValueError: the range is wider.
+    """
+    if largest - smallest > TOP - MANTISSA_BITS - 2:
+        raise ValueError(f"smallest, largest: {smallest} and {largest} are more than 32 apart")
+    normalised, exponent, known = normalise(party, u, 1, smallest, largest)
+    series = fit(np.reciprocal, 0.5, 1.0, "general")
+    y = evaluate(party, series, Secret(normalised.share, TOP), MANTISSA_BITS)
+    # 1/u = 2^(j + known - TOP) / m in LSB of u.
+    y = exponent.times_power(party, y, 1)
+    result = Secret(y.share, MANTISSA_BITS + TOP - known - u.frac_bits)
+    return rescale(party, result, frac_bits)
 
 
 def quotient_bits(frac_bits: int) -> int:

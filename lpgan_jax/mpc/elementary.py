@@ -67,6 +67,18 @@ def sigmoid(party: Party, x: Secret, frac_bits: int) -> Secret:
     return add_public(party, evaluate(party, series, inside, frac_bits), 0.5)
 
 
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.array([math.erf(v) for v in np.ravel(x)]).reshape(np.shape(x))
+
+
+def erf(party: Party, x: Secret, frac_bits: int) -> Secret:
+    """The error function, saturating, everywhere. 6 rounds, 2 comparisons."""
+    bound = math.sqrt((frac_bits + 2) * math.log(2))  # 1 - erf(x) < e^(-x^2)
+    inside, _ = clamp(party, x, bound)
+    series = fit(_erf, -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
+    return evaluate(party, series, inside, frac_bits)
+
+
 def _log_two_cosh_half(x: np.ndarray) -> np.ndarray:
     return np.logaddexp(x / 2, -x / 2)
 
@@ -82,7 +94,7 @@ def softplus(party: Party, x: Secret, frac_bits: int) -> Secret:
     return truncate(party, total, frac_bits)
 
 
-def exp(party: Party, x: Secret, frac_bits: int) -> Secret:
+def exp(party: Party, x: Secret, frac_bits: int, largest: int | None = None) -> Secret:
     """SecExp: e^x = 2^i e^t with x = i ln 2 + t, 0 <= t < ln 2, for x of any size below 2^(54-f).
 
     i is found by comparing x with the multiples of ln 2. Below -(f + 2) ln 2 the result is 0; above
@@ -92,14 +104,16 @@ def exp(party: Party, x: Secret, frac_bits: int) -> Secret:
         party: this server's seat.
         x: at f fraction bits.
         frac_bits: f.
+        largest: e^x < 2^largest, if that is known; above, the result stays what it is there.
 
     Returns:
         e^x within 2^-24 relative, and 1 LSB, and the effect of x's own rounding at f + 8 bits. 7
-        rounds, 37 comparisons at any f.
+        rounds, 37 comparisons at any f (fewer with `largest`).
     """
     scale = x.frac_bits + _GUARD_BITS
     x = masked(party, x.at_scale(scale))
     lowest, highest = -(frac_bits + 2), 33 - frac_bits  # of i
+    highest = highest if largest is None else max(lowest + 1, min(highest, largest - 1))
     limits = [_integer(i * math.log(2), scale) for i in range(highest + 1, lowest - 1, -1)]
     bits = below(party, x, limits)
     count = len(limits)
@@ -116,25 +130,31 @@ def exp(party: Party, x: Secret, frac_bits: int) -> Secret:
     return truncate(party, Secret(result.share, _POWER_BITS - lowest), frac_bits)
 
 
-def log(party: Party, u: Secret, frac_bits: int) -> Secret:
+def log(party: Party, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP) -> Secret:
     """SecLog: ln u = ln m + p ln 2 with u = m 2^p, 1/2 <= m < 1, for integers u in [1, 2^62).
 
     Args:
         party: this server's seat.
         u: at scale u.frac_bits. u = 0 gives a finite value, u < 0 a meaningless one.
         frac_bits: fraction bits of the result.
+        smallest: as in `normalise`.
+        largest: as in `normalise`.
 
     Returns:
-        ln u, within 2^-26 and 1 LSB. 6 rounds, 61 comparisons. The published series of 11 terms has
+        ln u, within 2^-26 and 1 LSB. 6 rounds, 61 comparisons (fewer in a smaller
+        range). The published series of 11 terms has
         no range reduction and errs by 0.16 at u = 0.1.
     """
     scale = max(frac_bits, 30)
-    normalised, exponent, known = normalise(party, u, 1)
-    ((thermometer, _),) = exponent.levels
+    normalised, exponent, known = normalise(party, u, 1, smallest, largest)
     mantissa = Secret(normalised.share, TOP)
     log_m = evaluate(party, fit(np.log, 0.5, 1.0, "general"), mantissa, frac_bits)
     # p = 62 - u.frac_bits - known - j
     ln2 = _integer(math.log(2), scale)
+    offset = (TOP - u.frac_bits - known) * math.log(2)
+    if not exponent.levels:
+        return add_public(party, log_m, offset)
+    ((thermometer, _),) = exponent.levels
     power = thermometer.lookup(party, [-ln2 * j for j in range(thermometer.count + 1)])
-    whole = add_public(party, Secret(power.share, scale), (TOP - u.frac_bits - known) * math.log(2))
+    whole = add_public(party, Secret(power.share, scale), offset)
     return truncate(party, whole, frac_bits) + log_m.unmasked()

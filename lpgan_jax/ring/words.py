@@ -53,15 +53,21 @@ class Ring:
         """The most significant bit of each element, 0 or 1, in `dtype`."""
         return self.reduce(words) >> self.constant(self.bits - 1)
 
-    def shift_left(self, words: jax.Array, count: int) -> jax.Array:
+    def shift_left(self, words: jax.Array, count: int | jax.Array) -> jax.Array:
         """Multiply by 2^count (count may reach the width: the result is then 0)."""
+        if not isinstance(count, int):
+            return words << count
         if count >= self.container_bits:
             return jnp.zeros_like(words)
         return words << self.constant(count)
 
-    def shift_right(self, words: jax.Array, count: int) -> jax.Array:
-        """Drop the lowest `count` bits of the representative in [0, 2^bits)."""
-        return self.reduce(words) >> self.constant(count)
+    def shift_right(self, words: jax.Array, count: int | jax.Array) -> jax.Array:
+        """Drop the lowest `count` bits of the representative in [0, 2^bits).
+
+        A count that is not known while tracing is an array of `dtype`, below the width.
+        """
+        by = self.constant(count) if isinstance(count, int) else count
+        return self.reduce(words) >> by
 
     def signed(self, words: jax.Array) -> jax.Array:
         """The representative in [-2^(bits-1), 2^(bits-1)), in the signed type of equal width."""

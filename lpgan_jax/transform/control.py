@@ -1,0 +1,256 @@
+"""Loops and branches in the graph: what is known while tracing, and what is chosen by a bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn
+
+from lpgan_jax.transform import evaluate
+from lpgan_jax.transform.graph import Builder, Graph, Node, NotSecure, argument, structure
+from lpgan_jax.transform.plain import opened
+
+_MOST_ITERATIONS = 1024  # of a `while_loop`, which is unrolled
+
+
+@structure("cond")
+def _cond(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
+    """The known branch; or all of them, and a choice."""
+    index, *operands = inputs
+    branches = equation.params["branches"]
+    if index.scalar is not None:
+        number = min(max(int(index.scalar), 0), len(branches) - 1)
+        return builder.inline(*opened(branches[number]), operands)
+    if not any(n.secret for n in inputs):
+        return None
+    results = [builder.inline(*opened(branch), operands) for branch in branches]
+    chosen = []
+    for options in zip(*results, strict=True):
+        which = index
+        if options[0].shape:
+            which = builder.add(
+                "broadcast_in_dim",
+                [index],
+                jax.ShapeDtypeStruct(options[0].shape, index.dtype),
+                lambda v, shape=options[0].shape: jnp.broadcast_to(v, shape),
+                {"shape": options[0].shape, "broadcast_dimensions": ()},
+            )
+        chosen.append(
+            builder.add(
+                "select_n",
+                [which, *options],
+                options[0],
+                lambda w, *o: lax.select_n(jnp.asarray(w, jnp.int32), *map(jnp.asarray, o)),
+            )
+        )
+    return chosen
+
+
+@structure("while")
+def _while(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
+    """Iterations whose condition is known, one after the other."""
+    if not any(n.secret for n in inputs):
+        return None
+    params = equation.params
+    own, others = params["cond_nconsts"], params["body_nconsts"]
+    first, second = inputs[:own], inputs[own : own + others]
+    state = inputs[own + others :]
+    for _ in range(_MOST_ITERATIONS):
+        (going,) = builder.inline(*opened(params["cond_jaxpr"]), [*first, *state])
+        if going.value is None:
+            raise NotSecure(
+                "while_loop: whether it goes on is not known while tracing; with a secret it may "
+                "not be, and a public number of iterations must be a Python number: use scan or "
+                f"fori_loop ({builder.place})"
+            )
+        if not going.scalar:
+            return state
+        state = builder.inline(*opened(params["body_jaxpr"]), [*second, *state])
+    raise NotSecure(f"while_loop: more than {_MOST_ITERATIONS} iterations ({builder.place})")
+
+
+@structure("scan")
+def _scan(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
+    """A scan of what is public, and one of what is secret that takes the first one's values."""
+    if not any(n.secret for n in inputs):
+        return None
+    params = equation.params
+    length, reverse = params["length"], params["reverse"]
+    consts, carried = params["num_consts"], params["num_carry"]
+    program = opened(params["jaxpr"])
+    outer = [n.secret for n in inputs]
+    secret = outer
+    while True:  # a carry is secret if it becomes so in any iteration
+        avals: list[Any] = [v.aval for v in program[0].invars]
+        body_inputs = [
+            argument(a.shape, a.dtype, s, "carry") for a, s in zip(avals, secret, strict=True)
+        ]
+        inner = Builder(builder.rewrites, builder.hits, builder.most, builder.place)
+        outputs = inner.inline(*program, body_inputs)
+        after = list(secret)
+        for i in range(carried):
+            after[consts + i] = secret[consts + i] or outputs[i].secret
+        if after == secret:
+            break
+        secret = after
+    body = Graph(body_inputs, outputs)
+    nodes = body.nodes()
+    shipped = evaluate.frontier(nodes, [n for n in outputs if n.secret])
+    public = _public_scan(
+        builder, body, nodes, shipped, inputs, secret, consts, carried, length, reverse
+    )
+    ours = [n for n, s in zip(inputs, secret, strict=True) if s]
+    kinds = [
+        "const" if i < consts else "carry" if i < consts + carried else "x"
+        for i, s in enumerate(secret)
+        if s
+    ]
+    secret_outputs = [
+        (i, n) for i, n in enumerate(outputs) if n.secret or (i < carried and secret[consts + i])
+    ]
+    results = [
+        jax.ShapeDtypeStruct(n.shape if i < carried else (length, *n.shape), n.dtype)
+        for i, n in secret_outputs
+    ]
+    plain = _plain(
+        body,
+        secret,
+        consts,
+        carried,
+        length,
+        reverse,
+        kinds,
+        shipped,
+        [i for i, _ in secret_outputs],
+    )
+    node = builder.add(
+        "scan",
+        [*ours, *public[len(public) - len(shipped) :]],
+        jax.ShapeDtypeStruct((), np.int32),
+        plain,
+        {
+            "body": body,
+            "kinds": tuple(kinds),
+            "length": length,
+            "reverse": reverse,
+            "carried": carried,
+            "shipped": tuple(shipped),
+            "outputs": tuple(i for i, _ in secret_outputs),
+        },
+        results,
+    )
+    by_output = {i: builder.output(node, k) for k, (i, _) in enumerate(secret_outputs)}
+    others = iter(public)
+    return [by_output[i] if i in by_output else next(others) for i in range(len(outputs))]
+
+
+def _public_scan(
+    builder: Builder,
+    body: Graph,
+    nodes: Sequence[Node],
+    shipped: Sequence[Node],
+    inputs: Sequence[Node],
+    secret: Sequence[bool],
+    consts: int,
+    carried: int,
+    length: int,
+    reverse: bool,
+) -> list[Node]:
+    """Public results of a scan, and what the secret part needs of each iteration, stacked."""
+    own = [i for i, s in enumerate(secret) if not s]
+    carry = [i for i in own if consts <= i < consts + carried]
+    results = [
+        i
+        for i, n in enumerate(body.outputs)
+        if not n.secret and not (i < carried and secret[consts + i])
+    ]
+    finals = [i for i in results if i < carried]
+    stacked = [body.outputs[i] for i in results if i >= carried] + list(shipped)
+    if not finals and not stacked:
+        return []
+
+    def plain(*operands: Any) -> list[Any]:
+        given = dict(zip(own, map(jnp.asarray, operands), strict=True))
+        xs = {i: given[i] for i in own if i >= consts + carried}
+
+        def step(state: dict[int, Any], x: dict[int, Any]) -> Any:
+            values = {**given, **state, **x}
+            known = evaluate.public_values(nodes, {id(body.inputs[i]): values[i] for i in own})
+
+            def read(node: Node) -> Any:
+                return jnp.asarray(known[id(node)] if node.value is None else node.value)
+
+            new = {i: read(body.outputs[i - consts]) for i in carry}
+            new = {i: v.astype(state[i].dtype) for i, v in new.items()}
+            return new, [read(n) for n in stacked]
+
+        state, ys = lax.scan(step, {i: given[i] for i in carry}, xs, length, reverse)
+        return [state[consts + i] for i in finals] + list(ys)
+
+    shapes = [jax.ShapeDtypeStruct(body.outputs[i].shape, body.outputs[i].dtype) for i in finals]
+    shapes += [jax.ShapeDtypeStruct((length, *n.shape), n.dtype) for n in stacked]
+    node = builder.add(
+        "public scan",
+        [inputs[i] for i in own],
+        jax.ShapeDtypeStruct((), np.int32),
+        plain,
+        {"body": id(body)},
+        shapes,
+    )
+    return [builder.output(node, k) for k in range(len(shapes))]
+
+
+def _plain(
+    body: Graph,
+    secret: Sequence[bool],
+    consts: int,
+    carried: int,
+    length: int,
+    reverse: bool,
+    kinds: Sequence[str],
+    shipped: Sequence[Node],
+    outputs: Sequence[int],
+) -> Any:
+    """The secret scan in float64, for comparisons with it."""
+    own = [i for i, s in enumerate(secret) if s]
+    nodes = body.nodes()
+
+    def plain(*operands: Any) -> list[Any]:
+        given = dict(zip(own, map(jnp.asarray, operands[: len(own)]), strict=True))
+        stacks = list(map(jnp.asarray, operands[len(own) :]))
+        carry = [i for i, kind in zip(own, kinds, strict=True) if kind == "carry"]
+        xs = {i: given[i] for i, kind in zip(own, kinds, strict=True) if kind == "x"}
+
+        def step(state: dict[int, Any], x: Any) -> Any:
+            scanned, taken = x
+            values = {**given, **state, **scanned}
+            known = {id(body.inputs[i]): values[i] for i in own}
+            known |= {id(n): v for n, v in zip(shipped, taken, strict=True)}
+            for node in nodes:
+                if id(node) in known:
+                    continue
+                if node.value is not None:
+                    known[id(node)] = node.value
+                elif node.secret:
+                    known[id(node)] = node.plain(*(known[id(n)] for n in node.inputs))
+            results: list[Any] = [
+                jnp.asarray(known[id(n)]) if id(n) in known else None for n in body.outputs
+            ]
+            new = {i: results[i - consts].astype(state[i].dtype) for i in carry}
+            return new, [results[i] for i in outputs if i >= carried]
+
+        init = {
+            i: given[i].astype(jnp.float64)
+            if jnp.issubdtype(given[i].dtype, jnp.floating)
+            else given[i]
+            for i in carry
+        }
+        state, ys = lax.scan(step, init, (xs, stacks), length, reverse)
+        return [state[consts + i] for i in outputs if i < carried] + list(ys)
+
+    return plain

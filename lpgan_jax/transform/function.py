@@ -1,0 +1,278 @@
+"""`secure`: a JAX function as a function of secret shares."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax.fixed_point import FixedPoint, require_x64
+from lpgan_jax.party import Party, simulate
+from lpgan_jax.secret import Secret
+from lpgan_jax.shares import PARTIES, share_words
+from lpgan_jax.transform import control, evaluate  # noqa: F401
+from lpgan_jax.transform.fuse import fuse_sums
+from lpgan_jax.transform.graph import Builder, Graph, Node, argument
+from lpgan_jax.transform.plain import opened, widened
+from lpgan_jax.transform.plan import input_scales
+from lpgan_jax.transform.rewrites import REWRITES
+from lpgan_jax.transform.shared import Shared, is_shared
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An argument's leaf.
+
+    Attributes:
+        name: its path, such as "state['w']".
+        shape: of the value.
+        dtype: as it is traced.
+        public: whether all may know it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    public: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced function, for arguments of certain shapes.
+
+    Attributes:
+        graph: what it does.
+        leaves: of its arguments, in order.
+        scales: fraction bits of the secret inputs, in order.
+        output_scales: of the secret outputs, in order.
+        structure: of the outputs' tree.
+        hits: how often each rewrite applied.
+        frac_bits: f.
+    """
+
+    graph: Graph
+    leaves: tuple[Leaf, ...]
+    scales: tuple[int, ...]
+    output_scales: tuple[int, ...]
+    structure: Any
+    hits: dict[str, int]
+    frac_bits: int
+
+    @functools.cached_property
+    def nodes(self) -> list[Node]:
+        """All operations, in order."""
+        return self.graph.nodes()
+
+    def public(self, leaves: Sequence[Any]) -> list[jax.Array]:
+        """What the servers must know, from the public leaves (in order): float64 or integers."""
+        inputs = [n for n in self.graph.inputs if not n.secret]
+        given = {id(n): _widened(v, n.dtype) for n, v in zip(inputs, leaves, strict=True)}
+        known = evaluate.public_values(self.nodes, given)
+        return [jnp.asarray(known[id(n)]) for n in self.frontier]
+
+    @functools.cached_property
+    def frontier(self) -> list[Node]:
+        """Public values that secret operations take, or that come out."""
+        return evaluate.frontier(self.nodes, self.graph.outputs)
+
+    def run(self, party: Party, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
+        """The program of a server: (party, secrets, public) -> secret outputs."""
+        return evaluate.run(self.graph, party, secrets, public, self.frac_bits, self.output_scales)
+
+    def outputs(self, secrets: Sequence[Any], public: Sequence[Any]) -> Any:
+        """The outputs' tree, of secret outputs and the frontier."""
+        remaining = iter(secrets)
+        known = {id(n): v for n, v in zip(self.frontier, public, strict=True)}
+        leaves = [
+            next(remaining) if n.secret else (n.value if n.value is not None else known[id(n)])
+            for n in self.graph.outputs
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def _widened(value: Any, traced: Any) -> Any:
+    """A public argument as float64, or in the integer type that it was traced with."""
+    return jnp.asarray(value).astype(widened(np.dtype(traced)))
+
+
+class Secure:
+    """A function whose arguments are secret; made by `secure`."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        public: Sequence[str | int] = (),
+        static: Sequence[str | int] = (),
+        carry: Mapping[int, int] | None = None,
+        frac_bits: int = 18,
+    ) -> None:
+        """See `secure`."""
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._public, self._static = tuple(public), tuple(static)
+        self._carry = dict(carry or {})
+        self._fxp = FixedPoint(frac_bits)
+        self._programs: dict[Any, Program] = {}
+
+    # Arguments ------------------------------------------------------------------------------------
+
+    def _leaves(self, args: Sequence[Any]) -> tuple[list[Any], list[Leaf], Any]:
+        """(values, what is known of them, structure) of the arguments."""
+        flat, structure = jax.tree_util.tree_flatten_with_path(tuple(args), is_leaf=is_shared)
+        names = self._names(len(args))
+        leaves = []
+        for path, value in flat:
+            index = path[0].idx
+            name = names[index] + jax.tree_util.keystr(path[1:])
+            counts = _is_count(path) and not is_shared(value) and _dtype(value).kind in "iu"
+            public = counts or any(p in (names[index], index, name) for p in self._public)
+            leaves.append(Leaf(name, _shape(value), _traced_dtype(value), public))
+        return [v for _, v in flat], leaves, structure
+
+    def _names(self, count: int) -> list[str]:
+        try:
+            parameters = list(inspect.signature(self._function).parameters)
+        except ValueError:
+            parameters = []
+        return [parameters[i] if i < len(parameters) else f"args[{i}]" for i in range(count)]
+
+    def program(self, *args: Any) -> Program:
+        """The traced function, for arguments of these shapes; kept."""
+        require_x64()
+        _, leaves, structure = self._leaves(args)
+        key = tuple(leaves), structure
+        if key not in self._programs:
+            self._programs[key] = self._trace(leaves, structure)
+        return self._programs[key]
+
+    def _trace(self, leaves: list[Leaf], structure: Any) -> Program:
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        with jax.enable_x64(False):  # as the ordinary code that it is
+            traced, results = jax.make_jaxpr(
+                lambda *flat: self._function(*jax.tree.unflatten(structure, flat)),
+                return_shape=True,
+            )(*shapes)
+        inputs = [argument(x.shape, x.dtype, not x.public, x.name) for x in leaves]
+        builder = Builder(REWRITES)
+        outputs = builder.inline(*opened(traced), inputs)
+        graph = Graph(inputs, outputs)
+        builder.hits["fuse_sums"] = fuse_sums(graph)
+        pairs = self._carried(structure, results)
+        scales = input_scales(graph, self._fxp.frac_bits, pairs)
+        return Program(
+            graph,
+            tuple(leaves),
+            tuple(scales[id(n)] for n in inputs if n.secret),
+            tuple(scales[id(n)] for n in outputs if n.secret),
+            jax.tree.structure(results),
+            builder.hits,
+            self._fxp.frac_bits,
+        )
+
+    def _carried(self, structure: Any, results: Any) -> list[tuple[int, int]]:
+        """(output leaf, argument leaf) of what is handed on to the next call."""
+        arguments = jax.tree.unflatten(structure, range(structure.num_leaves))
+        outputs = jax.tree.unflatten(
+            jax.tree.structure(results), range(len(jax.tree.leaves(results)))
+        )
+        several, pairs = isinstance(outputs, tuple | list), []
+        for output, number in self._carry.items():
+            after = jax.tree.leaves(outputs[output] if several else outputs)
+            before = jax.tree.leaves(arguments[number])
+            pairs += list(zip(after, before, strict=True))
+        return pairs
+
+    # What is done with it -------------------------------------------------------------------------
+
+    def share(self, key: jax.Array, *args: Any) -> tuple[Any, ...]:
+        """DS's splitting of the arguments; public leaves stay as they are."""
+        values, leaves, structure = self._leaves(args)
+        program = self.program(*args)
+        keys = jax.random.split(key, max(1, len(program.scales)))
+        scales, shared = iter(zip(keys, program.scales, strict=False)), []
+        for value, leaf in zip(values, leaves, strict=True):
+            if leaf.public:
+                shared.append(value)
+                continue
+            own, scale = next(scales)
+            if not isinstance(value, jax.core.Tracer):
+                self._fxp.check(value)
+            words = jnp.round(jnp.asarray(value, jnp.float64) * 2.0**scale).astype(jnp.int64)
+            shared.append(Shared(share_words(own, words.astype(jnp.uint64)), scale))
+        return jax.tree.unflatten(structure, shared)
+
+    def __call__(self, key: jax.Array, *shared: Any) -> Any:
+        """The function of shares, both servers and DS in one program."""
+        values, leaves, _ = self._leaves(shared)
+        program = self.program(*shared)
+        public = program.public([v for v, x in zip(values, leaves, strict=True) if x.public])
+        secrets = [
+            Secret(v.words, v.frac_bits)
+            for v, x in zip(values, leaves, strict=True)
+            if not x.public
+        ]
+        results = simulate(program.run, key, secrets, public)
+        return program.outputs([Shared(s.share, s.frac_bits) for s in results], public)
+
+    def parts(self, *args: Any) -> tuple[Callable[..., Any], Any, Any]:
+        """(function, secrets, public) as `party.simulate` takes them, of shapes."""
+        values, leaves, _ = self._leaves(args)
+        program = self.program(*args)
+        secret = [x for x in leaves if not x.public]
+        secrets = [shapes_of(x.shape, s) for x, s in zip(secret, program.scales, strict=True)]
+        given = [v for v, x in zip(values, leaves, strict=True) if x.public]
+        return program.run, secrets, jax.eval_shape(program.public, given)
+
+
+def shapes_of(shape: tuple[int, ...], frac_bits: int) -> Secret:
+    """The shapes of a shared array."""
+    pair: Any = jax.ShapeDtypeStruct((PARTIES, *shape), np.uint64)
+    return Secret(pair, frac_bits)
+
+
+def _is_count(path: Any) -> bool:
+    return any(getattr(k, "name", getattr(k, "key", None)) == "count" for k in path[-1:])
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape if hasattr(value, "shape") else np.shape(value))
+
+
+def _dtype(value: Any) -> np.dtype:
+    return np.dtype(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype)
+
+
+def _traced_dtype(value: Any) -> np.dtype:
+    """The type of a value in ordinary code: 32 bits."""
+    if is_shared(value):
+        return np.dtype(np.float32 if value.frac_bits else np.int32)
+    dtype = _dtype(value)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(np.float32)
+    return np.dtype(bool) if dtype.kind == "b" else np.dtype(np.int32)
+
+
+def secure(
+    function: Callable[..., Any],
+    *,
+    public: Sequence[str | int] = (),
+    static: Sequence[str | int] = (),
+    carry: Mapping[int, int] | None = None,
+    frac_bits: int = 18,
+) -> Secure:
+    """A JAX function under sharing: the same code, with secret arguments and results.
+
+    Args:
+        function: of pytrees of arrays; ordinary float32 JAX, with `jax.grad`, Flax and optax.
+        public: arguments, by name, position or path ("batch.rate"), that all may know.
+        static: arguments that are no arrays.
+        carry: {output: argument} of outputs that are that argument in the next call.
+        frac_bits: fraction bits f.
+    """
+    return Secure(function, public, static, carry, frac_bits)

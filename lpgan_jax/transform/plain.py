@@ -1,0 +1,137 @@
+"""Operations of a traced function in float64: what they mean, and what is done with public values.
+
+The function was traced as the ordinary float32 code that it is; here every floating type is taken
+as float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+Plain = Callable[..., Any]
+
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+
+
+def called(equation: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+    """(the program, its constants) of a call that is no more than its program; None of others."""
+    if equation.primitive.name in _CALLS:
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    elif equation.primitive.name in _CUSTOM:
+        inner = equation.params.get("call_jaxpr", equation.params.get("fun_jaxpr"))
+    else:
+        return None
+    return opened(inner)
+
+
+def opened(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    """(program, constants) of a program with or without them."""
+    return getattr(program, "jaxpr", program), getattr(program, "consts", ())
+
+
+def widened(value: Any) -> Any:
+    """A dtype as float64 if it is a floating one; anything else as it is."""
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        dtype = np.dtype(value)
+        return np.dtype(np.float64) if jnp.issubdtype(dtype, jnp.floating) else dtype
+    return value
+
+
+def literal(value: Any) -> np.ndarray:
+    """A constant of a program as a NumPy array, floats as float64."""
+    array = np.asarray(value)
+    return array.astype(widened(array.dtype), copy=False)
+
+
+def operation(equation: JaxprEqn) -> Plain:
+    """An equation as a function of float64 arrays; of several outputs, a list."""
+    if equation.primitive.name == "scan":
+        return _scan(equation)
+    if equation.primitive.name == "while":
+        return _while(equation)
+    if equation.primitive.name == "cond":
+        return _cond(equation)
+    if (inner := called(equation)) is not None:
+        return program(*inner)
+    params = {name: widened(value) for name, value in equation.params.items()}
+    primitive = equation.primitive
+
+    def bind(*operands: Any) -> Any:
+        return primitive.bind(*map(jnp.asarray, operands), **params)
+
+    return bind
+
+
+def program(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> Plain:
+    """A program as a function of float64 arrays that returns the list of its outputs."""
+    operations = [operation(equation) for equation in jaxpr.eqns]
+
+    def run(*operands: Any) -> list[Any]:
+        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(literal, consts), strict=True))
+        known.update(zip(jaxpr.invars, operands, strict=True))
+
+        def read(atom: Any) -> Any:
+            return literal(atom.val) if isinstance(atom, Literal) else known[atom]
+
+        for equation, plain in zip(jaxpr.eqns, operations, strict=True):
+            results = plain(*map(read, equation.invars))
+            single = not isinstance(results, list | tuple)
+            known.update(zip(equation.outvars, [results] if single else results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    return run
+
+
+def _scan(equation: JaxprEqn) -> Plain:
+    params = equation.params
+    body = program(*opened(params["jaxpr"]))
+    constants, carried = params["num_consts"], params["num_carry"]
+
+    def run(*operands: Any) -> list[Any]:
+        consts, xs = operands[:constants], operands[constants + carried :]
+
+        def step(carry: Any, x: Any) -> Any:
+            results = body(*consts, *carry, *x)
+            return tuple(map(jnp.asarray, results[:carried])), tuple(results[carried:])
+
+        init = tuple(map(jnp.asarray, operands[constants : constants + carried]))
+        carry, ys = lax.scan(step, init, xs, params["length"], params["reverse"])
+        return [*carry, *ys]
+
+    return run
+
+
+def _while(equation: JaxprEqn) -> Plain:
+    params = equation.params
+    condition, body = (program(*opened(params[name])) for name in ("cond_jaxpr", "body_jaxpr"))
+    own, others = params["cond_nconsts"], params["body_nconsts"]
+
+    def run(*operands: Any) -> list[Any]:
+        first, second = operands[:own], operands[own : own + others]
+        init = tuple(map(jnp.asarray, operands[own + others :]))
+        return list(
+            lax.while_loop(
+                lambda state: condition(*first, *state)[0],
+                lambda state: tuple(map(jnp.asarray, body(*second, *state))),
+                init,
+            )
+        )
+
+    return run
+
+
+def _cond(equation: JaxprEqn) -> Plain:
+    branches = [program(*opened(branch)) for branch in equation.params["branches"]]
+
+    def run(index: Any, *operands: Any) -> list[Any]:
+        wrapped = [lambda *v, b=b: tuple(map(jnp.asarray, b(*v))) for b in branches]
+        return list(lax.switch(jnp.asarray(index, jnp.int32), wrapped, *operands))
+
+    return run

@@ -1,0 +1,592 @@
+"""Idioms that have a cheaper form under sharing, among them those of JAX's own derivatives.
+
+Each rule looks at a node that is about to be made, and at what it takes, which was rewritten
+before; it returns a better node or None. A rule that stops matching makes a program dearer, never
+wrong: tests count what each one does, for each version of JAX.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax.transform.graph import Builder, Node, Rewrite
+from lpgan_jax.transform.plain import Plain
+
+REWRITES: dict[str, list[Rewrite]] = {}
+
+
+def _rewrite(*operations: str) -> Callable[[Rewrite], Rewrite]:
+    def entered(rule: Rewrite) -> Rewrite:
+        for operation in operations:
+            REWRITES.setdefault(operation, []).append(rule)
+        return rule
+
+    return entered
+
+
+# Making and taking apart --------------------------------------------------------------------------
+
+_PLAIN: dict[str, Plain] = {
+    "add": jnp.add,
+    "sub": jnp.subtract,
+    "mul": jnp.multiply,
+    "div": jnp.divide,
+    "neg": jnp.negative,
+    "max": jnp.maximum,
+    "min": jnp.minimum,
+    "square": jnp.square,
+    "rsqrt": jax.lax.rsqrt,
+    "logistic": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
+    "pow": jnp.power,
+    "exp": jnp.exp,
+    "log": jnp.log,
+    "reciprocal": lambda x: 1.0 / x,
+    "over_root": lambda x, v, eps: x / (jnp.sqrt(v) + eps),
+}
+
+
+def make(builder: Builder, operation: str, *inputs: Node, **params: Any) -> Node:
+    """A node of an elementwise operation; its operands broadcast."""
+    shape = np.broadcast_shapes(*(n.shape for n in inputs))
+    dtype = next((n.dtype for n in inputs if not n.is_integer), inputs[0].dtype)
+    result = jax.ShapeDtypeStruct(shape, dtype)
+    return builder.add(operation, inputs, result, _PLAIN[operation], params)
+
+
+def number(builder: Builder, value: float, like: Node) -> Node:
+    """A constant of a node's type and shape."""
+    return builder.constant(np.broadcast_to(np.float64(value), like.shape), like.dtype)
+
+
+def _is(node: Node, operation: str) -> bool:
+    return node.operation == operation
+
+
+def _split(node: Node, operation: str, constant: bool = True) -> tuple[Node, float] | None:
+    """(x, c) of an operation of x and a number."""
+    if node.operation == operation and len(node.inputs) == 2:
+        x, c = node.inputs
+        if c.scalar is not None:
+            return x, c.scalar
+        if x.scalar is not None and operation in ("add", "mul", "max", "min", "add_any"):
+            return c, x.scalar
+    return None
+
+
+def _negated(node: Node) -> Node | None:
+    """x of -x."""
+    if _is(node, "neg"):
+        return node.inputs[0]
+    found = _split(node, "mul")
+    return found[0] if found is not None and found[1] == -1 else None
+
+
+_SHAPES = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
+
+
+def _same_elements(node: Node) -> Node:
+    """What a node only gives another shape."""
+    while node.operation in _SHAPES and node.size == node.inputs[0].size:
+        node = node.inputs[0]
+    return node
+
+
+# Nothing to do ------------------------------------------------------------------------------------
+
+
+@_rewrite("copy", "copy_p", "stop_gradient", "reduce_precision", "optimization_barrier")
+def same(builder: Builder, node: Node) -> Node | None:
+    """What changes nothing."""
+    return node.inputs[0] if len(node.inputs) == 1 and not node.results else None
+
+
+@_rewrite("convert_element_type")
+def same_type(builder: Builder, node: Node) -> Node | None:
+    """Numbers that stay what they are: all but floats that become integers."""
+    (x,) = node.inputs
+    return x if x.secret and (not node.is_integer or x.is_integer) else None
+
+
+@_rewrite("reshape", "broadcast_in_dim", "squeeze", "transpose")
+def same_shape(builder: Builder, node: Node) -> Node | None:
+    """A move that moves nothing."""
+    (x, *_) = node.inputs
+    if node.shape != x.shape:
+        return None
+    if _is(node, "transpose"):
+        order = tuple(map(int, node.params["permutation"]))
+        return x if order == tuple(range(len(order))) else None
+    return x
+
+
+@_rewrite("add", "add_any", "sub")
+def plus_zero(builder: Builder, node: Node) -> Node | None:
+    """x + 0."""
+    x, y = node.inputs
+    if y.scalar == 0 and x.shape == node.shape:
+        return x
+    if x.scalar == 0 and y.shape == node.shape and not _is(node, "sub"):
+        return y
+    return None
+
+
+@_rewrite("mul", "div")
+def times_one(builder: Builder, node: Node) -> Node | None:
+    """x * 1 and x * 0."""
+    x, y = node.inputs
+    if y.scalar == 1 and x.shape == node.shape:
+        return x
+    if _is(node, "mul"):
+        if x.scalar == 1 and y.shape == node.shape:
+            return y
+        if 0 in (x.scalar, y.scalar):
+            return number(builder, 0.0, node)
+    return None
+
+
+@_rewrite("reduce_sum", "neg", "reshape", "broadcast_in_dim", "transpose", "slice")
+def of_zeros(builder: Builder, node: Node) -> Node | None:
+    """Sums and moves of zeros."""
+    return number(builder, 0.0, node) if node.inputs[0].scalar == 0 else None
+
+
+@_rewrite("reduce_sum", "reduce_max", "reduce_min")
+def over_nothing(builder: Builder, node: Node) -> Node | None:
+    """A reduction over axes of length 1."""
+    (x,) = node.inputs
+    if node.size != x.size:
+        return None
+    shape = node.shape
+    return builder.add("reshape", [x], node, lambda v: jnp.reshape(v, shape), {"new_sizes": shape})
+
+
+@_rewrite("reshape")
+def reshaped_twice(builder: Builder, node: Node) -> Node | None:
+    """A reshape of a reshape."""
+    (x, *_) = node.inputs
+    if not (_is(x, "reshape") and x.secret):
+        return None
+    (source, *_), shape = x.inputs, node.shape
+    return builder.add(
+        "reshape", [source], node, lambda v: jnp.reshape(v, shape), {"new_sizes": shape}
+    )
+
+
+@_rewrite("integer_pow")
+def small_power(builder: Builder, node: Node) -> Node | None:
+    """x^1 and x^2."""
+    (x,) = node.inputs
+    match node.params["y"]:
+        case 1:
+            return x
+        case 2:
+            return make(builder, "square", x)
+    if node.params["y"] < 0 and x.secret:
+        power = make(builder, "pow", x, number(builder, -node.params["y"], x))
+        return make(builder, "reciprocal", power)
+    return None
+
+
+@_rewrite("eq", "ne", "is_finite")
+def never_infinite(builder: Builder, node: Node) -> Node | None:
+    """Tests for NaN and infinity: there are none in the ring."""
+    if not node.inputs[0].secret and (_is(node, "is_finite") or not node.inputs[1].secret):
+        return None
+    if _is(node, "is_finite"):
+        return builder.constant(np.broadcast_to(True, node.shape))
+    x, y = node.inputs
+    infinite = any(n.scalar is not None and not math.isfinite(n.scalar) for n in (x, y))
+    if x is y or infinite:
+        equal = x is y and not infinite
+        return builder.constant(np.broadcast_to(equal == _is(node, "eq"), node.shape))
+    return None
+
+
+@_rewrite("max", "min")
+def with_infinity(builder: Builder, node: Node) -> Node | None:
+    """max(-inf, x)."""
+    x, y = node.inputs
+    for one, other in ((x, y), (y, x)):
+        if one.scalar is not None and math.isinf(one.scalar) and other.shape == node.shape:
+            return other if (one.scalar < 0) == _is(node, "max") else None
+    return None
+
+
+@_rewrite("clamp")
+def clamped(builder: Builder, node: Node) -> Node | None:
+    """clamp(low, x, high)."""
+    low, x, high = node.inputs
+    return make(builder, "min", make(builder, "max", x, low), high) if x.secret else None
+
+
+@_rewrite("select_n")
+def known_choice(builder: Builder, node: Node) -> Node | None:
+    """A selection that is known, or between equal values."""
+    which, *cases = node.inputs
+    if which.scalar is not None and cases[int(which.scalar)].shape == node.shape:
+        return cases[int(which.scalar)]
+    if all(c is cases[0] for c in cases) and cases[0].shape == node.shape:
+        return cases[0]
+    return None
+
+
+# Quotients and powers -----------------------------------------------------------------------------
+
+
+@_rewrite("div")
+def by_number(builder: Builder, node: Node) -> Node | None:
+    """x / c as x * (1/c), also for a public c: the quotient is then public work."""
+    x, y = node.inputs
+    if y.secret or not x.secret or node.is_integer:
+        return None
+    return make(builder, "mul", x, make(builder, "div", number(builder, 1.0, y), y))
+
+
+@_rewrite("div")
+def over_root(builder: Builder, node: Node) -> Node | None:
+    """x / sqrt(v) and x / (sqrt(v) + eps), as of Adam: one inverse root, no division."""
+    x, y = node.inputs
+    root, eps = _split(y, "add") or (y, 0.0)
+    if not y.secret or not _is(root, "sqrt"):
+        return None
+    v = root.inputs[0]
+    if eps == 0 and (not x.secret or v.size < node.size):
+        return make(builder, "mul", x, make(builder, "rsqrt", v))
+    if not x.secret or eps < 0:
+        return None
+    return make(builder, "over_root", x, v, builder.constant(np.float64(eps), node.dtype))
+
+
+@_rewrite("div")
+def by_few(builder: Builder, node: Node) -> Node | None:
+    """x / y as x * (1/y) where y is public divided by, or has fewer elements than x."""
+    x, y = node.inputs
+    if not y.secret:
+        return None
+    few = y
+    while few.operation in _SHAPES and few.inputs[0].size <= few.size:
+        few = few.inputs[0]
+    if x.secret and few.size == node.size:
+        return None
+    inverted = _reshaped(builder, y, make(builder, "reciprocal", few), few)
+    if x.scalar == 1 and inverted.shape == node.shape:
+        return inverted
+    return make(builder, "mul", x, inverted)
+
+
+def _reshaped(builder: Builder, node: Node, inner: Node, stop: Node) -> Node:
+    """The moves that lead from `stop` to a node, applied to another node of stop's shape."""
+    if node is stop:
+        return inner
+    moved = _reshaped(builder, node.inputs[0], inner, stop)
+    return builder.add(node.operation, [moved], node, node.plain, node.params)
+
+
+@_rewrite("pow")
+def constant_power(builder: Builder, node: Node) -> Node | None:
+    """x^c."""
+    x, y = node.inputs
+    if y.scalar is None or not x.secret:
+        return None
+    if y.scalar == 0.5:
+        return make(builder, "mul", x, make(builder, "rsqrt", x))
+    if y.scalar == -0.5:
+        return make(builder, "rsqrt", x)
+    if y.scalar == round(y.scalar) and 0 < y.scalar < 64:
+        result = x
+        for bit in bin(int(y.scalar))[3:]:
+            result = make(builder, "square", result)
+            result = make(builder, "mul", result, x) if bit == "1" else result
+        return result
+    return make(builder, "exp", make(builder, "mul", y, make(builder, "log", x)))
+
+
+@_rewrite("over_root")
+def public_factors_of_a_root(builder: Builder, node: Node) -> Node | None:
+    """(a x) / (sqrt(p v) + eps) with public a and p, as of Adam's corrections: they come after."""
+    x, v, eps = node.inputs
+    (x, a), (v, p) = _public_factor(builder, x), _public_factor(builder, v)
+    if a is None and p is None:
+        return None
+    one = builder.constant(np.float64(1.0), node.dtype)
+    after = make(builder, "mul", a or one, make(builder, "rsqrt", p or one))
+    inside = make(builder, "mul", eps, make(builder, "rsqrt", p or one))
+    quotient = make(builder, "over_root", x, v, inside)
+    return make(builder, "mul", quotient, after)
+
+
+def _public_factor(builder: Builder, node: Node) -> tuple[Node, Node | None]:
+    """(x, p) of x * p with a public number p."""
+    if _is(node, "mul"):
+        for x, p in (node.inputs, node.inputs[::-1]):
+            if not p.secret and x.secret and x.shape == node.shape:
+                p = _same_elements(p) if p.value is None else p
+                scalar = p.scalar if p.value is not None else None
+                if scalar is not None:
+                    return x, builder.constant(np.float64(scalar), node.dtype)
+                while p.operation == "broadcast_in_dim" and p.inputs[0].size == 1:
+                    p = _same_elements(p.inputs[0])
+                if p.shape == ():
+                    return x, p
+    return node, None
+
+
+@_rewrite("mul")
+def public_factors(builder: Builder, node: Node) -> Node | None:
+    """(x * p) * q with public p and q as x * (p q)."""
+    for product, q in (node.inputs, node.inputs[::-1]):
+        if q.secret or not _is(product, "mul") or not product.secret:
+            continue
+        for x, p in (product.inputs, product.inputs[::-1]):
+            if not p.secret and not (p.scalar is not None and q.scalar is not None):
+                return make(builder, "mul", x, make(builder, "mul", p, q))
+    return None
+
+
+# Logistic functions -------------------------------------------------------------------------------
+
+
+@_rewrite("add")
+def softplus(builder: Builder, node: Node) -> Node | None:
+    """max(x, 0) + log1p(exp(-|x|)), as JAX writes log(e^x + 1)."""
+    for larger, rest in (node.inputs, node.inputs[::-1]):
+        if not (_is(larger, "max") and _is(rest, "log1p") and _is(rest.inputs[0], "exp")):
+            continue
+        distance = _negated(rest.inputs[0].inputs[0])
+        if distance is None or not _is(distance, "abs"):
+            continue
+        x, y = larger.inputs
+        (difference,) = distance.inputs
+        if y.scalar == 0 and difference is x:
+            return make(builder, "softplus", x)
+        if _is(difference, "sub") and difference.inputs == (x, y):
+            return make(builder, "add", y, make(builder, "softplus", difference))
+    return None
+
+
+@_rewrite("exp")
+def logistic_of_softplus(builder: Builder, node: Node) -> Node | None:
+    """exp(x - softplus(x)), the derivative of softplus."""
+    (difference,) = node.inputs
+    if _is(difference, "sub"):
+        x, y = difference.inputs
+        if _is(y, "softplus") and y.inputs[0] is x:
+            return make(builder, "logistic", x)
+    return None
+
+
+@_rewrite("logistic")
+def logistic_of_negative(builder: Builder, node: Node) -> Node | None:
+    """1 - logistic(x) for logistic(-x): both sides of a loss share one."""
+    x = _negated(node.inputs[0])
+    if x is None:
+        return None
+    return make(builder, "sub", number(builder, 1.0, node), make(builder, "logistic", x))
+
+
+@_rewrite("add_any", "add")
+def tanh_derivative(builder: Builder, node: Node) -> Node | None:
+    """t (1 - y) + t (1 - y) y as t (1 - y^2), whose second factor is known before t is."""
+    for first, second in (node.inputs, node.inputs[::-1]):
+        if not (_is(second, "mul") and _is(first, "mul")):
+            continue
+        for y, product in (second.inputs, second.inputs[::-1]):
+            if product is not first:
+                continue
+            for t, rest in (first.inputs, first.inputs[::-1]):
+                if _is(rest, "sub") and rest.inputs[0].scalar == 1 and rest.inputs[1] is y:
+                    one = number(builder, 1.0, y)
+                    return make(
+                        builder, "mul", t, make(builder, "sub", one, make(builder, "square", y))
+                    )
+    return None
+
+
+# Roots --------------------------------------------------------------------------------------------
+
+
+@_rewrite("mul")
+def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
+    """t * (c * r / x) with r = 1/sqrt(x), as three products with r, one by one: no division."""
+    for t, slope in (node.inputs, node.inputs[::-1]):
+        quotient, factor = _split(slope, "mul") or (slope, 1.0)
+        if not _is(quotient, "div"):
+            continue
+        r, x = quotient.inputs
+        if not (_is(r, "rsqrt") and r.inputs[0] is x and t.secret):
+            continue
+        result = make(builder, "mul", t, number(builder, factor, t))
+        for _ in range(3):
+            result = make(builder, "mul", result, r)
+        return result
+    return None
+
+
+@_rewrite("sub")
+def centred_variance(builder: Builder, node: Node) -> Node | None:
+    """E[x^2] - E[x]^2 as E[(x - E[x])^2], which does not cancel."""
+    squares, square = node.inputs
+    if not (_is(square, "square") and (mean := _mean(square.inputs[0]))):
+        return None
+    found = _mean(squares)
+    if found is None or not _is(found[0], "square") or found[1:] != mean[1:]:
+        return None
+    x, axes, count = mean
+    if found[0].inputs[0] is not x:
+        return None
+    kept = tuple(a for a in range(len(x.shape)) if a not in axes)
+    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+    spread = builder.add(
+        "broadcast_in_dim",
+        [square.inputs[0]],
+        jax.ShapeDtypeStruct(shape, x.dtype),
+        lambda v: jnp.reshape(v, shape),
+        {"shape": shape, "broadcast_dimensions": kept},
+    )
+    centred = make(builder, "square", make(builder, "sub", x, spread))
+    total = builder.add("reduce_sum", [centred], node, lambda v: jnp.sum(v, axes), {"axes": axes})
+    return make(builder, "mul", total, number(builder, 1.0 / count, total))
+
+
+def _mean(node: Node) -> tuple[Node, tuple[int, ...], float] | None:
+    """(x, axes, n) of the mean of x over axes."""
+    found = _split(node, "mul")
+    if found is None or not _is(found[0], "reduce_sum"):
+        return None
+    total, factor = found
+    (x,) = total.inputs
+    axes = tuple(map(int, total.params["axes"]))
+    count = math.prod(x.shape[a] for a in axes)
+    return (x, axes, float(count)) if abs(factor * count - 1) < 1e-6 else None
+
+
+@_rewrite("eq")
+def no_variance(builder: Builder, node: Node) -> Node | None:
+    """Whether a mean of squares is 0, of the derivative of max(0, variance)."""
+    for zero, x in (node.inputs, node.inputs[::-1]):
+        if zero.scalar == 0 and (found := _mean(x)) and _is(found[0], "square"):
+            return builder.constant(np.broadcast_to(False, node.shape))
+    return None
+
+
+@_rewrite("max")
+def of_a_variance(builder: Builder, node: Node) -> Node | None:
+    """max(0, mean of squares)."""
+    for zero, x in (node.inputs, node.inputs[::-1]):
+        if zero.scalar == 0 and (found := _mean(x)) and _is(found[0], "square"):
+            return x
+    return None
+
+
+# The largest --------------------------------------------------------------------------------------
+
+
+def _winner(builder: Builder, x: Node, given: Node, axes: tuple[int, ...]) -> Node:
+    """`given`, of the axes that are left, at the places of the first of the largest of x."""
+    kept = tuple(a for a in range(len(x.shape)) if a not in axes)
+
+    def plain(x: Any, given: Any) -> Any:
+        order = (*kept, *axes)
+        flat = jnp.asarray(x).transpose(order).reshape(*(x.shape[a] for a in kept), -1)
+        one = jax.nn.one_hot(jnp.argmax(flat, -1), flat.shape[-1], dtype=jnp.float64)
+        found = (one * jnp.asarray(given)[..., None]).reshape([x.shape[a] for a in order])
+        return found.transpose(np.argsort(order))
+
+    return builder.add("winner", [x, given], x, plain, {"axes": axes})
+
+
+@_rewrite("eq")
+def largest(builder: Builder, node: Node) -> Node | None:
+    """x == max(x), of the derivative of max: the bits that found it tell which one it was."""
+    for x, y in (node.inputs, node.inputs[::-1]):
+        source = y
+        while source.operation in _SHAPES:
+            source = source.inputs[0]
+        if source.operation in ("reduce_max", "reduce_min") and source.inputs[0] is x:
+            axes = tuple(map(int, source.params["axes"]))
+            if _is(source, "reduce_min"):
+                x = make(builder, "neg", x)
+            shape = tuple(n for a, n in enumerate(x.shape) if a not in axes)
+            return _winner(builder, x, builder.constant(np.ones(shape)), axes)
+    return None
+
+
+@_rewrite("reduce_sum")
+def one_winner(builder: Builder, node: Node) -> Node | None:
+    """How many are the largest: one."""
+    (x,) = node.inputs
+    if (
+        _is(x, "winner")
+        and x.inputs[1].scalar == 1
+        and x.params["axes"] == tuple(map(int, node.params["axes"]))
+    ):
+        return number(builder, 1.0, node)
+    return None
+
+
+@_rewrite("mul")
+def given_to_the_winner(builder: Builder, node: Node) -> Node | None:
+    """g at the places of the largest, instead of g times a one."""
+    for g, one in (node.inputs, node.inputs[::-1]):
+        if not (_is(one, "winner") and one.inputs[1].scalar == 1):
+            continue
+        axes = one.params["axes"]
+        shape = tuple(n for a, n in enumerate(one.shape) if a not in axes)
+        few = g
+        while few.operation in _SHAPES and few.shape != shape:
+            few = few.inputs[0]
+        if few.shape == shape and few.secret and _repeats(g, few, axes):
+            return _winner(builder, one.inputs[0], few, axes)
+    return None
+
+
+def _repeats(node: Node, few: Node, axes: tuple[int, ...]) -> bool:
+    """Whether a node is `few`, repeated along these axes (by the shapes of the moves alone)."""
+    probe = np.arange(few.size, dtype=np.float64).reshape(few.shape)
+    moved = _moved(node, few, probe)
+    return bool(np.array_equal(moved, np.broadcast_to(np.expand_dims(probe, axes), node.shape)))
+
+
+def _moved(node: Node, stop: Node, value: np.ndarray) -> np.ndarray:
+    if node is stop:
+        return value
+    inner = _moved(node.inputs[0], stop, value)
+    if _is(node, "broadcast_in_dim"):
+        axes = tuple(map(int, node.params["broadcast_dimensions"]))
+        shape = [1] * len(node.shape)
+        for axis, size in zip(axes, inner.shape, strict=True):
+            shape[axis] = size
+        return np.broadcast_to(inner.reshape(shape), node.shape)
+    return inner.reshape(node.shape)
+
+
+@_rewrite("div")
+def derivative_of_max(builder: Builder, node: Node) -> Node | None:
+    """[x is the larger of x and y], as JAX writes it: with a half where they are equal."""
+    one, ties = node.inputs
+    if not (_chooses(one, 0, 1) and _chooses(ties, 1, 2)):
+        return None
+    (x, z), (y, w) = one.inputs[0].inputs, ties.inputs[0].inputs
+    if z is not w or z.operation not in ("max", "min") or {x, y} != set(z.inputs):
+        return None
+    first, second = z.inputs
+    larger, smaller = (first, second) if _is(z, "max") else (second, first)
+    boolean = jax.ShapeDtypeStruct(node.shape, np.bool_)
+    bit = builder.add("gt", [larger, smaller], boolean, jnp.greater)
+    if x is second:
+        bit = builder.add("not", [bit], boolean, jnp.logical_not)
+    return builder.add("convert_element_type", [bit], node, lambda v: jnp.asarray(v, jnp.float64))
+
+
+def _chooses(node: Node, no: float, yes: float) -> bool:
+    """Whether a node is `yes` where two values are equal, and `no` elsewhere."""
+    if not (_is(node, "select_n") and _is(node.inputs[0], "eq")):
+        return False
+    return node.inputs[1].scalar == no and node.inputs[2].scalar == yes

@@ -1,0 +1,146 @@
+"""Sums, products, powers and quotients, element by element."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax.fixed_point import public_constant
+from lpgan_jax.mpc import arithmetic
+from lpgan_jax.secret import Secret
+from lpgan_jax.transform.rules.moves import chosen, masked_by
+from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
+from lpgan_jax.transform.values import Stored
+
+
+@rule("add", "add_any")
+def _add(values: Values, node: Node, x: Any, y: Any) -> Value:
+    return lifted(values, x) + lifted(values, y)
+
+
+@rule("sub")
+def _sub(values: Values, node: Node, x: Any, y: Any) -> Value:
+    return lifted(values, x) - lifted(values, y)
+
+
+@rule("neg")
+def _neg(values: Values, node: Node, x: Value) -> Value:
+    return x.times(-1.0)
+
+
+@rule("convert_element_type", "copy", "copy_p", "stop_gradient", "optimization_barrier")
+def _same(values: Values, node: Node, x: Value) -> Value:
+    return x
+
+
+@rule("mul")
+def _mul(values: Values, node: Node, x: Any, y: Any) -> Value:
+    if not isinstance(x, Value):
+        x, y = y, x
+    if isinstance(y, Value):
+        return product(values, x, y)
+    factor = known_scalar(y)
+    return x.times(factor) if factor is not None else times_public(values, x, y)
+
+
+def product(values: Values, x: Value, y: Value) -> Value:
+    """x * y of two secrets, at the sum of their scales."""
+    for one, other in ((x, y), (y, x)):
+        if one.is_bits:
+            total = Value(values, np.broadcast_shapes(x.shape, y.shape), [])
+            for term in one.terms:
+                part = other if term.bit is None else chosen(values, term.bit, other)
+                total = total + part.times(term.coefficient)
+            return total
+    (c, u), (d, v) = x.factored(), y.factored()
+    shape = np.broadcast_shapes(x.shape, y.shape)
+
+    def make() -> Secret:
+        if u is v:
+            return arithmetic.square(values.party, _factor(values, u, 1), owing=True)
+        size = math.prod(shape)
+        first, second = _factor(values, u, size), _factor(values, v, size)
+        return arithmetic.mul(values.party, first, second, owing=True)
+
+    return values.now(shape, make, c * d)
+
+
+def _factor(values: Values, x: Stored, size: int) -> Secret:
+    """A factor with a public part; `size`: of the product.
+
+    Of a truncated value every product takes another dealt word: if it has few elements that are
+    repeated, opening them under a mask of one part is cheaper.
+    """
+    scale = min(x.frac_bits, values.frac_bits)
+    return x.opened(scale) if 2 * x.distinct <= size else x.known(scale)
+
+
+def times_public(values: Values, x: Value, factor: Any) -> Value:
+    """x * a public array that is not known while tracing, or not the same everywhere.
+
+    Each of its elements becomes an integer of 20 bits and a power of two of its own, so that small
+    rates keep their bits.
+    """
+    c, source = x.factored()
+    if isinstance(factor, np.ndarray) and set(np.unique(factor)) <= {0.0, 1.0}:
+        return masked_by(values, x, factor)
+    shape = np.broadcast_shapes(x.shape, np.shape(factor))
+    f = values.frac_bits
+    if isinstance(factor, np.ndarray):
+        largest = float(np.abs(factor).max(initial=0.0)) or 1.0
+        _, shift = public_constant(2.0 ** np.ceil(np.log2(largest)), 20)
+        shift = max(0, shift + 20)
+        integers = np.rint(factor * 2.0**shift)
+
+        def scaled() -> Secret:
+            raw = source.at(min(f, source.frac_bits))
+            return dataclasses.replace(
+                raw.map(lambda v: v * _words(integers, v)), frac_bits=raw.frac_bits + shift
+            )
+
+        return values.later(shape, scaled, c)
+
+    def make() -> Secret:
+        raw = source.at(min(f, source.frac_bits)).settled(values.party).unmasked()
+        whole, shift = floating(jnp.asarray(factor, jnp.float64), 20)
+        total = raw.map(lambda v: v * _words(whole, v))
+        return arithmetic.truncate_by(values.party, total, shift)
+
+    return values.later(shape, make, c)
+
+
+def floating(array: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """(k, s) with array = k / 2^s, |k| at most 2^bits, s from 1 to 62; exact integer arithmetic."""
+    _, exponent = jnp.frexp(array)
+    shift = jnp.clip(bits - exponent, 1, 62)
+    return jnp.round(jnp.ldexp(array, shift)), shift.astype(jnp.int64)
+
+
+def _words(integers: Any, like: jax.Array) -> jax.Array:
+    if jnp.issubdtype(like.dtype, jnp.floating):
+        return jnp.asarray(integers, like.dtype)
+    return jnp.asarray(integers).astype(jnp.int64).astype(like.dtype)
+
+
+@rule("square")
+def _square(values: Values, node: Node, x: Value) -> Value:
+    return product(values, x, x)
+
+
+@rule("integer_pow")
+def _power(values: Values, node: Node, x: Value) -> Value:
+    exponent = int(node.params["y"])
+    result, base = None, x
+    n = exponent
+    while n:
+        if n % 2:
+            result = base if result is None else product(values, result, base)
+        n //= 2
+        base = product(values, base, base) if n else base
+    assert result is not None
+    return result

@@ -1,0 +1,253 @@
+"""Functions that take a range reduction or a series: what is independent runs as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from lpgan_jax.mpc import division, elementary, normalise, roots
+from lpgan_jax.mpc.series import Series, evaluate
+from lpgan_jax.party import Party
+from lpgan_jax.secret import Secret
+from lpgan_jax.transform.bounds import Interval
+from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
+from lpgan_jax.transform.values import Stored, Term
+
+Form = Callable[[Stored], Secret]
+Run = Callable[..., Secret]
+
+
+def together(
+    values: Values, node: Node, run: Run, *operands: tuple[Stored, Form], factor: float = 1.0
+) -> Value:
+    """A function of values of one shape, which runs with others of its kind in one.
+
+    Args:
+        values: of this evaluation.
+        node: its operation, level and bounds tell what may run with it.
+        run: (party, *secrets) -> result.
+        operands: (value, the form in which it is taken) of each argument.
+        factor: of the result.
+    """
+    key = node.operation, values.levels[id(node)], values.interval(node.inputs[0])
+    request = values.pending.setdefault(key, Requests(run)).add(node, operands)
+    return values.later(node.shape, lambda: request(values.party), factor)
+
+
+class Requests:
+    """Calls of one function that do not depend on each other."""
+
+    def __init__(self, run: Run) -> None:
+        """`run`: the function."""
+        self._run = run
+        self._waiting: list[tuple[Node, Any]] = []
+        self._results: dict[int, Secret] = {}
+
+    def add(self, node: Node, operands: Any) -> Callable[[Party], Secret]:
+        """Enter a call; returns what gives its result, which runs all that wait if need be."""
+        self._waiting.append((node, operands))
+
+        def result(party: Party) -> Secret:
+            if id(node) not in self._results:
+                self._run_all(party)
+            return self._results[id(node)]
+
+        return result
+
+    def _run_all(self, party: Party) -> None:
+        waiting, self._waiting = self._waiting, []
+        by_scale: dict[tuple[int, ...], list[tuple[Node, list[Secret]]]] = {}
+        for node, operands in waiting:
+            secrets = [form(stored) for stored, form in operands]
+            by_scale.setdefault(tuple(s.frac_bits for s in secrets), []).append((node, secrets))
+        for group in by_scale.values():
+            if len(group) == 1:
+                ((node, secrets),) = group
+                self._results[id(node)] = self._run(party, *secrets)
+            else:
+                self._run_flat(party, group)
+
+    def _run_flat(self, party: Party, group: list[tuple[Node, list[Secret]]]) -> None:
+        from lpgan_jax.secret import concatenate
+
+        flat = [[s.reshape(-1) for s in secrets] for _, secrets in group]
+        result = self._run(party, *(concatenate(list(c)) for c in zip(*flat, strict=True)))
+        start = 0
+        for node, secrets in group:
+            size = secrets[0].size
+            self._results[id(node)] = result[start : start + size].reshape(*secrets[0].shape)
+            start += size
+
+
+_SATURATING: dict[str, Callable[[Party, Secret, int], Secret]] = {
+    "tanh": elementary.tanh,
+    "logistic": elementary.sigmoid,
+    "softplus": elementary.softplus,
+}
+
+
+@rule(*_SATURATING)
+def _saturating(values: Values, node: Node, x: Value) -> Value:
+    function, f = _SATURATING[node.operation], values.frac_bits
+
+    def form(stored: Stored) -> Secret:
+        """At its own scale, unless that leaves a clamp and its series no room."""
+        return stored.opened(
+            min(stored.frac_bits, f) if stored.frac_bits > 2 * f else stored.frac_bits
+        )
+
+    return together(values, node, lambda p, u: function(p, u, f), (x.stored, form))
+
+
+@rule("exp")
+def _exp(values: Values, node: Node, x: Value) -> Value:
+    f = values.frac_bits
+    _, high = values.interval(node.inputs[0])
+    largest = None if math.isinf(high) else math.ceil(high / math.log(2)) + 1
+    return together(
+        values,
+        node,
+        lambda p, u: elementary.exp(p, u, f, largest),
+        (x.stored, lambda s: s.opened(f)),
+    )
+
+
+def _range(interval: Interval, frac_bits: int) -> dict[str, Any]:
+    """What a range reduction has to look for, in powers of two of LSB."""
+    low, high = interval
+    smallest = roots.lowest_bit(low / 2, frac_bits) if low > 0 else 0
+    if math.isinf(high):
+        return {"smallest": smallest}
+    largest = min(normalise.TOP, math.ceil(math.log2(max(high, 2.0**-40)) + 2**-20) + frac_bits + 1)
+    return {"smallest": smallest, "largest": max(largest, smallest + 1)}
+
+
+@rule("log")
+def _log(values: Values, node: Node, x: Value) -> Value:
+    return _logarithm(values, node, x, values.interval(node.inputs[0]))
+
+
+@rule("log1p")
+def _log1p(values: Values, node: Node, x: Value) -> Value:
+    low, high = values.interval(node.inputs[0])
+    return _logarithm(values, node, x + Value(values, x.shape, [Term(1.0)]), (low + 1, high + 1))
+
+
+def _logarithm(values: Values, node: Node, x: Value, interval: Interval) -> Value:
+    f = values.frac_bits
+    return together(
+        values,
+        node,
+        lambda p, u: elementary.log(p, u, f, **_range(interval, u.frac_bits)),
+        (x.stored, lambda s: s.masked()),
+    )
+
+
+@rule("rsqrt")
+def _rsqrt(values: Values, node: Node, x: Value) -> Value:
+    f, interval = values.frac_bits, values.interval(node.inputs[0])
+
+    def run(party: Party, u: Secret) -> Secret:
+        return roots.inverse_sqrt(party, u, f, **_range(interval, u.frac_bits))
+
+    return together(values, node, run, (x.stored, lambda s: s.masked()))
+
+
+@rule("sqrt")
+def _sqrt(values: Values, node: Node, x: Value) -> Value:
+    f = values.frac_bits
+    return together(
+        values, node, lambda p, u: roots.sqrt(p, u, f), (x.stored, lambda s: s.masked())
+    )
+
+
+@rule("reciprocal")
+def _reciprocal(values: Values, node: Node, x: Value) -> Value:
+    f = values.frac_bits
+    low, high = interval = values.interval(node.inputs[0])
+
+    def run(party: Party, u: Secret) -> Secret:
+        if low > 0 and high / low < 2.0**30:
+            return division.inverse_positive(party, u, f, **_range(interval, u.frac_bits))
+        return division.inverse(party, u, f)
+
+    return together(values, node, run, (x.stored, lambda s: s.masked()))
+
+
+@rule("div")
+def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
+    f = values.frac_bits
+    return together(
+        values,
+        node,
+        lambda p, u, v: division.divide(p, u, v, f),
+        (x.stored, lambda s: s.opened(f)),
+        (y.stored, lambda s: s.opened(f)),
+    )
+
+
+@rule("over_root")
+def _over_root(values: Values, node: Node, x: Value, v: Value, _: Any) -> Value:
+    """x / (sqrt(v) + eps), with eps inside the root: v + 1 LSB at v's scale, so that v may be 0."""
+    f = values.frac_bits
+    factor, numerator = x.factored()
+
+    def squares(stored: Stored) -> Secret:
+        scale = min(stored.frac_bits, 2 * f)
+        return stored.at(scale - scale % 2).settled(values.party).unmasked()
+
+    def run(party: Party, times: Secret, u: Secret) -> Secret:
+        one = party.only_s1(jnp.ones_like(u.words))
+        u = Secret(u.words + one, u.frac_bits)
+        return roots.inverse_sqrt(party, u, None, times=times, search=normalise.binary_levels)
+
+    return together(
+        values,
+        node,
+        run,
+        (numerator, lambda s: s.at(min(s.frac_bits, f + 8)).unmasked()),
+        (v.stored, squares),
+        factor=factor,
+    )
+
+
+@rule("erf")
+def _error_function(values: Values, node: Node, x: Value) -> Value:
+    return _error(values, node, x)
+
+
+@rule("erfc")
+def _complementary(values: Values, node: Node, x: Value) -> Value:
+    one = Value(values, node.shape, [Term(1.0)])
+    return one - _error(values, node, x)
+
+
+def _error(values: Values, node: Node, x: Value) -> Value:
+    f = values.frac_bits
+
+    def form(stored: Stored) -> Secret:
+        return stored.opened(
+            min(stored.frac_bits, f) if stored.frac_bits > 2 * f else stored.frac_bits
+        )
+
+    return together(values, node, lambda p, u: elementary.erf(p, u, f), (x.stored, form))
+
+
+@rule("expm1")
+def _expm1(values: Values, node: Node, x: Value) -> Value:
+    return _exp(values, node, x) - Value(values, node.shape, [Term(1.0)])
+
+
+@rule("sin", "cos")
+def _wave(values: Values, node: Node, x: Value) -> Value:
+    """Of x / (2 pi) turns, whose period is a power of two of LSB."""
+    f, turns = values.frac_bits, x.times(1 / (2 * math.pi)).stored
+    wave = (1.0,), (0.0,)
+    cosines, sines = wave if node.operation == "cos" else wave[::-1]
+    series = Series((1,), cosines, sines, 0.0, 0)
+    return together(
+        values, node, lambda p, u: evaluate(p, series, u, f), (turns, lambda s: s.masked())
+    )

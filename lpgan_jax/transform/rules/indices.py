@@ -1,0 +1,80 @@
+"""Elements that public indices name: the same primitive, on words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lpgan_jax.secret import Secret
+from lpgan_jax.transform.rules.moves import moved
+from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
+
+
+def _public(node: Node, *indices: Any) -> list[jax.Array]:
+    if any(isinstance(i, Value) for i in indices):
+        raise NotImplementedError(
+            "a secret index: multiply with a one-hot vector (jax.nn.one_hot of what DS knows) "
+            "instead"
+        )
+    return [jnp.asarray(i) for i in indices]
+
+
+@rule("gather")
+def _gather(values: Values, node: Node, x: Any, indices: Any) -> Value:
+    (indices,) = _public(node, indices)
+    names = ("dimension_numbers", "slice_sizes", "indices_are_sorted", "unique_indices", "mode")
+    options = {name: node.params[name] for name in names if name in node.params}
+    fill = 0 if options.get("mode") == lax.GatherScatterMode.FILL_OR_DROP else None
+
+    def move(v: jax.Array) -> jax.Array:
+        return lax.gather(v, indices, **options, fill_value=fill)
+
+    return moved(values, x, node.shape, move, part=node.size < x.size)
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(values: Values, node: Node, x: Any, *starts: Any) -> Value:
+    starts = tuple(_public(node, *starts))
+    sizes = node.params["slice_sizes"]
+    return moved(values, x, node.shape, lambda v: lax.dynamic_slice(v, starts, sizes), part=True)
+
+
+@rule("dynamic_update_slice")
+def _dynamic_update(values: Values, node: Node, x: Any, update: Any, *starts: Any) -> Value:
+    starts = tuple(_public(node, *starts))
+    return _aligned(values, node, x, update, lambda v, u: lax.dynamic_update_slice(v, u, starts))
+
+
+@rule("scatter-add")
+def _scatter_add(values: Values, node: Node, x: Any, indices: Any, updates: Any) -> Value:
+    return _scatter(values, node, x, indices, updates, lax.scatter_add)
+
+
+@rule("scatter")
+def _scatter_set(values: Values, node: Node, x: Any, indices: Any, updates: Any) -> Value:
+    return _scatter(values, node, x, indices, updates, lax.scatter)
+
+
+def _scatter(
+    values: Values, node: Node, x: Any, indices: Any, updates: Any, function: Any
+) -> Value:
+    (indices,) = _public(node, indices)
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    options = {name: node.params[name] for name in names if name in node.params}
+    return _aligned(values, node, x, updates, lambda v, u: function(v, indices, u, **options))
+
+
+def _aligned(values: Values, node: Node, x: Any, y: Any, function: Any) -> Value:
+    """A map that is linear in both operands together: their words at one scale."""
+    first, second = lifted(values, x).stored, lifted(values, y).stored
+
+    def make() -> Secret:
+        scales = {first.frac_bits, second.frac_bits}
+        scale = scales.pop() if len(scales) == 1 else values.frac_bits
+        a, b = (s.at(scale).settled(values.party) for s in (first, second))
+        return Secret(function(a.words, b.words), scale)
+
+    return values.now(node.shape, make)

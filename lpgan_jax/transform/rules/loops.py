@@ -1,0 +1,49 @@
+"""A scan under sharing: a party, and so fresh masks, for each iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from lpgan_jax.party import Party
+from lpgan_jax.secret import Secret
+from lpgan_jax.transform import evaluate
+from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
+
+
+@rule("scan")
+def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
+    params = node.params
+    body, kinds, carried = params["body"], params["kinds"], params["carried"]
+    own, stacks = operands[: len(kinds)], operands[len(kinds) :]
+    secret_inputs = [n for n in body.inputs if n.secret]
+    scales = [0 if n.is_integer else values.frac_bits for n in secret_inputs]
+    given = [
+        lifted(values, x).stored.at(s).settled(values.party).unmasked()
+        for x, s in zip(own, scales, strict=True)
+    ]
+    by_kind = {
+        kind: [x for x, k in zip(given, kinds, strict=True) if k == kind]
+        for kind in ("const", "carry", "x")
+    }
+    outputs = [body.outputs[i] for i in params["outputs"]]
+    output_scales = [0 if n.is_integer else values.frac_bits for n in outputs]
+    count = sum(i < carried for i in params["outputs"])
+
+    def step(party: Party, carry: list[Secret], x: Any) -> tuple[list[Secret], list[Secret]]:
+        scanned, taken = x
+        queues = {"const": iter(by_kind["const"]), "carry": iter(carry), "x": iter(scanned)}
+        inputs = [next(queues[kind]) for kind in kinds]
+        public = {id(n): v for n, v in zip(params["shipped"], taken, strict=True)}
+        results = evaluate.secret_outputs(
+            body, party, inputs, public, values.frac_bits, outputs, output_scales
+        )
+        settled = [r.settled(party).unmasked() for r in results]
+        return settled[:count], settled[count:]
+
+    stacked = [jnp.asarray(s) for s in stacks]
+    carry, ys = values.party.scan(
+        step, by_kind["carry"], (by_kind["x"], stacked), params["length"], params["reverse"]
+    )
+    return [values.of(s) for s in (*carry, *ys)]

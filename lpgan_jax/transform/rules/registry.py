@@ -1,0 +1,50 @@
+"""The table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lpgan_jax.transform.graph import Node
+from lpgan_jax.transform.values import Value, Values
+
+Rule = Callable[..., Any]
+
+RULES: dict[str, Rule] = {}
+"""(values, node, *operands) -> the result; operands are `Value`s, or arrays if they are public."""
+
+
+def rule(*operations: str) -> Callable[[Rule], Rule]:
+    """Enter a function into the table."""
+
+    def entered(function: Rule) -> Rule:
+        for operation in operations:
+            RULES[operation] = function
+        return function
+
+    return entered
+
+
+def lifted(values: Values, operand: Any) -> Value:
+    """An operand as a value."""
+    return (
+        operand
+        if isinstance(operand, Value)
+        else values.public(
+            np.asarray(operand)
+            if isinstance(operand, np.ndarray | np.generic | float | int)
+            else operand
+        )
+    )
+
+
+def known_scalar(operand: Any) -> float | None:
+    """The number that a public operand is everywhere, if it is known while tracing."""
+    if isinstance(operand, np.ndarray) and operand.size and (operand == operand.flat[0]).all():
+        return float(operand.flat[0])
+    return None
+
+
+__all__ = ["RULES", "Node", "Rule", "Value", "Values", "known_scalar", "lifted", "rule"]

@@ -1,0 +1,596 @@
+"""Secret values while a graph is evaluated: what was computed, and what is still to be.
+
+A protocol costs by what it opens and what DS deals, so nothing is computed before it is known in
+which form it is needed, and no form is made twice. A `Value` is a sum of terms, coefficient * bit *
+source, that are put together when someone needs the words: then ReLU, leaky ReLU and their
+gradients are one selection each, and a public factor is absorbed by the next truncation. A `Stored`
+is a source: words, which may be opened under a mask and rescaled, once for each scale; its `View`s
+share what it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpgan_jax.fixed_point import encode
+from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc.normalise import TOP
+from lpgan_jax.nn.activation import LOG_RANGE
+from lpgan_jax.party import Party
+from lpgan_jax.secret import Secret, add_public
+
+Move = Callable[[jax.Array], jax.Array]
+
+FINEST = TOP - LOG_RANGE
+"""Fraction bits at which a value of ordinary size can still be truncated."""
+
+_FACTOR_BITS = 24
+_MUCH_SMALLER = 64
+_FEW = 4
+
+
+@contextmanager
+def at(party: Party, place: tuple[str, ...]) -> Iterator[None]:
+    """What is sent is named after the place that it is computed for."""
+    outer, party.place = party.place, place
+    try:
+        yield
+    finally:
+        party.place = outer
+
+
+class Stored:
+    """A secret in every form in which it is needed; each is made once, when it is asked for."""
+
+    def __init__(self, party: Party, shape: tuple[int, ...], make: Callable[[], Secret]) -> None:
+        """`make`: computes it."""
+        self.party, self.shape = party, shape
+        self._make, self._place = make, party.place
+        self._raw: Secret | None = None
+        self._scaled: dict[int, Secret] = {}
+
+    @property
+    def raw(self) -> Secret:
+        """As it was computed, at its own scale."""
+        if self._raw is None:
+            with at(self.party, self._place):
+                self._raw = self._make()
+        return self._raw
+
+    @property
+    def frac_bits(self) -> int:
+        """The scale at which it was computed."""
+        return self.raw.frac_bits
+
+    def masked(self) -> Secret:
+        """At its own scale, opened under a mask of one part."""
+        with at(self.party, self._place):
+            self._raw = arithmetic.masked(self.party, self.raw)
+        return self._raw
+
+    def at(self, frac_bits: int) -> Secret:
+        """At a scale; whether it has a mask depends."""
+        if self.raw.frac_bits == frac_bits:
+            return self.raw
+        if frac_bits not in self._scaled:
+            if self.raw.frac_bits < frac_bits:
+                return self.raw.at_scale(frac_bits)
+            masked = self.masked()
+            with at(self.party, self._place):
+                self._scaled[frac_bits] = arithmetic.truncate(self.party, masked, frac_bits)
+        return self._scaled[frac_bits]
+
+    def opened(self, frac_bits: int) -> Secret:
+        """At a scale, opened under a mask of one part: for products of tensors."""
+        if self.raw.frac_bits == frac_bits:
+            return self.masked()
+        if self.raw.frac_bits < frac_bits:
+            return self.masked().at_scale(frac_bits)
+        scaled = self.at(frac_bits)
+        with at(self.party, self._place):
+            self._scaled[frac_bits] = arithmetic.masked(self.party, scaled)
+        return self._scaled[frac_bits]
+
+    def known(self, frac_bits: int) -> Secret:
+        """At a scale, with a public part: for elementwise products and selections."""
+        x = self.at(frac_bits)
+        return self.opened(frac_bits) if x.mask is None else x
+
+    @property
+    def distinct(self) -> int:
+        """How many elements are computed for it; fewer than it has if they are repeated."""
+        return math.prod(self.shape)
+
+    def times(self, values: Values, factor: float) -> Stored:
+        """The value times a public factor, computed of its distinct elements; once."""
+        key = "times", id(self), factor
+        if key not in values.kept:
+            values.kept[key] = self, Value(values, self.shape, [Term(factor, self)]).stored
+        return values.kept[key][1]
+
+    def has(self, frac_bits: int) -> bool:
+        """Whether this scale was asked for already."""
+        return self._raw is not None and (
+            self._raw.frac_bits == frac_bits or frac_bits in self._scaled
+        )
+
+
+class View(Stored):
+    """The elements of another value, moved or repeated: all that it has serves both."""
+
+    def __init__(self, parent: Stored, shape: tuple[int, ...], move: Move) -> None:
+        """`move`: of the parent's elements."""
+        super().__init__(parent.party, shape, lambda: parent.raw.rearrange(move))
+        self._parent, self._move = parent, move
+        self._moved: dict[int, tuple[Secret, Secret]] = {}
+
+    def _of(self, secret: Secret) -> Secret:
+        """The moved elements of one of the parent's forms."""
+        if id(secret) not in self._moved:
+            self._moved[id(secret)] = secret, secret.rearrange(self._move)
+        return self._moved[id(secret)][1]
+
+    @property
+    def raw(self) -> Secret:
+        """As it was computed."""
+        return self._of(self._parent.raw)
+
+    def masked(self) -> Secret:
+        """See `Stored.masked`."""
+        return self._of(self._parent.masked())
+
+    def at(self, frac_bits: int) -> Secret:
+        """See `Stored.at`."""
+        return self._of(self._parent.at(frac_bits))
+
+    def opened(self, frac_bits: int) -> Secret:
+        """See `Stored.opened`."""
+        return self._of(self._parent.opened(frac_bits))
+
+    @property
+    def distinct(self) -> int:
+        """See `Stored.distinct`."""
+        return min(self._parent.distinct, math.prod(self.shape))
+
+    def times(self, values: Values, factor: float) -> Stored:
+        """See `Stored.times`."""
+        key = "times", id(self), factor
+        if key not in values.kept:
+            inner = self._parent.times(values, factor)
+            values.kept[key] = self, View(inner, self.shape, self._move)
+        return values.kept[key][1]
+
+    def has(self, frac_bits: int) -> bool:
+        """See `Stored.has`."""
+        return self._parent.has(frac_bits)
+
+
+class Part(Stored):
+    """Some of the elements of another value: what that one has serves both, and no more is made."""
+
+    def __init__(self, parent: Stored, shape: tuple[int, ...], move: Move) -> None:
+        """`move`: of the parent's elements."""
+        super().__init__(parent.party, shape, lambda: parent.raw.rearrange(move))
+        self._parent, self._move = parent, move
+
+    def at(self, frac_bits: int) -> Secret:
+        """See `Stored.at`."""
+        if frac_bits not in self._scaled and self._raw is None and self._parent.has(frac_bits):
+            self._scaled[frac_bits] = self._parent.at(frac_bits).rearrange(self._move)
+        return self._scaled.get(frac_bits) or super().at(frac_bits)
+
+
+class Scaled(Stored):
+    """Another value times plus or minus a power of two: the same words, read at another scale."""
+
+    def __init__(self, parent: Stored, negative: bool, exponent: int) -> None:
+        """The parent divided by 2^exponent, and negated if wanted."""
+        super().__init__(parent.party, parent.shape, lambda: self._of(parent.raw))
+        self._parent, self._negative, self._exponent = parent, negative, exponent
+
+    def _of(self, secret: Secret) -> Secret:
+        same = -secret if self._negative else secret
+        return same.divided_by_power_of_two(self._exponent)
+
+    def masked(self) -> Secret:
+        """See `Stored.masked`."""
+        self._raw = self._of(self._parent.masked())
+        return self._raw
+
+    def at(self, frac_bits: int) -> Secret:
+        """See `Stored.at`."""
+        if self._exponent or frac_bits in self._scaled:
+            return super().at(frac_bits)
+        self._scaled[frac_bits] = self._of(self._parent.at(frac_bits))
+        return self._scaled[frac_bits]
+
+
+class SecretBit:
+    """A secret bit that is computed when somebody selects by it."""
+
+    def __init__(self, shape: tuple[int, ...], make: Callable[[], compare.Bit]) -> None:
+        """`make`: computes it."""
+        self.shape = shape
+        self._make = make
+
+    @functools.cached_property
+    def bit(self) -> compare.Bit:
+        """The bit."""
+        return self._make()
+
+    @functools.cached_property
+    def negated(self) -> SecretBit:
+        """The other bit."""
+
+        def other() -> compare.Bit:
+            return compare.Bit(~self.bit.flipped, self.bit.random)
+
+        bit = SecretBit(self.shape, other)
+        bit.__dict__["negated"] = self
+        return bit
+
+    def moved(self, shape: tuple[int, ...], move: Move) -> SecretBit:
+        """Its elements, moved or repeated."""
+        return SecretBit(shape, lambda: jax.tree.map(move, self.bit))
+
+
+@dataclass(frozen=True, eq=False)
+class Public:
+    """A public array that is not known while tracing, or not the same everywhere."""
+
+    array: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.array.shape
+
+
+@dataclass(frozen=True)
+class Term:
+    """coefficient * bit * source, where a missing one counts as 1."""
+
+    coefficient: float
+    source: Stored | Public | None = None
+    bit: SecretBit | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is no more than a multiple of a secret."""
+        return self.bit is None and isinstance(self.source, Stored)
+
+
+class Value:
+    """A secret value: a sum of terms.
+
+    Attributes:
+        shape: its shape; the terms broadcast to it.
+        terms: with different (source, bit).
+    """
+
+    def __init__(self, of: Values, shape: tuple[int, ...], terms: Sequence[Term]) -> None:
+        """`of`: what belongs to the evaluation as a whole."""
+        merged: dict[tuple[int, int], Term] = {}
+        for term in terms:
+            key = id(term.source), id(term.bit)
+            before = merged[key].coefficient if key in merged else 0.0
+            merged[key] = dataclasses.replace(term, coefficient=before + term.coefficient)
+        self._of = of
+        self.shape = tuple(shape)
+        self.terms = tuple(t for t in merged.values() if t.coefficient != 0)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @functools.cached_property
+    def stored(self) -> Stored:
+        """The value itself, computed when its words are asked for."""
+        if len(self.terms) == 1 and self.terms[0].is_plain:
+            (term,) = self.terms
+            assert isinstance(term.source, Stored)
+            if term.source.shape == self.shape:
+                if term.coefficient == 1:
+                    return term.source
+                if (exponent := _exponent(term.coefficient)) is not None:
+                    return Scaled(term.source, term.coefficient < 0, -exponent)
+        return Stored(self._of.party, self.shape, lambda: self._of.combined(self))
+
+    def factored(self) -> tuple[float, Stored]:
+        """(a public factor, a value): what a linear map may take instead, and give it back after.
+
+        Larger factors stay inside, where the value has bits below its scale.
+        """
+        if len(self.terms) == 1 and self.terms[0].is_plain:
+            (term,) = self.terms
+            assert isinstance(term.source, Stored)
+            if 2.0**-16 <= abs(term.coefficient) <= 4 and term.source.shape == self.shape:
+                return term.coefficient, term.source
+        return 1.0, self.stored
+
+    def times(self, factor: float) -> Value:
+        """The value times a public factor."""
+        if factor == 1:
+            return self
+        terms = [dataclasses.replace(t, coefficient=t.coefficient * factor) for t in self.terms]
+        return Value(self._of, self.shape, terms)
+
+    def __add__(self, other: Value) -> Value:
+        shape = np.broadcast_shapes(self.shape, other.shape)
+        for one, rest in ((self, other), (other, self)):  # itself, with all that it has
+            if not rest.terms and one.shape == shape:
+                return one
+        return Value(self._of, shape, [*self.terms, *other.terms])
+
+    def __sub__(self, other: Value) -> Value:
+        return self + other.times(-1.0)
+
+    @property
+    def is_bits(self) -> bool:
+        """Whether it is made of bits alone: a product with it is a selection."""
+        return all(t.source is None for t in self.terms)
+
+    @property
+    def as_bit(self) -> SecretBit | None:
+        """The bit that the value is, if it is one."""
+        if len(self.terms) == 1 and self.is_bits and self.terms[0].coefficient == 1:
+            return self.terms[0].bit
+        return None
+
+
+def _exponent(factor: float) -> int | None:
+    """k if the factor is plus or minus 2^k."""
+    mantissa, exponent = math.frexp(abs(factor))
+    return exponent - 1 if mantissa == 0.5 else None
+
+
+class Values:
+    """What the values of one evaluation have in common.
+
+    Attributes:
+        party: the seat.
+        frac_bits: f, the scale at which factors enter products.
+        levels: how many operations of its kind a node depends on, by id.
+        pending: functions that wait to be run with others of their kind.
+        comparisons: of each value that is compared.
+        bits: those that were asked for.
+        kept: what else serves several operations, by what it is of.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        frac_bits: int,
+        intervals: Mapping[int, tuple[float, float]],
+        levels: Mapping[int, int],
+    ) -> None:
+        """See the attributes; `intervals`: of nodes, by id, as `bounds.bounds` gives them."""
+        self.party = party
+        self.frac_bits = frac_bits
+        self.levels = levels
+        self.pending: dict[Any, Any] = {}
+        self._intervals = intervals
+        self.comparisons: dict[int, tuple[Stored, Any]] = {}
+        self.bits: dict[Any, SecretBit] = {}
+        self.kept: dict[Any, Any] = {}
+        self._selected: dict[tuple[int, int, int], tuple[Any, Secret]] = {}
+
+    def interval(self, node: Any) -> tuple[float, float]:
+        """Where a node's value lies."""
+        return self._intervals.get(id(node), (-math.inf, math.inf))
+
+    # Making values ------------------------------------------------------------------------------
+
+    def of(self, secret: Secret) -> Value:
+        """A value from words."""
+        return self.stored(Stored(self.party, secret.shape, lambda: secret))
+
+    def stored(self, source: Stored, coefficient: float = 1.0) -> Value:
+        """A multiple of what is stored."""
+        return Value(self, source.shape, [Term(coefficient, source)])
+
+    def later(
+        self, shape: tuple[int, ...], make: Callable[[], Secret], coefficient: float = 1.0
+    ) -> Value:
+        """A value that is computed when its words are asked for."""
+        return self.stored(Stored(self.party, shape, make), coefficient)
+
+    def now(
+        self, shape: tuple[int, ...], make: Callable[[], Secret], coefficient: float = 1.0
+    ) -> Value:
+        """A value that is computed: nothing that is known later would make it cheaper."""
+        secret = make()
+        return self.stored(Stored(self.party, shape, lambda: secret), coefficient)
+
+    def bit(self, bit: SecretBit) -> Value:
+        """A bit as a value, 0 or 1."""
+        return Value(self, bit.shape, [Term(1.0, None, bit)])
+
+    def public(self, array: Any) -> Value:
+        """A public array as a value."""
+        if isinstance(array, np.ndarray) and array.size and (array == array.flat[0]).all():
+            return Value(self, array.shape, [Term(float(array.flat[0]))])
+        return Value(self, array.shape, [Term(1.0, Public(jnp.asarray(array)))])
+
+    def words_of(self, array: Any, frac_bits: int, shape: tuple[int, ...]) -> jax.Array:
+        """A share of a public array at a scale."""
+        like = self.party.ring.dtype if not self.in_the_clear else np.dtype(np.float64)
+        scaled = jnp.broadcast_to(jnp.asarray(array, jnp.float64), shape)
+        words = scaled * 2.0**frac_bits if self.in_the_clear else encode(scaled, frac_bits)
+        return self.party.only_s1(words.astype(like))
+
+    @property
+    def in_the_clear(self) -> bool:
+        """Whether words are float64 (`clear.Clear`)."""
+        from lpgan_jax.clear import Clear
+
+        return isinstance(self.party, Clear)
+
+    # Putting terms together ---------------------------------------------------------------------
+
+    def combined(self, value: Value) -> Secret:
+        """The sum of a value's terms.
+
+        Factors that are powers of two cost nothing; others get integers of up to 24 bits, and the
+        sum more fraction bits, which the next truncation takes off again.
+        """
+        f, offset = self.frac_bits, 0.0
+        secrets, publics, bits = [], [], []
+        terms, small = self._by_size(Value(self, value.shape, self._of_few(value)))
+        for term in terms:
+            if isinstance(term.source, Stored):
+                secrets.append(term)
+            elif term.source is not None:
+                publics.append(term)
+            elif term.bit is not None:
+                bits.append(term)
+            else:
+                offset += term.coefficient
+        factors = [t.coefficient for t in (*secrets, *bits)]
+        exact = all(_exponent(c) is not None for c in factors)
+        finest = FINEST if exact else FINEST - f
+        # A pure selection comes after the truncation: it leaves no bits to drop.
+        if exact and any(t.bit is not None for t in secrets):
+            finest = f
+        parts = [self._part(term, finest, exact) for term in secrets]
+        parts += [compare.arithmetic(self.party, t.bit.bit) for t in bits if t.bit is not None]
+        if parts:
+            result = _weighted(parts, factors, value.shape)
+            if small:  # to the scale at which the others are added, if there is room for them
+                result = self._truncated(result, min(result.frac_bits, 2 * f))
+        else:
+            result = Secret(self.words_of(0.0, f, value.shape), f)
+        if result.frac_bits < f and (publics or offset != round(offset)):
+            result = result.at_scale(f)
+        for term in small:
+            part = Value(self, value.shape, [term]).stored
+            result = result.unmasked() + part.at(result.frac_bits).unmasked()
+        if offset:
+            result = add_public(self.party, result, offset)
+        for term in publics:
+            assert isinstance(term.source, Public)
+            share = self.words_of(
+                term.coefficient * term.source.array, result.frac_bits, value.shape
+            )
+            result = dataclasses.replace(result.unmasked(), words=result.words + share)
+        return result
+
+    def _of_few(self, value: Value) -> list[Term]:
+        """The terms, of which those of few distinct elements are brought to the others' scale.
+
+        So that their factors (of a mean, say) do not make the whole finer than it has to be.
+        """
+
+        def is_few(term: Term) -> bool:
+            return term.is_plain and _stored(term).distinct * _FEW <= value.size
+
+        others = [t for t in value.terms if t.is_plain and not is_few(t)]
+        if not others:
+            return list(value.terms)
+        scale = max(_stored(t).frac_bits - (_exponent(t.coefficient) or 0) for t in others)
+        terms = []
+        for term in value.terms:
+            if is_few(term) and abs(term.coefficient) != 1:
+                source = _stored(term).times(self, term.coefficient)
+                if source.frac_bits > scale:
+                    term = Term(1.0, _at_scale(source, scale))
+            terms.append(term)
+        return terms
+
+    def _by_size(self, value: Value) -> tuple[list[Term], list[Term]]:
+        """(the terms, those whose factors are so much smaller that they need bits of their own)."""
+        factors = [abs(t.coefficient) for t in value.terms if t.source is not None]
+        exact = all(_exponent(c) is not None for c in factors)
+        largest = max(factors, default=0.0)
+        small = [
+            t
+            for t in value.terms
+            if isinstance(t.source, Stored)
+            and not exact
+            and abs(t.coefficient) < largest / _MUCH_SMALLER
+        ]
+        return [t for t in value.terms if t not in small], small
+
+    def _truncated(self, x: Secret, frac_bits: int) -> Secret:
+        if x.frac_bits <= frac_bits:
+            return x
+        return arithmetic.truncate(self.party, x, frac_bits).unmasked()
+
+    def _part(self, term: Term, finest: int, exact: bool) -> Secret:
+        """A term without its factor."""
+        assert isinstance(term.source, Stored)
+        exponent = 0 if not exact else -(_exponent(term.coefficient) or 0)
+        scale = term.source.frac_bits
+        if scale + exponent > finest:
+            scale = max(0, min(scale, self.frac_bits, FINEST - exponent))
+        if term.bit is None:
+            return term.source.at(scale).unmasked()
+        return self.selected(term.bit, term.source, scale)
+
+    def selected(self, bit: SecretBit, source: Stored, frac_bits: int) -> Secret:
+        """bit * source at a scale; once."""
+        key = id(bit), id(source), frac_bits
+        if key not in self._selected:
+            secret = compare.select(self.party, bit.bit, source.known(frac_bits))
+            self._selected[key] = (bit, source), secret
+        return self._selected[key][1]
+
+
+def _stored(term: Term) -> Stored:
+    assert isinstance(term.source, Stored)
+    return term.source
+
+
+def _at_scale(source: Stored, frac_bits: int) -> Stored:
+    """A value whose own scale is this one."""
+    return Stored(source.party, source.shape, lambda: source.at(frac_bits))
+
+
+def _weighted(parts: Sequence[Secret], factors: Sequence[float], shape: tuple[int, ...]) -> Secret:
+    """The sum of factor * part, at whatever scale it comes; local."""
+    exponents = [_exponent(c) for c in factors]
+    finest = max((p.frac_bits for p in parts), default=0)
+    if all(e is not None for e in exponents):
+        scaled = [
+            (-p if c < 0 else p).divided_by_power_of_two(-(e or 0))
+            for p, c, e in zip(parts, factors, exponents, strict=True)
+        ]
+        finest = max(p.frac_bits for p in scaled)
+    else:
+        bits = min(_FACTOR_BITS, FINEST - finest)
+        whole, shift = _integers(factors, bits)
+        scaled = [
+            dataclasses.replace(p.at_scale(finest).times_int(k), frac_bits=finest + shift)
+            for p, k in zip(parts, whole, strict=True)
+        ]
+        finest += shift
+    aligned = [p.at_scale(finest).unmasked() for p in scaled]
+    broadcast = [
+        p if p.shape == shape else p.rearrange(lambda v: jnp.broadcast_to(v, shape))
+        for p in aligned
+    ]
+    return functools.reduce(lambda x, y: x + y, broadcast)
+
+
+def _integers(factors: Sequence[float], bits: int) -> tuple[list[int], int]:
+    """(integers k, shift) with factors close to k / 2^shift, the largest of about `bits` bits.
+
+    Factors that add up to 1 still do, so that a moving average of a constant stays what it is.
+    """
+    shift = bits - math.ceil(math.log2(max(map(abs, factors))))
+    whole = [round(c * 2.0**shift) for c in factors]
+    if abs(sum(factors) - 1) < 2.0**-20:
+        largest = max(range(len(whole)), key=lambda i: abs(whole[i]))
+        whole[largest] += 2**shift - sum(whole)
+    return whole, shift

@@ -1,0 +1,265 @@
+"""Functions as JAX users write them, under sharing, against plain JAX."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import own_models
+import pytest
+
+import lpgan_jax as lp
+from lpgan_jax import clear, shadow
+from lpgan_jax.analysis.audit import audit_program
+from lpgan_jax.fixed_point import encode
+from lpgan_jax.party import deal, simulate
+from lpgan_jax.secret import Secret
+from lpgan_jax.transform.graph import NotSecure
+
+LSB = 2.0**-18
+
+
+def as_float64(tree):
+    def leaf(value):
+        array = jnp.asarray(value)
+        return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(leaf, tree)
+
+
+def expected(step, *args):
+    """In float64; in float32 where the code insists on it (whose error is below 1 LSB here)."""
+    try:
+        return step(*as_float64(args))
+    except TypeError:
+        with jax.enable_x64(False):
+            return step(*jax.tree.map(jnp.asarray, args))
+
+
+def largest_error(got, want):
+    errors = jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), got, want
+    )
+    return max(jax.tree.leaves(errors))
+
+
+def in_the_clear(step, args):
+    """What the program computes with numbers of any size and precision."""
+    program = step.program(*args)
+    values, leaves, _ = step._leaves(args)
+    pairs = list(zip(values, leaves, strict=True))
+    public = program.public([v for v, leaf in pairs if leaf.public])
+    secret = [jnp.asarray(v, jnp.float64) for v, leaf in pairs if not leaf.public]
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+    def run(secret, public):
+        secrets = [
+            Secret(v * 2.0**scale, scale) for v, scale in zip(secret, program.scales, strict=True)
+        ]
+        outputs = program.run(clear.Clear(), secrets, public)
+        return [v.share * 2.0**-v.frac_bits for v in outputs]
+
+    return program.outputs(run(secret, public), public)
+
+
+# What the functions themselves are off by, in LSB: series are within 2^-26 and up to 1/4 LSB, which
+# later layers and divisions amplify; roots take Adam's epsilon into the root.
+CLEAR = {name: 2.0 for name in own_models.EXAMPLES} | {
+    "mlp, adam": 262.0,  # the learning rate: a parameter whose gradient is far below an LSB
+    "mlp, adamw": 262.0,
+    "mlp, rmsprop": 8.0,
+}
+
+
+@pytest.mark.parametrize("name", own_models.EXAMPLES)
+def test_the_program_is_the_function(name):
+    example = own_models.EXAMPLES[name]()
+    step = lp.secure(example.step, public=example.public, carry=example.carry)
+    error = largest_error(in_the_clear(step, example.args), expected(example.step, *example.args))
+    assert error / LSB < CLEAR[name]
+
+
+def shared_result(name):
+    example = own_models.EXAMPLES[name]()
+    step = lp.secure(example.step, public=example.public, carry=example.carry)
+    k1, k2 = jax.random.split(lp.key(5))
+    outputs = jax.jit(step)(k2, *step.share(k1, *example.args))
+    return lp.reveal(outputs), expected(example.step, *example.args)
+
+
+@pytest.mark.parametrize("name", ["mlp, momentum", "gru"])
+def test_a_step_on_shares(name):
+    assert largest_error(*shared_result(name)) / LSB < 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", own_models.EXAMPLES)
+def test_every_step_on_shares(name):
+    error = largest_error(*shared_result(name)) / LSB
+    print(f"{name}: {error:.1f} LSB")
+    assert error < (262 if "adam" in name else 32)
+
+
+@pytest.mark.parametrize("name", ["mlp, clipped", "lenet"])
+def test_every_message_is_hidden(name):
+    example = own_models.EXAMPLES[name]()
+    step = lp.secure(example.step, public=example.public, carry=example.carry)
+    assert audit_program(*step.parts(*example.args)).problems == []
+
+
+def test_what_is_dealt_is_what_is_used():
+    """In a scan too: the same words, deal and online apart."""
+
+    def function(x, y):
+        def body(total, row):
+            return jnp.tanh(total * 0.5 + row), total * row
+
+        return jax.lax.scan(body, y, x)
+
+    step = lp.secure(function)
+    args = np.linspace(-1, 1, 12).reshape(3, 4), np.linspace(0, 1, 4)
+    shared = step.share(lp.key(1), *args)
+    program, secrets, _ = step.parts(*args)
+    secrets = [Secret(s.words, s.frac_bits) for s in shared]
+    key = lp.key(2)
+    both = jax.jit(lambda k, s: simulate(program, k, s, []))(key, secrets)
+    corrections = jax.jit(lambda k: deal(program, k, secrets, []))(key)
+    seeds = jax.jit(lambda k: lp.party.server_seeds(k))(key)
+
+    def seat(seed, own, corrections):
+        return lp.party.online(program, seed, corrections, own, [])
+
+    zeros = [jnp.zeros_like(c) for c in corrections]
+    given = [jnp.stack(pair) for pair in zip(zeros, corrections, strict=True)]
+    online = jax.jit(jax.vmap(seat, axis_name=lp.party.AXIS))(seeds, secrets, given)
+    jax.tree.map(np.testing.assert_array_equal, online, both)
+    want = expected(function, *args)
+    got = lp.reveal([lp.Shared(s.share, s.frac_bits) for s in both])
+    assert largest_error(got, list(want)) < 4 * LSB
+
+
+def test_shadow_mode_runs_it_too():
+    example = own_models.mlp()
+    step = lp.secure(example.step, carry=example.carry)
+    program = step.program(*example.args)
+    values, leaves, _ = step._leaves(example.args)
+    pairs = list(zip(values, leaves, strict=True))
+    secrets = [
+        Secret(encode(v, scale), scale)
+        for v, scale in zip(
+            [v for v, leaf in pairs if not leaf.public], program.scales, strict=True
+        )
+    ]
+    public = program.public([v for v, leaf in pairs if leaf.public])
+    outputs = jax.jit(lambda k: shadow.run(program.run, k, secrets, public))(jax.random.key(0))
+    got = program.outputs([v.share.view(np.int64) * 2.0**-v.frac_bits for v in outputs], public)
+    assert largest_error(got, expected(example.step, *example.args)) < 8 * LSB
+
+
+def close(function, *args, lsb=4.0, public=()):
+    step = lp.secure(function, public=public)
+    outputs = jax.jit(step)(lp.key(4), *step.share(lp.key(3), *args))
+    want = expected(function, *args)
+    error = largest_error(lp.reveal(outputs), want)
+    assert error / LSB < lsb
+
+
+RNG = np.random.default_rng(1)
+X = RNG.normal(size=(3, 4))
+
+
+def test_elementwise_functions():
+    def function(x):
+        return {
+            "abs": jnp.abs(x),
+            "sign": jnp.sign(x),
+            "clip": jnp.clip(x, -0.5, 0.7),
+            "max": jnp.maximum(x, x[::-1]),
+            "erf": jax.lax.erf(x),
+            "sin": jnp.sin(3 * x),
+            "cos": jnp.cos(x - 1),
+            "expm1": jnp.expm1(x),
+            "power": x**3,
+            "where": jnp.where((x > 0.2) & (x < 1), x, -2 * x),
+        }
+
+    close(function, X)
+
+
+def test_the_largest_and_its_gradient():
+    def function(x, y):
+        value, pull = jax.vjp(lambda v: v.max(-1), x)
+        (dx,) = pull(y)
+        return value, dx, x.min(0), jnp.argmax(x, -1), jax.nn.softmax(x)
+
+    close(function, X, np.array([0.3, -1.0, 2.0]))
+
+
+def test_indices_that_are_public():
+    def function(x, rows, start):
+        table = jnp.zeros((5, 4)).at[rows].add(x)
+        part = jax.lax.dynamic_slice(x, (0, start), (3, 2))
+        return table, x[rows[:2]], part, jnp.cumsum(x, 1), jnp.pad(x, 1)
+
+    close(function, X, np.array([0, 3, 3]), 1, public=("rows", "start"), lsb=2)
+
+
+def test_branches_and_loops():
+    def function(x, flag):
+        y = jax.lax.fori_loop(0, 3, lambda i, c: c * 0.5 + i, x)
+        z = jax.lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1] + x), (0, y))[1]
+        return jax.lax.cond(x[0, 0] > 0, lambda: z, lambda: -z), jnp.where(flag, x, z)
+
+    close(function, X, True, public=("flag",))
+
+
+def test_what_depends_on_a_step_is_public():
+    """A rate of 2e-4 keeps its bits; so does a bias correction."""
+
+    def function(x, rate, count):
+        return x * rate, x / (1 - 0.999 ** (count + 1.0))
+
+    close(function, X, 2e-4, 0, public=("rate", "count"), lsb=2000)
+    step = lp.secure(function, public=("rate", "count"))
+    first, _ = lp.reveal(step(lp.key(2), *step.share(lp.key(1), X, 2e-4, 0)))
+    assert np.abs(first - X * 2e-4).max() < LSB
+
+
+def test_a_step_in_a_scan_and_in_vmap():
+    optimizer = optax.sgd(0.1)
+
+    def function(w, x):
+        grad = jax.grad(lambda w: ((x @ w) ** 2).mean())(w)
+        return optax.apply_updates(w, optimizer.update(grad, optimizer.init(w))[0])
+
+    w = RNG.normal(size=(4, 2))
+    step = lp.secure(function, carry={0: 0})
+    shared_w, shared_x = step.share(lp.key(1), w, X)
+    keys = jax.random.split(lp.key(2), 3)
+    scanned = jax.lax.scan(lambda w, k: (step(k, w, shared_x), None), shared_w, keys)[0]
+    want = w
+    for _ in range(3):
+        want = expected(function, want, X)
+    assert np.abs(lp.reveal(scanned) - want).max() < 4 * LSB
+    both = jax.vmap(step)(
+        keys[:2], *jax.tree.map(lambda v: jnp.stack([v, v]), (shared_w, shared_x))
+    )
+    for i in range(2):
+        one = jax.tree.map(lambda v, i=i: v[i], both)
+        assert np.abs(lp.reveal(one) - expected(function, w, X)).max() < 3 * LSB
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: jnp.linalg.cholesky(x @ x.T), "cholesky: not under sharing yet"),
+        (lambda x: jnp.ones(3)[x[0].astype(int)], "a secret index"),
+        (lambda x: jax.lax.while_loop(lambda v: v.sum() < 9, lambda v: v * 2, x), "known"),
+        (lambda x: x @ jnp.asarray(RNG.normal(size=(4, 2000))), "closes over an array"),
+    ],
+)
+def test_what_is_not_there_is_refused(function, message):
+    step = lp.secure(function)
+    with pytest.raises(NotSecure, match=message):
+        step(lp.key(2), *step.share(lp.key(1), X))

@@ -186,7 +186,8 @@ def cost(function: Callable[..., Any], *shapes: Shape) -> Cost:
 
     Args:
         function: (DS's key, *paired arrays) -> anything. It may call several protocols, with keys
-            that it splits, and use `jit`, `vmap` and `scan`. It is only traced.
+            that it splits, and use `jit`, `vmap` and `scan`. It is only traced. Or a function
+            that was made `secure`, with its own arguments (or their `jax.ShapeDtypeStruct`s).
         shapes: of the values, without the party axis; or a `jax.ShapeDtypeStruct` or an array for
             an argument that is to be taken as it is.
 
@@ -199,6 +200,8 @@ def cost(function: Callable[..., Any], *shapes: Shape) -> Cost:
         ValueError: a size is negative, or the function runs protocols in a `while_loop`, so that
             the cost is not known.
     """
+    if (parts := getattr(function, "parts", None)) is not None:
+        return program_cost(*parts(*shapes))
     return _cost_of_trace(jax.make_jaxpr(function)(*arguments(function, shapes)).jaxpr)
 
 

@@ -163,7 +163,12 @@ def secret_outputs(
     scales: Sequence[int],
 ) -> list[Secret]:
     """Some outputs of a graph as secrets; `public`: of the frontier, by id. Others as of `run`."""
+    run = evaluation(graph, party, public, frac_bits)
+    run.run(graph.nodes(), [n for n in graph.inputs if n.secret], secrets)
+    return [run.words(n, s) for n, s in zip(outputs, scales, strict=True)]
+
+
+def evaluation(graph: Graph, party: Party, public: dict[int, Any], frac_bits: int) -> Evaluation:
+    """A graph that is about to be run; arguments as of `secret_outputs`."""
     nodes = graph.nodes()
-    evaluation = Evaluation(Values(party, frac_bits, bounds(nodes), levels(nodes)), public)
-    evaluation.run(nodes, [n for n in graph.inputs if n.secret], secrets)
-    return [evaluation.words(n, s) for n, s in zip(outputs, scales, strict=True)]
+    return Evaluation(Values(party, frac_bits, bounds(nodes), levels(nodes)), public)

@@ -17,6 +17,7 @@ from lpgan_jax.party import Party, simulate
 from lpgan_jax.secret import Secret
 from lpgan_jax.shares import PARTIES, share_words
 from lpgan_jax.transform import control, evaluate  # noqa: F401
+from lpgan_jax.transform.check import Difference, first_difference
 from lpgan_jax.transform.fuse import fuse_sums
 from lpgan_jax.transform.graph import Builder, Graph, Node, argument
 from lpgan_jax.transform.plain import opened, widened
@@ -219,6 +220,34 @@ class Secure:
         ]
         results = simulate(program.run, key, secrets, public)
         return program.outputs([Shared(s.share, s.frac_bits) for s in results], public)
+
+    def check(self, *args: Any, tolerance: float = 8.0) -> Difference | None:
+        """Compare each operation's rule with JAX itself, in float64, on these arguments.
+
+        Args:
+            args: real values.
+            tolerance: LSB, for values up to 1 in magnitude; in proportion beyond.
+
+        Returns:
+            The first operation that differs, or None.
+        """
+        values, leaves, _ = self._leaves(args)
+        program = self.program(*args)
+        pairs = list(zip(values, leaves, strict=True))
+        inputs = [n for n in program.graph.inputs if not n.secret]
+        given = [v for v, leaf in pairs if leaf.public]
+        known = evaluate.public_values(
+            program.nodes,
+            {id(n): _widened(v, n.dtype) for n, v in zip(inputs, given, strict=True)},
+        )
+        return first_difference(
+            program.graph,
+            [jnp.asarray(v, jnp.float64) for v, leaf in pairs if not leaf.public],
+            program.scales,
+            known,
+            program.frac_bits,
+            tolerance,
+        )
 
     def parts(self, *args: Any) -> tuple[Callable[..., Any], Any, Any]:
         """(function, secrets, public) as `party.simulate` takes them, of shapes."""

@@ -37,6 +37,7 @@ FINEST = TOP - LOG_RANGE
 _FACTOR_BITS = 24
 _MUCH_SMALLER = 64
 _FEW = 4
+_NARROW = 32  # fraction bits that a truncation drops with narrow words
 
 
 @contextmanager
@@ -473,8 +474,8 @@ class Values:
             result = Secret(self.words_of(0.0, f, value.shape), f)
         if result.frac_bits < f and (publics or offset != round(offset)):
             result = result.at_scale(f)
-        for term in small:
-            part = Value(self, value.shape, [term]).stored
+        if small:
+            part = Value(self, value.shape, small).stored
             result = result.unmasked() + part.at(result.frac_bits).unmasked()
         if offset:
             result = add_public(self.party, result, offset)
@@ -503,7 +504,7 @@ class Values:
         for term in value.terms:
             if is_few(term) and abs(term.coefficient) != 1:
                 source = _stored(term).times(self, term.coefficient)
-                if source.frac_bits > scale:
+                if source.frac_bits > max(scale, self.frac_bits + _NARROW):
                     term = Term(1.0, _at_scale(source, scale))
             terms.append(term)
         return terms

@@ -17,6 +17,7 @@ from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name, scan_parts
 from lpgan_jax.analysis.audit.report import Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
+from lpgan_jax.analysis.audit.servers import audit_program
 from lpgan_jax.analysis.audit.tracing import trace_twice
 from lpgan_jax.analysis.audit.values import (
     NO_WORD,
@@ -283,6 +284,7 @@ def audit(function: Callable[..., Any], *shapes: Shape) -> Report:
         function: (DS's key, *paired arrays) -> a pytree of paired arrays, or of public ones.
         shapes: as for `cost_model.cost`. What is taken as it is (a `jax.ShapeDtypeStruct`, an
             array) is shares if it is of unsigned integers with a leading axis of 2, else public.
+            Of a function that was made `secure`: its own arguments; what is deployed is audited.
 
     Returns:
         The messages, and what is wrong with them or elsewhere.
@@ -290,6 +292,8 @@ def audit(function: Callable[..., Any], *shapes: Shape) -> Report:
     Raises:
         TypeError, ValueError: as `cost_model.cost`.
     """
+    if (parts := getattr(function, "parts", None)) is not None:
+        return audit_program(*parts(*shapes))
     operands = arguments(function, shapes)
     names: list[str] = []
     traced, again = trace_twice("the function", naming_results(function, names), *operands)

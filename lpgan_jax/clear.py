@@ -25,6 +25,10 @@ class Clear(Whole):
         """A value as float64."""
         return value.share * 2.0**-value.frac_bits
 
+    def encoded(self, values: jax.Array, frac_bits: int) -> jax.Array:
+        """Public reals as they are, in LSB."""
+        return scaled(values, frac_bits).words
+
     def _check_fresh(self) -> None:
         """There are no masks."""
 

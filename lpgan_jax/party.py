@@ -40,6 +40,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from lpgan_jax import prng, traces
+from lpgan_jax.fixed_point import encode
 from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.ring.words import RING64, Ring
 from lpgan_jax.traces import named
@@ -225,6 +226,10 @@ class Party:
     def only_s1(self, public: jax.Array) -> jax.Array:
         """A share of a public value: the value at S1, zeros at S2."""
         return jnp.where(self.is_s1, public, jnp.zeros_like(public))
+
+    def encoded(self, values: jax.Array, frac_bits: int) -> jax.Array:
+        """Public reals as words of the ring."""
+        return encode(values, frac_bits).astype(self.ring.dtype)
 
     def exchange(self, words: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
         """Send `words` to the other server.

@@ -17,6 +17,7 @@ from lpgan_jax.gan import LPGAN, Batch, State
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
 from lpgan_jax.training import build
+from lpgan_jax.transform.shared import shapes_of
 
 Program = tuple[Callable[[Party, Any, Any], Any], Any, Any]
 
@@ -45,5 +46,4 @@ def shared_state(gan: LPGAN) -> State:
 
 def shared(values: np.ndarray, frac_bits: int) -> Secret:
     """The shapes of a shared array."""
-    pair: Any = jax.ShapeDtypeStruct((2, *np.shape(values)), np.uint64)
-    return Secret(pair, frac_bits)
+    return shapes_of(np.shape(values), frac_bits)

@@ -142,8 +142,7 @@ def log(party: Party, u: Secret, frac_bits: int, smallest: int = 0, largest: int
 
     Returns:
         ln u, within 2^-26 and 1 LSB. 6 rounds, 61 comparisons (fewer in a smaller
-        range). The published series of 11 terms has
-        no range reduction and errs by 0.16 at u = 0.1.
+        range). The published series of 11 terms has no range reduction and errs by 0.16 at u = 0.1.
     """
     scale = max(frac_bits, 30)
     normalised, exponent, known = normalise(party, u, 1, smallest, largest)

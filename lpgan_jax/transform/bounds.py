@@ -7,29 +7,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lpgan_jax.transform.graph import Node
+from lpgan_jax.transform.graph import MOVES, Node
 
 Interval = tuple[float, float]
 
 ANY: Interval = (-math.inf, math.inf)
 
-_MOVES = frozenset(
-    [
-        "reshape",
-        "broadcast_in_dim",
-        "transpose",
-        "squeeze",
-        "expand_dims",
-        "slice",
-        "rev",
-        "copy",
-        "reduce_max",
-        "reduce_min",
-        "dynamic_slice",
-        "gather",
-        "convert_element_type",
-    ]
-)
+_BOUNDED_AS = MOVES | {
+    "copy",
+    "reduce_max",
+    "reduce_min",
+    "dynamic_slice",
+    "gather",
+    "convert_element_type",
+}
 
 
 def bounds(nodes: Sequence[Node]) -> dict[int, Interval]:
@@ -48,7 +39,7 @@ def _bounds(node: Node, known: dict[int, Interval]) -> Interval:
     if node.dtype == bool:
         return 0.0, 1.0
     operands = [known.get(id(n), ANY) for n in node.inputs]
-    if node.operation in _MOVES:
+    if node.operation in _BOUNDED_AS:
         return operands[0]
     if (rule := _RULES.get(node.operation)) is not None:
         interval = rule(node, operands)

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
 from lpgan_jax.transform import evaluate
-from lpgan_jax.transform.graph import Builder, Graph, Node, NotSecure, argument, structure
+from lpgan_jax.transform.graph import SEVERAL, Builder, Graph, Node, NotSecure, argument, structure
 from lpgan_jax.transform.plain import opened
 
 _MOST_ITERATIONS = 1024  # of a `while_loop`, which is unrolled
@@ -131,7 +130,7 @@ def _scan(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node
     node = builder.add(
         "scan",
         [*ours, *public[len(public) - len(shipped) :]],
-        jax.ShapeDtypeStruct((), np.int32),
+        SEVERAL,
         plain,
         {
             "body": body,
@@ -180,7 +179,7 @@ def _public_scan(
 
         def step(state: dict[int, Any], x: dict[int, Any]) -> Any:
             values = {**given, **state, **x}
-            known = evaluate.public_values(nodes, {id(body.inputs[i]): values[i] for i in own})
+            known = evaluate.plain_values(nodes, {id(body.inputs[i]): values[i] for i in own})
 
             def read(node: Node) -> Any:
                 return jnp.asarray(known[id(node)] if node.value is None else node.value)
@@ -197,7 +196,7 @@ def _public_scan(
     node = builder.add(
         "public scan",
         [inputs[i] for i in own],
-        jax.ShapeDtypeStruct((), np.int32),
+        SEVERAL,
         plain,
         {"body": id(body)},
         shapes,
@@ -231,13 +230,7 @@ def _plain(
             values = {**given, **state, **scanned}
             known = {id(body.inputs[i]): values[i] for i in own}
             known |= {id(n): v for n, v in zip(shipped, taken, strict=True)}
-            for node in nodes:
-                if id(node) in known:
-                    continue
-                if node.value is not None:
-                    known[id(node)] = node.value
-                elif node.secret:
-                    known[id(node)] = node.plain(*(known[id(n)] for n in node.inputs))
+            known = evaluate.plain_values(nodes, known, secret=True)
             results: list[Any] = [
                 jnp.asarray(known[id(n)]) if id(n) in known else None for n in body.outputs
             ]

@@ -14,19 +14,22 @@ from lpgan_jax.secret import Secret
 from lpgan_jax.transform.bounds import bounds
 from lpgan_jax.transform.graph import Graph, Node, NotSecure
 from lpgan_jax.transform.rules import RULES
-from lpgan_jax.transform.rules.registry import lifted
+from lpgan_jax.transform.rules.registry import TOGETHER, lifted
 from lpgan_jax.transform.values import Value, Values
 
 
-def public_values(nodes: Sequence[Node], inputs: dict[int, Any]) -> dict[int, Any]:
-    """The public values of a graph in float64, by node; `inputs` are those of its arguments."""
-    known = dict(inputs)
+def plain_values(nodes: Sequence[Node], given: dict[int, Any], secret: bool = False) -> Any:
+    """The values in float64 of the public nodes, or of the secret ones, and of constants, by id.
+
+    `given`: of arguments, and of whatever else these nodes take.
+    """
+    known = dict(given)
     for node in nodes:
-        if node.secret or id(node) in known:
+        if id(node) in known:
             continue
         if node.value is not None:
             known[id(node)] = node.value
-        else:
+        elif node.secret == secret:
             known[id(node)] = node.plain(*(known[id(n)] for n in node.inputs))
     return known
 
@@ -56,28 +59,6 @@ def levels(nodes: Sequence[Node]) -> dict[int, int]:
             own[node.operation] = own.get(node.operation, -1) + 1
         chains[id(node)] = own
     return {id(n): chains[id(n)].get(n.operation, 0) for n in nodes}
-
-
-TOGETHER = frozenset(
-    [
-        "erf",
-        "erfc",
-        "sin",
-        "cos",
-        "expm1",
-        "tanh",
-        "logistic",
-        "softplus",
-        "exp",
-        "log",
-        "log1p",
-        "rsqrt",
-        "sqrt",
-        "reciprocal",
-        "div",
-        "over_root",
-    ]
-)
 
 
 class Evaluation:

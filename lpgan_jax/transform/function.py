@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.fixed_point import FixedPoint, require_x64
+from lpgan_jax.fixed_point import FixedPoint, encode, require_x64
 from lpgan_jax.party import Party, simulate
 from lpgan_jax.secret import Secret
-from lpgan_jax.shares import PARTIES, share_words
+from lpgan_jax.shares import share_words
 from lpgan_jax.transform import control, evaluate  # noqa: F401
 from lpgan_jax.transform.check import Difference, first_difference
 from lpgan_jax.transform.fuse import fuse_sums
@@ -23,7 +23,7 @@ from lpgan_jax.transform.graph import Builder, Graph, Node, argument
 from lpgan_jax.transform.plain import opened, widened
 from lpgan_jax.transform.plan import input_scales
 from lpgan_jax.transform.rewrites import REWRITES
-from lpgan_jax.transform.shared import Shared, is_shared
+from lpgan_jax.transform.shared import Shared, is_shared, shapes_of
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,15 @@ class Program:
         """All operations, in order."""
         return self.graph.nodes()
 
-    def public(self, leaves: Sequence[Any]) -> list[jax.Array]:
-        """What the servers must know, from the public leaves (in order): float64 or integers."""
+    def public_values(self, leaves: Sequence[Any]) -> dict[int, Any]:
+        """All public values, by the id of their nodes, from the public leaves (in order)."""
         inputs = [n for n in self.graph.inputs if not n.secret]
         given = {id(n): _widened(v, n.dtype) for n, v in zip(inputs, leaves, strict=True)}
-        known = evaluate.public_values(self.nodes, given)
+        return evaluate.plain_values(self.nodes, given)
+
+    def public(self, leaves: Sequence[Any]) -> list[jax.Array]:
+        """What the servers must know, from the public leaves (in order): float64 or integers."""
+        known = self.public_values(leaves)
         return [jnp.asarray(known[id(n)]) for n in self.frontier]
 
     @functools.cached_property
@@ -109,14 +113,13 @@ class Secure:
         self,
         function: Callable[..., Any],
         public: Sequence[str | int] = (),
-        static: Sequence[str | int] = (),
         carry: Mapping[int, int] | None = None,
         frac_bits: int = 18,
     ) -> None:
         """See `secure`."""
         functools.update_wrapper(self, function)
         self._function = function
-        self._public, self._static = tuple(public), tuple(static)
+        self._public = tuple(public)
         self._carry = dict(carry or {})
         self._fxp = FixedPoint(frac_bits)
         self._programs: dict[Any, Program] = {}
@@ -135,6 +138,12 @@ class Secure:
             public = counts or any(p in (names[index], index, name) for p in self._public)
             leaves.append(Leaf(name, _shape(value), _traced_dtype(value), public))
         return [v for _, v in flat], leaves, structure
+
+    def _parted(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The (secret, public) leaves of the arguments, in order."""
+        values, leaves, _ = self._leaves(args)
+        pairs = list(zip(values, leaves, strict=True))
+        return [v for v, x in pairs if not x.public], [v for v, x in pairs if x.public]
 
     def _names(self, count: int) -> list[str]:
         try:
@@ -204,20 +213,15 @@ class Secure:
             own, scale = next(scales)
             if not isinstance(value, jax.core.Tracer):
                 self._fxp.check(value)
-            words = jnp.round(jnp.asarray(value, jnp.float64) * 2.0**scale).astype(jnp.int64)
-            shared.append(Shared(share_words(own, words.astype(jnp.uint64)), scale))
+            shared.append(Shared(share_words(own, encode(value, scale)), scale))
         return jax.tree.unflatten(structure, shared)
 
     def __call__(self, key: jax.Array, *shared: Any) -> Any:
         """The function of shares, both servers and DS in one program."""
-        values, leaves, _ = self._leaves(shared)
         program = self.program(*shared)
-        public = program.public([v for v, x in zip(values, leaves, strict=True) if x.public])
-        secrets = [
-            Secret(v.words, v.frac_bits)
-            for v, x in zip(values, leaves, strict=True)
-            if not x.public
-        ]
+        given, known = self._parted(shared)
+        public = program.public(known)
+        secrets = [Secret(v.words, v.frac_bits) for v in given]
         results = simulate(program.run, key, secrets, public)
         return program.outputs([Shared(s.share, s.frac_bits) for s in results], public)
 
@@ -231,38 +235,25 @@ class Secure:
         Returns:
             The first operation that differs, or None.
         """
-        values, leaves, _ = self._leaves(args)
         program = self.program(*args)
-        pairs = list(zip(values, leaves, strict=True))
-        inputs = [n for n in program.graph.inputs if not n.secret]
-        given = [v for v, leaf in pairs if leaf.public]
-        known = evaluate.public_values(
-            program.nodes,
-            {id(n): _widened(v, n.dtype) for n, v in zip(inputs, given, strict=True)},
-        )
+        secret, public = self._parted(args)
         return first_difference(
             program.graph,
-            [jnp.asarray(v, jnp.float64) for v, leaf in pairs if not leaf.public],
+            [jnp.asarray(v, jnp.float64) for v in secret],
             program.scales,
-            known,
+            program.public_values(public),
             program.frac_bits,
             tolerance,
         )
 
     def parts(self, *args: Any) -> tuple[Callable[..., Any], Any, Any]:
         """(function, secrets, public) as `party.simulate` takes them, of shapes."""
-        values, leaves, _ = self._leaves(args)
         program = self.program(*args)
-        secret = [x for x in leaves if not x.public]
-        secrets = [shapes_of(x.shape, s) for x, s in zip(secret, program.scales, strict=True)]
-        given = [v for v, x in zip(values, leaves, strict=True) if x.public]
-        return program.run, secrets, jax.eval_shape(program.public, given)
-
-
-def shapes_of(shape: tuple[int, ...], frac_bits: int) -> Secret:
-    """The shapes of a shared array."""
-    pair: Any = jax.ShapeDtypeStruct((PARTIES, *shape), np.uint64)
-    return Secret(pair, frac_bits)
+        secret, public = self._parted(args)
+        secrets = [
+            shapes_of(_shape(v), scale) for v, scale in zip(secret, program.scales, strict=True)
+        ]
+        return program.run, secrets, jax.eval_shape(program.public, public)
 
 
 def _is_count(path: Any) -> bool:
@@ -291,7 +282,6 @@ def secure(
     function: Callable[..., Any],
     *,
     public: Sequence[str | int] = (),
-    static: Sequence[str | int] = (),
     carry: Mapping[int, int] | None = None,
     frac_bits: int = 18,
 ) -> Secure:
@@ -300,8 +290,7 @@ def secure(
     Args:
         function: of pytrees of arrays; ordinary float32 JAX, with `jax.grad`, Flax and optax.
         public: arguments, by name, position or path ("batch.rate"), that all may know.
-        static: arguments that are no arrays.
         carry: {output: argument} of outputs that are that argument in the next call.
         frac_bits: fraction bits f.
     """
-    return Secure(function, public, static, carry, frac_bits)
+    return Secure(function, public, carry, frac_bits)

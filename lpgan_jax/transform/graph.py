@@ -296,13 +296,18 @@ class Builder:
             if len(avals) == 1 and not equation.primitive.multiple_results:
                 return [self.add(name, inputs, avals[0], function, params)]
             results = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
-            node = self.add(name, inputs, _SEVERAL, function, params, results)
+            node = self.add(name, inputs, SEVERAL, function, params, results)
             return [self.output(node, i) for i in range(len(avals))]
         finally:
             self.place = outer
 
 
-_SEVERAL = jax.ShapeDtypeStruct((), np.int32)  # what stands for the shape of several results
+MOVES = frozenset(
+    ["reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev"]
+)
+"""Operations that move elements, repeat them or leave some out."""
+
+SEVERAL = jax.ShapeDtypeStruct((), np.int32)  # what stands for the shape of several results
 
 Structure = Callable[[Builder, JaxprEqn, list[Node]], list[Node] | None]
 _STRUCTURE: dict[str, Structure] = {}

@@ -8,32 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lpgan_jax.transform.graph import Graph, Node
+from lpgan_jax.transform.graph import MOVES, Graph, Node
 
 _GUARD_BITS = 8
-_LINEAR = frozenset(
-    [
-        "add",
-        "add_any",
-        "sub",
-        "neg",
-        "mul",
-        "div",
-        "max",
-        "min",
-        "select_n",
-        "reshape",
-        "broadcast_in_dim",
-        "transpose",
-        "squeeze",
-        "expand_dims",
-        "slice",
-        "concatenate",
-        "pad",
-        "rev",
-        "over_root",
-    ]
-)
+_LINEAR = MOVES | {
+    "add",
+    "add_any",
+    "sub",
+    "neg",
+    "mul",
+    "div",
+    "max",
+    "min",
+    "select_n",
+    "concatenate",
+    "pad",
+    "over_root",
+}
 
 
 def input_scales(

@@ -69,7 +69,7 @@ def _is(node: Node, operation: str) -> bool:
     return node.operation == operation
 
 
-def _split(node: Node, operation: str, constant: bool = True) -> tuple[Node, float] | None:
+def _split(node: Node, operation: str) -> tuple[Node, float] | None:
     """(x, c) of an operation of x and a number."""
     if node.operation == operation and len(node.inputs) == 2:
         x, c = node.inputs
@@ -161,22 +161,20 @@ def of_zeros(builder: Builder, node: Node) -> Node | None:
 def over_nothing(builder: Builder, node: Node) -> Node | None:
     """A reduction over axes of length 1."""
     (x,) = node.inputs
-    if node.size != x.size:
-        return None
-    shape = node.shape
-    return builder.add("reshape", [x], node, lambda v: jnp.reshape(v, shape), {"new_sizes": shape})
+    return _reshape(builder, x, node) if node.size == x.size else None
+
+
+def _reshape(builder: Builder, x: Node, like: Node) -> Node:
+    """The elements of x in another node's shape."""
+    shape = like.shape
+    return builder.add("reshape", [x], like, lambda v: jnp.reshape(v, shape), {"new_sizes": shape})
 
 
 @_rewrite("reshape")
 def reshaped_twice(builder: Builder, node: Node) -> Node | None:
     """A reshape of a reshape."""
     (x, *_) = node.inputs
-    if not (_is(x, "reshape") and x.secret):
-        return None
-    (source, *_), shape = x.inputs, node.shape
-    return builder.add(
-        "reshape", [source], node, lambda v: jnp.reshape(v, shape), {"new_sizes": shape}
-    )
+    return _reshape(builder, x.inputs[0], node) if _is(x, "reshape") and x.secret else None
 
 
 @_rewrite("integer_pow")

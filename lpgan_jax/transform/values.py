@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.fixed_point import encode
 from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.mpc.normalise import TOP
 from lpgan_jax.nn.activation import LOG_RANGE
@@ -426,17 +425,8 @@ class Values:
 
     def words_of(self, array: Any, frac_bits: int, shape: tuple[int, ...]) -> jax.Array:
         """A share of a public array at a scale."""
-        like = self.party.ring.dtype if not self.in_the_clear else np.dtype(np.float64)
-        scaled = jnp.broadcast_to(jnp.asarray(array, jnp.float64), shape)
-        words = scaled * 2.0**frac_bits if self.in_the_clear else encode(scaled, frac_bits)
-        return self.party.only_s1(words.astype(like))
-
-    @property
-    def in_the_clear(self) -> bool:
-        """Whether words are float64 (`clear.Clear`)."""
-        from lpgan_jax.clear import Clear
-
-        return isinstance(self.party, Clear)
+        whole = jnp.broadcast_to(jnp.asarray(array, jnp.float64), shape)
+        return self.party.only_s1(self.party.encoded(whole, frac_bits))
 
     # Putting terms together ---------------------------------------------------------------------
 

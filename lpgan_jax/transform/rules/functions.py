@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lpgan_jax.mpc import division, elementary, normalise, roots
 from lpgan_jax.mpc.series import Series, evaluate
 from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
+from lpgan_jax.secret import Secret, concatenate
 from lpgan_jax.transform.bounds import Interval
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
 from lpgan_jax.transform.values import Stored, Term
@@ -71,8 +71,6 @@ class Requests:
                 self._run_flat(party, group)
 
     def _run_flat(self, party: Party, group: list[tuple[Node, list[Secret]]]) -> None:
-        from lpgan_jax.secret import concatenate
-
         flat = [[s.reshape(-1) for s in secrets] for _, secrets in group]
         result = self._run(party, *(concatenate(list(c)) for c in zip(*flat, strict=True)))
         start = 0
@@ -86,23 +84,28 @@ _SATURATING: dict[str, Callable[[Party, Secret, int], Secret]] = {
     "tanh": elementary.tanh,
     "logistic": elementary.sigmoid,
     "softplus": elementary.softplus,
+    "erf": elementary.erf,
 }
 
 
-@rule(*_SATURATING)
+@rule(*_SATURATING, together=True)
 def _saturating(values: Values, node: Node, x: Value) -> Value:
-    function, f = _SATURATING[node.operation], values.frac_bits
+    return _clamped(values, node, x, _SATURATING[node.operation])
+
+
+def _clamped(
+    values: Values, node: Node, x: Value, function: Callable[[Party, Secret, int], Secret]
+) -> Value:
+    f = values.frac_bits
 
     def form(stored: Stored) -> Secret:
         """At its own scale, unless that leaves a clamp and its series no room."""
-        return stored.opened(
-            min(stored.frac_bits, f) if stored.frac_bits > 2 * f else stored.frac_bits
-        )
+        return stored.opened(f if stored.frac_bits > 2 * f else stored.frac_bits)
 
     return together(values, node, lambda p, u: function(p, u, f), (x.stored, form))
 
 
-@rule("exp")
+@rule("exp", together=True)
 def _exp(values: Values, node: Node, x: Value) -> Value:
     f = values.frac_bits
     _, high = values.interval(node.inputs[0])
@@ -125,12 +128,12 @@ def _range(interval: Interval, frac_bits: int) -> dict[str, Any]:
     return {"smallest": smallest, "largest": max(largest, smallest + 1)}
 
 
-@rule("log")
+@rule("log", together=True)
 def _log(values: Values, node: Node, x: Value) -> Value:
     return _logarithm(values, node, x, values.interval(node.inputs[0]))
 
 
-@rule("log1p")
+@rule("log1p", together=True)
 def _log1p(values: Values, node: Node, x: Value) -> Value:
     low, high = values.interval(node.inputs[0])
     return _logarithm(values, node, x + Value(values, x.shape, [Term(1.0)]), (low + 1, high + 1))
@@ -146,7 +149,7 @@ def _logarithm(values: Values, node: Node, x: Value, interval: Interval) -> Valu
     )
 
 
-@rule("rsqrt")
+@rule("rsqrt", together=True)
 def _rsqrt(values: Values, node: Node, x: Value) -> Value:
     f, interval = values.frac_bits, values.interval(node.inputs[0])
 
@@ -156,7 +159,7 @@ def _rsqrt(values: Values, node: Node, x: Value) -> Value:
     return together(values, node, run, (x.stored, lambda s: s.masked()))
 
 
-@rule("sqrt")
+@rule("sqrt", together=True)
 def _sqrt(values: Values, node: Node, x: Value) -> Value:
     f = values.frac_bits
     return together(
@@ -164,7 +167,7 @@ def _sqrt(values: Values, node: Node, x: Value) -> Value:
     )
 
 
-@rule("reciprocal")
+@rule("reciprocal", together=True)
 def _reciprocal(values: Values, node: Node, x: Value) -> Value:
     f = values.frac_bits
     low, high = interval = values.interval(node.inputs[0])
@@ -177,7 +180,7 @@ def _reciprocal(values: Values, node: Node, x: Value) -> Value:
     return together(values, node, run, (x.stored, lambda s: s.masked()))
 
 
-@rule("div")
+@rule("div", together=True)
 def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
     f = values.frac_bits
     return together(
@@ -189,7 +192,7 @@ def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
     )
 
 
-@rule("over_root")
+@rule("over_root", together=True)
 def _over_root(values: Values, node: Node, x: Value, v: Value, _: Any) -> Value:
     """x / (sqrt(v) + eps), with eps inside the root: v + 1 LSB at v's scale, so that v may be 0."""
     f = values.frac_bits
@@ -214,34 +217,18 @@ def _over_root(values: Values, node: Node, x: Value, v: Value, _: Any) -> Value:
     )
 
 
-@rule("erf")
-def _error_function(values: Values, node: Node, x: Value) -> Value:
-    return _error(values, node, x)
-
-
-@rule("erfc")
+@rule("erfc", together=True)
 def _complementary(values: Values, node: Node, x: Value) -> Value:
     one = Value(values, node.shape, [Term(1.0)])
-    return one - _error(values, node, x)
+    return one - _clamped(values, node, x, elementary.erf)
 
 
-def _error(values: Values, node: Node, x: Value) -> Value:
-    f = values.frac_bits
-
-    def form(stored: Stored) -> Secret:
-        return stored.opened(
-            min(stored.frac_bits, f) if stored.frac_bits > 2 * f else stored.frac_bits
-        )
-
-    return together(values, node, lambda p, u: elementary.erf(p, u, f), (x.stored, form))
-
-
-@rule("expm1")
+@rule("expm1", together=True)
 def _expm1(values: Values, node: Node, x: Value) -> Value:
     return _exp(values, node, x) - Value(values, node.shape, [Term(1.0)])
 
 
-@rule("sin", "cos")
+@rule("sin", "cos", together=True)
 def _wave(values: Values, node: Node, x: Value) -> Value:
     """Of x / (2 pi) turns, whose period is a power of two of LSB."""
     f, turns = values.frac_bits, x.times(1 / (2 * math.pi)).stored

@@ -16,10 +16,15 @@ RULES: dict[str, Rule] = {}
 """(values, node, *operands) -> the result; operands are `Value`s, or arrays if they are public."""
 
 
-def rule(*operations: str) -> Callable[[Rule], Rule]:
-    """Enter a function into the table."""
+TOGETHER: set[str] = set()
+"""Operations whose independent calls run as one (`functions.together`)."""
+
+
+def rule(*operations: str, together: bool = False) -> Callable[[Rule], Rule]:
+    """Enter a function into the table; `together`: into that of `TOGETHER` too."""
 
     def entered(function: Rule) -> Rule:
+        TOGETHER.update(operations if together else ())
         for operation in operations:
             RULES[operation] = function
         return function
@@ -29,15 +34,7 @@ def rule(*operations: str) -> Callable[[Rule], Rule]:
 
 def lifted(values: Values, operand: Any) -> Value:
     """An operand as a value."""
-    return (
-        operand
-        if isinstance(operand, Value)
-        else values.public(
-            np.asarray(operand)
-            if isinstance(operand, np.ndarray | np.generic | float | int)
-            else operand
-        )
-    )
+    return operand if isinstance(operand, Value) else values.public(operand)
 
 
 def known_scalar(operand: Any) -> float | None:
@@ -47,4 +44,4 @@ def known_scalar(operand: Any) -> float | None:
     return None
 
 
-__all__ = ["RULES", "Node", "Rule", "Value", "Values", "known_scalar", "lifted", "rule"]
+__all__ = ["RULES", "TOGETHER", "Node", "Rule", "Value", "Values", "known_scalar", "lifted", "rule"]

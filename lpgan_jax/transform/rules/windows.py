@@ -34,10 +34,10 @@ def _unwound(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[
     )
 
 
-def windows(v: jax.Array, node: Node, fill: int = 0) -> jax.Array:
-    """[*positions, elements of a window]; `fill`: what lies outside of the array."""
+def windows(v: jax.Array, node: Node) -> jax.Array:
+    """[*positions, elements of a window]; 0 lies outside of the array."""
     size, strides, padding = _unwound(node)
-    padded = jnp.pad(v, padding, constant_values=np.asarray(fill).astype(v.dtype))
+    padded = jnp.pad(v, padding)
     shapes = [(n - k) // s + 1 for n, k, s in zip(padded.shape, size, strides, strict=True)]
     parts = []
     for offset in itertools.product(*map(range, size)):

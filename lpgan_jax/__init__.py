@@ -14,10 +14,11 @@ from lpgan_jax.fixed_point import FixedPoint  # noqa: E402
 from lpgan_jax.prng import key  # noqa: E402
 from lpgan_jax.shares import share  # noqa: E402
 from lpgan_jax.training import sample, train  # noqa: E402
-from lpgan_jax.transform import Shared, reveal, secure  # noqa: E402
+from lpgan_jax.transform import Plan, Shared, reveal, secure  # noqa: E402
 
 __all__ = [
     "FixedPoint",
+    "Plan",
     "Shared",
     "audit",
     "cost",

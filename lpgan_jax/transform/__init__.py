@@ -16,6 +16,7 @@ planned, and then run from a server's seat by one rule for each operation.
 """
 
 from lpgan_jax.transform.function import Secure, secure
+from lpgan_jax.transform.plan import Plan
 from lpgan_jax.transform.shared import Shared, is_shared, reveal
 
-__all__ = ["Secure", "Shared", "is_shared", "reveal", "secure"]
+__all__ = ["Plan", "Secure", "Shared", "is_shared", "reveal", "secure"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from lpgan_jax.transform.bounds import bounds
 from lpgan_jax.transform.graph import Graph, Node, NotSecure
 from lpgan_jax.transform.rules import RULES
 from lpgan_jax.transform.rules.registry import TOGETHER, lifted
-from lpgan_jax.transform.values import Value, Values
+from lpgan_jax.transform.values import Format, Value, Values
 
 
 def plain_values(nodes: Sequence[Node], given: dict[int, Any], secret: bool = False) -> Any:
@@ -78,11 +78,13 @@ class Evaluation:
         """Run the secret operations among `nodes`; `inputs` are the secret arguments."""
         self._uses = Counter(id(n) for node in nodes for n in node.inputs)
         for node, secret in zip(inputs, secrets, strict=True):
+            self.values.form = self.values.format(node)
             self.known[id(node)] = self.values.of(secret)
         for node in nodes:
             if node.value is not None:
                 self.known[id(node)] = node.value
             elif node.secret and id(node) not in self.known:
+                self.values.form = self.values.format(node)
                 with self.values.party.at(node.place.module):
                     self.known[id(node)] = self._result(node)
 
@@ -117,6 +119,7 @@ def run(
     secrets: Sequence[Secret],
     public: Sequence[jax.Array],
     frac_bits: int,
+    formats: Mapping[int, Format],
     scales: Sequence[int],
 ) -> list[Secret]:
     """The secret outputs of a graph.
@@ -127,11 +130,12 @@ def run(
         secrets: of the secret inputs, in order.
         public: of the frontier, in order.
         frac_bits: f.
+        formats: of nodes that have one of their own, by id.
         scales: of the secret outputs, in order.
     """
     known = {id(n): v for n, v in zip(frontier(graph.nodes(), graph.outputs), public, strict=True)}
     outputs = [n for n in graph.outputs if n.secret]
-    return secret_outputs(graph, party, secrets, known, frac_bits, outputs, scales)
+    return secret_outputs(graph, party, secrets, known, frac_bits, formats, outputs, scales)
 
 
 def secret_outputs(
@@ -140,16 +144,24 @@ def secret_outputs(
     secrets: Sequence[Secret],
     public: dict[int, Any],
     frac_bits: int,
+    formats: Mapping[int, Format],
     outputs: Sequence[Node],
     scales: Sequence[int],
 ) -> list[Secret]:
     """Some outputs of a graph as secrets; `public`: of the frontier, by id. Others as of `run`."""
-    run = evaluation(graph, party, public, frac_bits)
+    run = evaluation(graph, party, public, frac_bits, formats)
     run.run(graph.nodes(), [n for n in graph.inputs if n.secret], secrets)
     return [run.words(n, s) for n, s in zip(outputs, scales, strict=True)]
 
 
-def evaluation(graph: Graph, party: Party, public: dict[int, Any], frac_bits: int) -> Evaluation:
+def evaluation(
+    graph: Graph,
+    party: Party,
+    public: dict[int, Any],
+    frac_bits: int,
+    formats: Mapping[int, Format],
+) -> Evaluation:
     """A graph that is about to be run; arguments as of `secret_outputs`."""
     nodes = graph.nodes()
-    return Evaluation(Values(party, frac_bits, bounds(nodes), levels(nodes)), public)
+    values = Values(party, frac_bits, bounds(nodes), levels(nodes), formats)
+    return Evaluation(values, public)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,9 +22,10 @@ from lpgan_jax.transform.check import Difference, first_difference
 from lpgan_jax.transform.fuse import fuse_sums
 from lpgan_jax.transform.graph import Builder, Graph, Node, argument
 from lpgan_jax.transform.plain import opened, widened
-from lpgan_jax.transform.plan import input_scales
+from lpgan_jax.transform.plan import Plan, input_scales
 from lpgan_jax.transform.rewrites import REWRITES
 from lpgan_jax.transform.shared import Shared, is_shared, shapes_of
+from lpgan_jax.transform.values import Format
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,38 @@ class Program:
     Attributes:
         graph: what it does.
         leaves: of its arguments, in order.
-        scales: fraction bits of the secret inputs, in order.
-        output_scales: of the secret outputs, in order.
         structure: of the outputs' tree.
         hits: how often each rewrite applied.
         frac_bits: f.
+        pairs: (result, argument) nodes of what is handed on to the next call.
+        formats: how nodes are kept of which there are examples, by id.
     """
 
     graph: Graph
     leaves: tuple[Leaf, ...]
-    scales: tuple[int, ...]
-    output_scales: tuple[int, ...]
     structure: Any
     hits: dict[str, int]
     frac_bits: int
+    pairs: Sequence[tuple[Node, Node]] = ()
+    formats: Mapping[int, Format] = field(default_factory=dict)
+
+    def planned(self, plan: Plan) -> Program:
+        """The same function, its values kept as a plan says."""
+        return dataclasses.replace(self, formats=plan.by_node(self.graph))
+
+    @functools.cached_property
+    def _bits(self) -> dict[int, int]:
+        return input_scales(self.graph, self.frac_bits, self.formats, self.pairs)
+
+    @functools.cached_property
+    def scales(self) -> tuple[int, ...]:
+        """Fraction bits of the secret inputs, in order."""
+        return tuple(self._bits[id(n)] for n in self.graph.inputs if n.secret)
+
+    @functools.cached_property
+    def output_scales(self) -> tuple[int, ...]:
+        """Fraction bits of the secret outputs, in order."""
+        return tuple(self._bits[id(n)] for n in self.graph.outputs if n.secret)
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
@@ -88,7 +108,15 @@ class Program:
 
     def run(self, party: Party, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
         """The program of a server: (party, secrets, public) -> secret outputs."""
-        return evaluate.run(self.graph, party, secrets, public, self.frac_bits, self.output_scales)
+        return evaluate.run(
+            self.graph,
+            party,
+            secrets,
+            public,
+            self.frac_bits,
+            self.formats,
+            self.output_scales,
+        )
 
     def outputs(self, secrets: Sequence[Any], public: Sequence[Any]) -> Any:
         """The outputs' tree, of secret outputs and the frontier."""
@@ -115,13 +143,21 @@ class Secure:
         public: Sequence[str | int] = (),
         carry: Mapping[int, int] | None = None,
         frac_bits: int = 18,
+        calibrate: Sequence[Any] | None = None,
+        plan: Plan | None = None,
     ) -> None:
         """See `secure`."""
+        if calibrate is not None and plan is not None:
+            raise ValueError("calibrate, plan: expected one of them, not both")
+        if plan is not None and plan.frac_bits != frac_bits:
+            raise ValueError(f"plan: made for {plan.frac_bits} fraction bits, not {frac_bits}")
         functools.update_wrapper(self, function)
         self._function = function
         self._public = tuple(public)
         self._carry = dict(carry or {})
         self._fxp = FixedPoint(frac_bits)
+        self._examples = calibrate
+        self._plan = plan
         self._programs: dict[Any, Program] = {}
 
     # Arguments ------------------------------------------------------------------------------------
@@ -154,12 +190,33 @@ class Secure:
 
     def program(self, *args: Any) -> Program:
         """The traced function, for arguments of these shapes; kept."""
+        return self._program(args, self.plan)
+
+    @property
+    def plan(self) -> Plan | None:
+        """What examples told about the function's values; None if there are none."""
+        if self._plan is None and self._examples is not None:
+            program = self._program(self._examples, None)
+            secret, public = self._parted(self._examples)
+            inputs = [n for n in program.graph.inputs if n.secret]
+            given = {
+                id(n): jnp.asarray(v, jnp.float64) for n, v in zip(inputs, secret, strict=True)
+            }
+            given |= program.public_values(public)
+            frac_bits = self._fxp.frac_bits
+            self._plan = Plan.measured(program.graph, frac_bits, given, program.pairs)
+        return self._plan
+
+    def _program(self, args: Sequence[Any], plan: Plan | None) -> Program:
         require_x64()
         _, leaves, structure = self._leaves(args)
         key = tuple(leaves), structure
         if key not in self._programs:
             self._programs[key] = self._trace(leaves, structure)
-        return self._programs[key]
+        program = self._programs[key]
+        if plan is not None and not program.formats:
+            program = self._programs[key] = program.planned(plan)
+        return program
 
     def _trace(self, leaves: list[Leaf], structure: Any) -> Program:
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -173,16 +230,17 @@ class Secure:
         outputs = builder.inline(*opened(traced), inputs)
         graph = Graph(inputs, outputs)
         builder.hits["fuse_sums"] = fuse_sums(graph)
-        pairs = self._carried(structure, results)
-        scales = input_scales(graph, self._fxp.frac_bits, pairs)
         return Program(
             graph,
             tuple(leaves),
-            tuple(scales[id(n)] for n in inputs if n.secret),
-            tuple(scales[id(n)] for n in outputs if n.secret),
             jax.tree.structure(results),
             builder.hits,
             self._fxp.frac_bits,
+            [
+                (outputs[after], inputs[before])
+                for after, before in self._carried(structure, results)
+                if outputs[after].secret and inputs[before].secret
+            ],
         )
 
     def _carried(self, structure: Any, results: Any) -> list[tuple[int, int]]:
@@ -243,6 +301,7 @@ class Secure:
             program.scales,
             program.public_values(public),
             program.frac_bits,
+            program.formats,
             tolerance,
         )
 
@@ -284,6 +343,8 @@ def secure(
     public: Sequence[str | int] = (),
     carry: Mapping[int, int] | None = None,
     frac_bits: int = 18,
+    calibrate: Sequence[Any] | None = None,
+    plan: Plan | None = None,
 ) -> Secure:
     """A JAX function under sharing: the same code, with secret arguments and results.
 
@@ -291,6 +352,13 @@ def secure(
         function: of pytrees of arrays; ordinary float32 JAX, with `jax.grad`, Flax and optax.
         public: arguments, by name, position or path ("batch.rate"), that all may know.
         carry: {output: argument} of outputs that are that argument in the next call.
-        frac_bits: fraction bits f.
+        frac_bits: fraction bits f of what is not measured.
+        calibrate: example arguments, real arrays: the function is run on them once, in float64, and
+            each value gets the fraction bits that its size leaves room for. These are public: of
+            private data they tell the largest magnitude of each value, to a power of two.
+        plan: such bits, from `Plan.load`.
+
+    Raises:
+        ValueError: both are given, or the plan is for other fraction bits.
     """
-    return Secure(function, public, carry, frac_bits)
+    return Secure(function, public, carry, frac_bits, calibrate, plan)

@@ -30,9 +30,6 @@ from lpgan_jax.secret import Secret, add_public
 
 Move = Callable[[jax.Array], jax.Array]
 
-FINEST = TOP - LOG_RANGE
-"""Fraction bits at which a value of ordinary size can still be truncated."""
-
 _FACTOR_BITS = 24
 _MUCH_SMALLER = 64
 _FEW = 4
@@ -49,12 +46,41 @@ def at(party: Party, place: tuple[str, ...]) -> Iterator[None]:
         party.place = outer
 
 
+@dataclass(frozen=True)
+class Format:
+    """How a value is kept wherever it is rounded; public.
+
+    Attributes:
+        frac_bits: its fraction bits.
+        log_range: |value| < 2^log_range in real terms.
+        measured: whether examples were looked at; else it is what everything has.
+    """
+
+    frac_bits: int
+    log_range: int = LOG_RANGE
+    measured: bool = False
+
+    @property
+    def finest(self) -> int:
+        """Fraction bits at which the value can still be truncated."""
+        return TOP - self.log_range
+
+    def times(self, factor: float) -> Format:
+        """That of the value times a public factor."""
+        if not self.measured or factor == 0:
+            return self
+        k = round(math.log2(abs(factor)))
+        return Format(self.frac_bits - k, self.log_range + k, True)
+
+
 class Stored:
     """A secret in every form in which it is needed; each is made once, when it is asked for."""
 
-    def __init__(self, party: Party, shape: tuple[int, ...], make: Callable[[], Secret]) -> None:
-        """`make`: computes it."""
-        self.party, self.shape = party, shape
+    def __init__(
+        self, party: Party, shape: tuple[int, ...], make: Callable[[], Secret], form: Format
+    ) -> None:
+        """`make`: computes it; `form`: its format."""
+        self.party, self.shape, self.form = party, shape, form
         self._make, self._place = make, party.place
         self._raw: Secret | None = None
         self._scaled: dict[int, Secret] = {}
@@ -115,7 +141,8 @@ class Stored:
         """The value times a public factor, computed of its distinct elements; once."""
         key = "times", id(self), factor
         if key not in values.kept:
-            values.kept[key] = self, Value(values, self.shape, [Term(factor, self)]).stored
+            form = self.form.times(factor)
+            values.kept[key] = self, Value(values, self.shape, [Term(factor, self)], form).stored
         return values.kept[key][1]
 
     def has(self, frac_bits: int) -> bool:
@@ -130,7 +157,7 @@ class View(Stored):
 
     def __init__(self, parent: Stored, shape: tuple[int, ...], move: Move) -> None:
         """`move`: of the parent's elements."""
-        super().__init__(parent.party, shape, lambda: parent.raw.rearrange(move))
+        super().__init__(parent.party, shape, lambda: parent.raw.rearrange(move), parent.form)
         self._parent, self._move = parent, move
         self._moved: dict[int, tuple[Secret, Secret]] = {}
 
@@ -180,7 +207,7 @@ class Part(Stored):
 
     def __init__(self, parent: Stored, shape: tuple[int, ...], move: Move) -> None:
         """`move`: of the parent's elements."""
-        super().__init__(parent.party, shape, lambda: parent.raw.rearrange(move))
+        super().__init__(parent.party, shape, lambda: parent.raw.rearrange(move), parent.form)
         self._parent, self._move = parent, move
 
     def at(self, frac_bits: int) -> Secret:
@@ -195,7 +222,8 @@ class Scaled(Stored):
 
     def __init__(self, parent: Stored, negative: bool, exponent: int) -> None:
         """The parent divided by 2^exponent, and negated if wanted."""
-        super().__init__(parent.party, parent.shape, lambda: self._of(parent.raw))
+        form = parent.form.times(2.0**-exponent)
+        super().__init__(parent.party, parent.shape, lambda: self._of(parent.raw), form)
         self._parent, self._negative, self._exponent = parent, negative, exponent
 
     def _of(self, secret: Secret) -> Secret:
@@ -276,10 +304,18 @@ class Value:
     Attributes:
         shape: its shape; the terms broadcast to it.
         terms: with different (source, bit).
+        form: its format.
     """
 
-    def __init__(self, of: Values, shape: tuple[int, ...], terms: Sequence[Term]) -> None:
-        """`of`: what belongs to the evaluation as a whole."""
+    def __init__(
+        self,
+        of: Values,
+        shape: tuple[int, ...],
+        terms: Sequence[Term],
+        form: Format | None = None,
+    ) -> None:
+        """`of`: what belongs to the evaluation as a whole; `form`: else that of its node."""
+        self.form = form or of.form
         merged: dict[tuple[int, int], Term] = {}
         for term in terms:
             key = id(term.source), id(term.bit)
@@ -305,7 +341,7 @@ class Value:
                     return term.source
                 if (exponent := _exponent(term.coefficient)) is not None:
                     return Scaled(term.source, term.coefficient < 0, -exponent)
-        return Stored(self._of.party, self.shape, lambda: self._of.combined(self))
+        return Stored(self._of.party, self.shape, lambda: self._of.combined(self), self.form)
 
     def factored(self) -> tuple[float, Stored]:
         """(a public factor, a value): what a linear map may take instead, and give it back after.
@@ -360,7 +396,8 @@ class Values:
 
     Attributes:
         party: the seat.
-        frac_bits: f, the scale at which factors enter products.
+        frac_bits: f, the fraction bits of what is not measured, and of public factors.
+        form: the format of the node that is being computed.
         levels: how many operations of its kind a node depends on, by id.
         pending: functions that wait to be run with others of their kind.
         comparisons: of each value that is compared.
@@ -374,10 +411,13 @@ class Values:
         frac_bits: int,
         intervals: Mapping[int, tuple[float, float]],
         levels: Mapping[int, int],
+        formats: Mapping[int, Format],
     ) -> None:
-        """See the attributes; `intervals`: of nodes, by id, as `bounds.bounds` gives them."""
+        """See the attributes; of nodes, by id: their `intervals` (`bounds.bounds`), `formats`."""
         self.party = party
         self.frac_bits = frac_bits
+        self.formats = formats
+        self.form = Format(frac_bits)
         self.levels = levels
         self.pending: dict[Any, Any] = {}
         self._intervals = intervals
@@ -390,11 +430,15 @@ class Values:
         """Where a node's value lies."""
         return self._intervals.get(id(node), (-math.inf, math.inf))
 
+    def format(self, node: Any) -> Format:
+        """How a node's value is kept."""
+        return self.formats.get(id(node)) or Format(self.frac_bits)
+
     # Making values ------------------------------------------------------------------------------
 
     def of(self, secret: Secret) -> Value:
         """A value from words."""
-        return self.stored(Stored(self.party, secret.shape, lambda: secret))
+        return self.stored(Stored(self.party, secret.shape, lambda: secret, self.form))
 
     def stored(self, source: Stored, coefficient: float = 1.0) -> Value:
         """A multiple of what is stored."""
@@ -404,14 +448,15 @@ class Values:
         self, shape: tuple[int, ...], make: Callable[[], Secret], coefficient: float = 1.0
     ) -> Value:
         """A value that is computed when its words are asked for."""
-        return self.stored(Stored(self.party, shape, make), coefficient)
+        form = self.form.times(1 / coefficient)
+        return self.stored(Stored(self.party, shape, make, form), coefficient)
 
     def now(
         self, shape: tuple[int, ...], make: Callable[[], Secret], coefficient: float = 1.0
     ) -> Value:
         """A value that is computed: nothing that is known later would make it cheaper."""
         secret = make()
-        return self.stored(Stored(self.party, shape, lambda: secret), coefficient)
+        return self.later(shape, lambda: secret, coefficient)
 
     def bit(self, bit: SecretBit) -> Value:
         """A bit as a value, 0 or 1."""
@@ -436,9 +481,10 @@ class Values:
         Factors that are powers of two cost nothing; others get integers of up to 24 bits, and the
         sum more fraction bits, which the next truncation takes off again.
         """
-        f, offset = self.frac_bits, 0.0
+        form, offset = value.form, 0.0
+        f = form.frac_bits
         secrets, publics, bits = [], [], []
-        terms, small = self._by_size(Value(self, value.shape, self._of_few(value)))
+        terms, small = self._by_size(Value(self, value.shape, self._of_few(value), form))
         for term in terms:
             if isinstance(term.source, Stored):
                 secrets.append(term)
@@ -450,22 +496,24 @@ class Values:
                 offset += term.coefficient
         factors = [t.coefficient for t in (*secrets, *bits)]
         exact = all(_exponent(c) is not None for c in factors)
-        finest = FINEST if exact else FINEST - f
+        widest = [t.source.form.times(c).log_range for t, c in zip(secrets, factors, strict=False)]
+        widest = max([form.log_range, *widest])
+        finest = TOP - widest if exact else TOP - widest - self.frac_bits
         # A pure selection comes after the truncation: it leaves no bits to drop.
         if exact and any(t.bit is not None for t in secrets):
             finest = f
         parts = [self._part(term, finest, exact) for term in secrets]
         parts += [compare.arithmetic(self.party, t.bit.bit) for t in bits if t.bit is not None]
         if parts:
-            result = _weighted(parts, factors, value.shape)
+            result = _weighted(parts, factors, value.shape, TOP - widest)
             if small:  # to the scale at which the others are added, if there is room for them
-                result = self._truncated(result, min(result.frac_bits, 2 * f))
+                result = self._truncated(result, min(result.frac_bits, f + self.frac_bits))
         else:
             result = Secret(self.words_of(0.0, f, value.shape), f)
         if result.frac_bits < f and (publics or offset != round(offset)):
             result = result.at_scale(f)
         if small:
-            part = Value(self, value.shape, small).stored
+            part = Value(self, value.shape, small, form).stored
             result = result.unmasked() + part.at(result.frac_bits).unmasked()
         if offset:
             result = add_public(self.party, result, offset)
@@ -494,7 +542,7 @@ class Values:
         for term in value.terms:
             if is_few(term) and abs(term.coefficient) != 1:
                 source = _stored(term).times(self, term.coefficient)
-                if source.frac_bits > max(scale, self.frac_bits + _NARROW):
+                if source.frac_bits > max(scale, source.form.frac_bits + _NARROW):
                     term = Term(1.0, _at_scale(source, scale))
             terms.append(term)
         return terms
@@ -524,7 +572,8 @@ class Values:
         exponent = 0 if not exact else -(_exponent(term.coefficient) or 0)
         scale = term.source.frac_bits
         if scale + exponent > finest:
-            scale = max(0, min(scale, self.frac_bits, FINEST - exponent))
+            form = term.source.form
+            scale = max(0, min(scale, form.frac_bits, form.finest - exponent))
         if term.bit is None:
             return term.source.at(scale).unmasked()
         return self.selected(term.bit, term.source, scale)
@@ -545,11 +594,13 @@ def _stored(term: Term) -> Stored:
 
 def _at_scale(source: Stored, frac_bits: int) -> Stored:
     """A value whose own scale is this one."""
-    return Stored(source.party, source.shape, lambda: source.at(frac_bits))
+    return Stored(source.party, source.shape, lambda: source.at(frac_bits), source.form)
 
 
-def _weighted(parts: Sequence[Secret], factors: Sequence[float], shape: tuple[int, ...]) -> Secret:
-    """The sum of factor * part, at whatever scale it comes; local."""
+def _weighted(
+    parts: Sequence[Secret], factors: Sequence[float], shape: tuple[int, ...], room: int
+) -> Secret:
+    """The sum of factor * part, at whatever scale up to `room` it comes; local."""
     exponents = [_exponent(c) for c in factors]
     finest = max((p.frac_bits for p in parts), default=0)
     if all(e is not None for e in exponents):
@@ -559,7 +610,7 @@ def _weighted(parts: Sequence[Secret], factors: Sequence[float], shape: tuple[in
         ]
         finest = max(p.frac_bits for p in scaled)
     else:
-        bits = min(_FACTOR_BITS, FINEST - finest)
+        bits = min(_FACTOR_BITS, room - finest)
         whole, shift = _integers(factors, bits)
         scaled = [
             dataclasses.replace(p.at_scale(finest).times_int(k), frac_bits=finest + shift)

@@ -15,7 +15,7 @@ from lpgan_jax.mpc import arithmetic
 from lpgan_jax.secret import Secret
 from lpgan_jax.transform.rules.moves import chosen, masked_by
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
-from lpgan_jax.transform.values import Stored
+from lpgan_jax.transform.values import Format, Stored
 
 
 @rule("add", "add_any")
@@ -59,24 +59,35 @@ def product(values: Values, x: Value, y: Value) -> Value:
             return total
     (c, u), (d, v) = x.factored(), y.factored()
     shape = np.broadcast_shapes(x.shape, y.shape)
+    form = values.form.times(1 / (c * d))
 
     def make() -> Secret:
         if u is v:
-            return arithmetic.square(values.party, _factor(values, u, 1), owing=True)
+            scale, _ = factor_scales(u, v, form)
+            return arithmetic.square(values.party, _factor(u, scale, 1), owing=True)
         size = math.prod(shape)
-        first, second = _factor(values, u, size), _factor(values, v, size)
+        one, other = factor_scales(u, v, form)
+        first, second = _factor(u, one, size), _factor(v, other, size)
         return arithmetic.mul(values.party, first, second, owing=True)
 
     return values.now(shape, make, c * d)
 
 
-def _factor(values: Values, x: Stored, size: int) -> Secret:
+def factor_scales(x: Stored, y: Stored, product: Format) -> tuple[int, int]:
+    """The fraction bits at which two factors enter a product of a format."""
+    first, second = (min(v.frac_bits, v.form.frac_bits) for v in (x, y))
+    excess = max(0, first + second - product.finest)
+    if x is y:
+        return first - -(-excess // 2), first - -(-excess // 2)
+    return (first - excess, second) if first > second else (first, second - excess)
+
+
+def _factor(x: Stored, scale: int, size: int) -> Secret:
     """A factor with a public part; `size`: of the product.
 
     Of a truncated value every product takes another dealt word: if it has few elements that are
     repeated, opening them under a mask of one part is cheaper.
     """
-    scale = min(x.frac_bits, values.frac_bits)
     return x.opened(scale) if 2 * x.distinct <= size else x.known(scale)
 
 
@@ -90,7 +101,7 @@ def times_public(values: Values, x: Value, factor: Any) -> Value:
     if isinstance(factor, np.ndarray) and set(np.unique(factor)) <= {0.0, 1.0}:
         return masked_by(values, x, factor)
     shape = np.broadcast_shapes(x.shape, np.shape(factor))
-    f = values.frac_bits
+    f = source.form.frac_bits
     if isinstance(factor, np.ndarray):
         largest = float(np.abs(factor).max(initial=0.0)) or 1.0
         _, shift = public_constant(2.0 ** np.ceil(np.log2(largest)), 20)

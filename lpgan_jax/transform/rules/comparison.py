@@ -11,7 +11,6 @@ import numpy as np
 
 from lpgan_jax.mpc import compare
 from lpgan_jax.mpc.arithmetic import masked
-from lpgan_jax.nn.activation import LOG_RANGE
 from lpgan_jax.secret import Secret, concatenate
 from lpgan_jax.transform.rules.arithmetic import product
 from lpgan_jax.transform.rules.moves import moved
@@ -48,13 +47,14 @@ class Comparisons:
     def _compare(self, requests: list[Request]) -> None:
         values, source = self._values, self._source
         # As it is: the bits below its scale cost little, and nothing has to be truncated.
-        scale = source.frac_bits if source.frac_bits <= 2 * values.frac_bits else values.frac_bits
+        own = source.form.frac_bits
+        scale = source.frac_bits if source.frac_bits <= own + values.frac_bits else own
         limits = [
             math.ceil(c * 2.0**scale) if strict else math.floor(c * 2.0**scale) + 1
             for c, strict in requests
         ]
         ordinary = not self._integer and all(c == 0 for c, _ in requests)
-        width = min(values.party.ring.bits, scale + LOG_RANGE + 1) if ordinary else None
+        width = min(values.party.ring.bits, scale + source.form.log_range + 1) if ordinary else None
         with at(values.party, self._place):
             bits = compare.below(values.party, source.opened(scale), limits, width)
         self._bits.update((r, bits[i]) for i, r in enumerate(requests))
@@ -177,8 +177,9 @@ class Tournament:
     def largest(self) -> Stored:
         """[...]."""
         values, party = self._values, self._values.party
-        f = min(values.frac_bits, self._x.frac_bits)
-        width = min(party.ring.bits, f + LOG_RANGE + 2)
+        form = self._x.form
+        f = min(form.frac_bits, self._x.frac_bits)
+        width = min(party.ring.bits, f + form.log_range + 2)
         with at(party, self._place):
             current = self._x.at(f).settled(party).unmasked()
             while (count := current.shape[-1]) > 1:
@@ -191,7 +192,7 @@ class Tournament:
                 rest = [current[..., pairs:]] if count % 2 else []
                 current = concatenate([winner, *rest], -1)
         result = current[..., 0]
-        return Stored(party, result.shape, lambda: result)
+        return Stored(party, result.shape, lambda: result, form)
 
     def given(self, x: Value) -> Value:
         """[..., n]: x of [...] at the place of the largest, 0 elsewhere.
@@ -203,7 +204,7 @@ class Tournament:
         values = self._values
         current = values.stored(x.stored)
         source = current.stored
-        f = min(values.frac_bits, source.frac_bits)
+        f = min(source.form.frac_bits, source.frac_bits)
         shares = source.at(f).settled(values.party).unmasked().rearrange(lambda v: v[..., None])
         count = [self._x.shape[-1]]
         while count[-1] > 1:

@@ -32,7 +32,8 @@ def together(
         operands: (value, the form in which it is taken) of each argument.
         factor: of the result.
     """
-    key = node.operation, values.levels[id(node)], values.interval(node.inputs[0])
+    kind = node.operation, values.levels[id(node)], values.interval(node.inputs[0])
+    key = *kind, values.form.frac_bits
     request = values.pending.setdefault(key, Requests(run)).add(node, operands)
     return values.later(node.shape, lambda: request(values.party), factor)
 
@@ -80,6 +81,8 @@ class Requests:
             start += size
 
 
+_FINEST = 22
+
 _SATURATING: dict[str, Callable[[Party, Secret, int], Secret]] = {
     "tanh": elementary.tanh,
     "logistic": elementary.sigmoid,
@@ -96,25 +99,37 @@ def _saturating(values: Values, node: Node, x: Value) -> Value:
 def _clamped(
     values: Values, node: Node, x: Value, function: Callable[[Party, Secret, int], Secret]
 ) -> Value:
-    f = values.frac_bits
+    f = _fraction(values)
 
     def form(stored: Stored) -> Secret:
         """At its own scale, unless that leaves a clamp and its series no room."""
-        return stored.opened(f if stored.frac_bits > 2 * f else stored.frac_bits)
+        own = stored.form.frac_bits
+        has_room = stored.frac_bits <= own + values.frac_bits
+        return stored.opened(stored.frac_bits if has_room else own)
 
     return together(values, node, lambda p, u: function(p, u, f), (x.stored, form))
 
 
+def _fraction(values: Values) -> int:
+    """Fraction bits of a function's result: no more than its series is good for."""
+    return min(values.form.frac_bits, max(values.frac_bits, _FINEST))
+
+
+def _rounded(stored: Stored) -> Secret:
+    """An argument in its own format, opened."""
+    return stored.opened(stored.form.frac_bits)
+
+
 @rule("exp", together=True)
 def _exp(values: Values, node: Node, x: Value) -> Value:
-    f = values.frac_bits
+    f = _fraction(values)
     _, high = values.interval(node.inputs[0])
     largest = None if math.isinf(high) else math.ceil(high / math.log(2)) + 1
     return together(
         values,
         node,
         lambda p, u: elementary.exp(p, u, f, largest),
-        (x.stored, lambda s: s.opened(f)),
+        (x.stored, _rounded),
     )
 
 
@@ -140,7 +155,7 @@ def _log1p(values: Values, node: Node, x: Value) -> Value:
 
 
 def _logarithm(values: Values, node: Node, x: Value, interval: Interval) -> Value:
-    f = values.frac_bits
+    f = _fraction(values)
     return together(
         values,
         node,
@@ -151,7 +166,7 @@ def _logarithm(values: Values, node: Node, x: Value, interval: Interval) -> Valu
 
 @rule("rsqrt", together=True)
 def _rsqrt(values: Values, node: Node, x: Value) -> Value:
-    f, interval = values.frac_bits, values.interval(node.inputs[0])
+    f, interval = values.form.frac_bits, values.interval(node.inputs[0])
 
     def run(party: Party, u: Secret) -> Secret:
         return roots.inverse_sqrt(party, u, f, **_range(interval, u.frac_bits))
@@ -161,7 +176,7 @@ def _rsqrt(values: Values, node: Node, x: Value) -> Value:
 
 @rule("sqrt", together=True)
 def _sqrt(values: Values, node: Node, x: Value) -> Value:
-    f = values.frac_bits
+    f = values.form.frac_bits
     return together(
         values, node, lambda p, u: roots.sqrt(p, u, f), (x.stored, lambda s: s.masked())
     )
@@ -169,7 +184,7 @@ def _sqrt(values: Values, node: Node, x: Value) -> Value:
 
 @rule("reciprocal", together=True)
 def _reciprocal(values: Values, node: Node, x: Value) -> Value:
-    f = values.frac_bits
+    f = min(values.form.frac_bits, normalise.MANTISSA_BITS)
     low, high = interval = values.interval(node.inputs[0])
 
     def run(party: Party, u: Secret) -> Secret:
@@ -182,36 +197,37 @@ def _reciprocal(values: Values, node: Node, x: Value) -> Value:
 
 @rule("div", together=True)
 def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
-    f = values.frac_bits
-    return together(
-        values,
-        node,
-        lambda p, u, v: division.divide(p, u, v, f),
-        (x.stored, lambda s: s.opened(f)),
-        (y.stored, lambda s: s.opened(f)),
-    )
+    f = _fraction(values)
+
+    def run(party: Party, u: Secret, v: Secret) -> Secret:
+        scale = max(u.frac_bits, v.frac_bits)
+        return division.divide(party, u.at_scale(scale), v.at_scale(scale), f)
+
+    return together(values, node, run, (x.stored, _rounded), (y.stored, _rounded))
 
 
 @rule("over_root", together=True)
 def _over_root(values: Values, node: Node, x: Value, v: Value, _: Any) -> Value:
     """x / (sqrt(v) + eps), with eps inside the root: v + 1 LSB at v's scale, so that v may be 0."""
-    f = values.frac_bits
     factor, numerator = x.factored()
+    nominal = values.frac_bits + 8  # at which a numerator of ordinary size is multiplied
 
     def squares(stored: Stored) -> Secret:
-        scale = min(stored.frac_bits, 2 * f)
+        scale = min(stored.frac_bits, stored.form.frac_bits + values.frac_bits)
         return stored.at(scale - scale % 2).settled(values.party).unmasked()
 
     def run(party: Party, times: Secret, u: Secret) -> Secret:
         one = party.only_s1(jnp.ones_like(u.words))
-        u = Secret(u.words + one, u.frac_bits)
-        return roots.inverse_sqrt(party, u, None, times=times, search=normalise.binary_levels)
+        u, finer = Secret(u.words + one, u.frac_bits), times.frac_bits - nominal
+        times = times.divided_by_power_of_two(-finer)
+        root = roots.inverse_sqrt(party, u, None, times=times, search=normalise.binary_levels)
+        return root.divided_by_power_of_two(finer)
 
     return together(
         values,
         node,
         run,
-        (numerator, lambda s: s.at(min(s.frac_bits, f + 8)).unmasked()),
+        (numerator, lambda s: s.at(min(s.frac_bits, s.form.frac_bits + 8)).unmasked()),
         (v.stored, squares),
         factor=factor,
     )
@@ -231,7 +247,7 @@ def _expm1(values: Values, node: Node, x: Value) -> Value:
 @rule("sin", "cos", together=True)
 def _wave(values: Values, node: Node, x: Value) -> Value:
     """Of x / (2 pi) turns, whose period is a power of two of LSB."""
-    f, turns = values.frac_bits, x.times(1 / (2 * math.pi)).stored
+    f, turns = _fraction(values), x.times(1 / (2 * math.pi)).stored
     wave = (1.0,), (0.0,)
     cosines, sines = wave if node.operation == "cos" else wave[::-1]
     series = Series((1,), cosines, sines, 0.0, 0)

@@ -70,10 +70,11 @@ def _scatter(
 def _aligned(values: Values, node: Node, x: Any, y: Any, function: Any) -> Value:
     """A map that is linear in both operands together: their words at one scale."""
     first, second = lifted(values, x).stored, lifted(values, y).stored
+    form = values.form
 
     def make() -> Secret:
         scales = {first.frac_bits, second.frac_bits}
-        scale = scales.pop() if len(scales) == 1 else values.frac_bits
+        scale = scales.pop() if len(scales) == 1 else form.frac_bits
         a, b = (s.at(scale).settled(values.party) for s in (first, second))
         return Secret(function(a.words, b.words), scale)
 

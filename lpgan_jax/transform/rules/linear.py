@@ -13,7 +13,7 @@ import numpy as np
 from lpgan_jax.mpc import arithmetic
 from lpgan_jax.ring import Conv2D, matmul
 from lpgan_jax.secret import Secret
-from lpgan_jax.transform.rules.arithmetic import _words, product
+from lpgan_jax.transform.rules.arithmetic import _words, factor_scales, product
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
@@ -55,10 +55,11 @@ def bilinear(values: Values, node: Node, of: Bilinear, x: Any, y: Any) -> Value:
     f = values.frac_bits
     if isinstance(x, Value) and isinstance(y, Value):
         (c, u), (d, v) = x.factored(), y.factored()
+        one, other = factor_scales(u, v, values.form.times(1 / (c * d)))
 
         def make() -> Secret:
-            first = u.opened(min(u.frac_bits, f))
-            second = first if u is v else v.opened(min(v.frac_bits, f))
+            first = u.opened(one)
+            second = first if u is v else v.opened(other)
             return arithmetic.bilinear(values.party, of, first, second, owing=True)
 
         return values.now(node.shape, make, c * d)
@@ -66,7 +67,7 @@ def bilinear(values: Values, node: Node, of: Bilinear, x: Any, y: Any) -> Value:
     factor, source = secret.factored()
 
     def with_public() -> Secret:
-        known = source.at(min(source.frac_bits, f))
+        known = source.at(min(source.frac_bits, source.form.frac_bits))
         scaled = jnp.round(jnp.asarray(public, jnp.float64) * 2.0**f)
 
         def apply(v: jax.Array) -> jax.Array:

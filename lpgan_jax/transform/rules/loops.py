@@ -18,7 +18,7 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
     body, kinds, carried = params["body"], params["kinds"], params["carried"]
     own, stacks = operands[: len(kinds)], operands[len(kinds) :]
     secret_inputs = [n for n in body.inputs if n.secret]
-    scales = [0 if n.is_integer else values.frac_bits for n in secret_inputs]
+    scales = [_scale(values, n) for n in secret_inputs]
     given = [
         lifted(values, x).stored.at(s).settled(values.party).unmasked()
         for x, s in zip(own, scales, strict=True)
@@ -28,8 +28,9 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
         for kind in ("const", "carry", "x")
     }
     outputs = [body.outputs[i] for i in params["outputs"]]
-    output_scales = [0 if n.is_integer else values.frac_bits for n in outputs]
-    count = sum(i < carried for i in params["outputs"])
+    carries = [s for s, kind in zip(scales, kinds, strict=True) if kind == "carry"]
+    count = len(carries)
+    output_scales = [*carries, *(_scale(values, n) for n in outputs[count:])]
 
     def step(party: Party, carry: list[Secret], x: Any) -> tuple[list[Secret], list[Secret]]:
         scanned, taken = x
@@ -37,7 +38,7 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
         inputs = [next(queues[kind]) for kind in kinds]
         public = {id(n): v for n, v in zip(params["shipped"], taken, strict=True)}
         results = evaluate.secret_outputs(
-            body, party, inputs, public, values.frac_bits, outputs, output_scales
+            body, party, inputs, public, values.frac_bits, values.formats, outputs, output_scales
         )
         settled = [r.settled(party).unmasked() for r in results]
         return settled[:count], settled[count:]
@@ -47,3 +48,7 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
         step, by_kind["carry"], (by_kind["x"], stacked), params["length"], params["reverse"]
     )
     return [values.of(s) for s in (*carry, *ys)]
+
+
+def _scale(values: Values, node: Node) -> int:
+    return 0 if node.is_integer else values.format(node).frac_bits

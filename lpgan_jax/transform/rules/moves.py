@@ -137,18 +137,18 @@ def _kept(values: Values, source: Stored, keep: Any, shape: tuple[int, ...]) -> 
     def linear(v: jax.Array) -> jax.Array:
         return jnp.where(flag, v, jnp.zeros_like(v))
 
-    return Stored(values.party, shape, lambda: source.raw.map(linear))
+    return Stored(values.party, shape, lambda: source.raw.map(linear), source.form)
 
 
 @rule("concatenate")
 def _concatenate(values: Values, node: Node, *parts: Any) -> Value:
     axis = int(node.params["dimension"])
-    whole = [lifted(values, x) for x in parts]
+    whole, form = [lifted(values, x) for x in parts], values.form
 
     def make() -> secret.Secret:
         sources = [x.stored for x in whole]
         scales = {s.frac_bits for s in sources}
-        scale = scales.pop() if len(scales) == 1 else values.frac_bits
+        scale = scales.pop() if len(scales) == 1 else form.frac_bits
         return secret.concatenate([s.at(scale) for s in sources], axis)
 
     return values.now(node.shape, make)

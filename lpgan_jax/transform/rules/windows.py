@@ -81,14 +81,14 @@ def _of_windows(values: Values, node: Node, x: Value) -> Tournament:
         def make() -> Stored:
             if not padded:
                 return View(source, positions, lambda v: windows(v, node))
-            f = min(source.frac_bits, values.frac_bits)
+            f = min(source.frac_bits, source.form.frac_bits)
             known = source.at(f).settled(values.party).unmasked()
             # What lies outside never wins: it is the least ordinary value.
             inside = windows(jnp.ones(x.shape, bool), node)
             words = windows(known.words, node)
-            least = values.words_of(-(2.0**8), f, positions)
+            least = values.words_of(-(2.0**source.form.log_range), f, positions)
             kept = jnp.where(inside, words, least.astype(words.dtype))
-            return Stored(values.party, positions, lambda: Secret(kept, f))
+            return Stored(values.party, positions, lambda: Secret(kept, f), source.form)
 
         values.kept[key] = source, Tournament(values, make())
     return values.kept[key][1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from lpgan_jax.clear import Clear, scaled
 from lpgan_jax.transform.evaluate import Evaluation, evaluation
 from lpgan_jax.transform.graph import Graph, Node
 from lpgan_jax.transform.rules.registry import lifted
-from lpgan_jax.transform.values import Format
+from lpgan_jax.transform.values import Setting
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ def first_difference(
     secrets: Sequence[Any],
     scales: Sequence[int],
     public: dict[int, Any],
-    frac_bits: int,
-    formats: Mapping[int, Format],
+    setting: Setting,
     tolerance: float,
 ) -> Difference | None:
     """The first operation that differs from JAX's own of the same operands.
@@ -51,8 +50,7 @@ def first_difference(
         secrets: real arrays for its secret inputs.
         scales: their fraction bits.
         public: values of its public nodes, by id.
-        frac_bits: f.
-        formats: of nodes that have one of their own, by id.
+        setting: how values are kept.
         tolerance: in LSB, for values up to 1 in magnitude; in proportion beyond.
     """
     nodes = graph.nodes()
@@ -61,12 +59,12 @@ def first_difference(
     @jax.jit
     def errors(secrets: Sequence[Any], public: dict[int, Any]) -> list[jax.Array]:
         inputs = [scaled(v, s) for v, s in zip(secrets, scales, strict=True)]
-        run = evaluation(graph, Clear(), public, frac_bits, formats)
+        run = evaluation(graph, Clear(), public, setting)
         run.run(nodes, [n for n in graph.inputs if n.secret], inputs)
         return [_error(run, node) for node in looked_at]
 
     for node, error in zip(looked_at, errors(secrets, public), strict=True):
-        lsb = float(error) * 2.0**frac_bits
+        lsb = float(error) * 2.0**setting.frac_bits
         if not lsb <= tolerance:
             return Difference(node.operation, str(node.place), lsb)
     return None

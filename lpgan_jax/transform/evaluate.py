@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from lpgan_jax.transform.bounds import bounds
 from lpgan_jax.transform.graph import Graph, Node, NotSecure
 from lpgan_jax.transform.rules import RULES
 from lpgan_jax.transform.rules.registry import TOGETHER, lifted
-from lpgan_jax.transform.values import Format, Value, Values
+from lpgan_jax.transform.values import Setting, Value, Values
 
 
 def plain_values(nodes: Sequence[Node], given: dict[int, Any], secret: bool = False) -> Any:
@@ -77,15 +77,16 @@ class Evaluation:
     def run(self, nodes: Sequence[Node], inputs: Sequence[Node], secrets: Sequence[Secret]) -> None:
         """Run the secret operations among `nodes`; `inputs` are the secret arguments."""
         self._uses = Counter(id(n) for node in nodes for n in node.inputs)
+        setting = self.values.setting
         for node, secret in zip(inputs, secrets, strict=True):
-            self.values.form = self.values.format(node)
+            self.values.form = setting.format(node)
             self.known[id(node)] = self.values.of(secret)
         for node in nodes:
             if node.value is not None:
                 self.known[id(node)] = node.value
             elif node.secret and id(node) not in self.known:
-                self.values.form = self.values.format(node)
-                with self.values.party.at(node.place.module):
+                self.values.form = setting.format(node)
+                with self.values.party.at(setting.place(node)):
                     self.known[id(node)] = self._result(node)
 
     def _result(self, node: Node) -> Any:
@@ -118,8 +119,7 @@ def run(
     party: Party,
     secrets: Sequence[Secret],
     public: Sequence[jax.Array],
-    frac_bits: int,
-    formats: Mapping[int, Format],
+    setting: Setting,
     scales: Sequence[int],
 ) -> list[Secret]:
     """The secret outputs of a graph.
@@ -129,13 +129,12 @@ def run(
         party: the seat.
         secrets: of the secret inputs, in order.
         public: of the frontier, in order.
-        frac_bits: f.
-        formats: of nodes that have one of their own, by id.
+        setting: how values are kept.
         scales: of the secret outputs, in order.
     """
     known = {id(n): v for n, v in zip(frontier(graph.nodes(), graph.outputs), public, strict=True)}
     outputs = [n for n in graph.outputs if n.secret]
-    return secret_outputs(graph, party, secrets, known, frac_bits, formats, outputs, scales)
+    return secret_outputs(graph, party, secrets, known, setting, outputs, scales)
 
 
 def secret_outputs(
@@ -143,25 +142,18 @@ def secret_outputs(
     party: Party,
     secrets: Sequence[Secret],
     public: dict[int, Any],
-    frac_bits: int,
-    formats: Mapping[int, Format],
+    setting: Setting,
     outputs: Sequence[Node],
     scales: Sequence[int],
 ) -> list[Secret]:
     """Some outputs of a graph as secrets; `public`: of the frontier, by id. Others as of `run`."""
-    run = evaluation(graph, party, public, frac_bits, formats)
+    run = evaluation(graph, party, public, setting)
     run.run(graph.nodes(), [n for n in graph.inputs if n.secret], secrets)
     return [run.words(n, s) for n, s in zip(outputs, scales, strict=True)]
 
 
-def evaluation(
-    graph: Graph,
-    party: Party,
-    public: dict[int, Any],
-    frac_bits: int,
-    formats: Mapping[int, Format],
-) -> Evaluation:
+def evaluation(graph: Graph, party: Party, public: dict[int, Any], setting: Setting) -> Evaluation:
     """A graph that is about to be run; arguments as of `secret_outputs`."""
     nodes = graph.nodes()
-    values = Values(party, frac_bits, bounds(nodes), levels(nodes), formats)
+    values = Values(party, setting, bounds(nodes), levels(nodes))
     return Evaluation(values, public)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,13 +19,14 @@ from lpgan_jax.secret import Secret
 from lpgan_jax.shares import share_words
 from lpgan_jax.transform import control, evaluate  # noqa: F401
 from lpgan_jax.transform.check import Difference, first_difference
+from lpgan_jax.transform.explain import Explanation, explained
 from lpgan_jax.transform.fuse import fuse_sums
 from lpgan_jax.transform.graph import Builder, Graph, Node, argument
 from lpgan_jax.transform.plain import opened, widened
 from lpgan_jax.transform.plan import Plan, input_scales
 from lpgan_jax.transform.rewrites import REWRITES
 from lpgan_jax.transform.shared import Shared, is_shared, shapes_of
-from lpgan_jax.transform.values import Format
+from lpgan_jax.transform.values import Setting
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,20 @@ class Program:
         leaves: of its arguments, in order.
         structure: of the outputs' tree.
         hits: how often each rewrite applied.
-        frac_bits: f.
+        setting: how its values are kept.
         pairs: (result, argument) nodes of what is handed on to the next call.
-        formats: how nodes are kept of which there are examples, by id.
     """
 
     graph: Graph
     leaves: tuple[Leaf, ...]
     structure: Any
     hits: dict[str, int]
-    frac_bits: int
+    setting: Setting
     pairs: Sequence[tuple[Node, Node]] = ()
-    formats: Mapping[int, Format] = field(default_factory=dict)
-
-    def planned(self, plan: Plan) -> Program:
-        """The same function, its values kept as a plan says."""
-        return dataclasses.replace(self, formats=plan.by_node(self.graph))
 
     @functools.cached_property
     def _bits(self) -> dict[int, int]:
-        return input_scales(self.graph, self.frac_bits, self.formats, self.pairs)
+        return input_scales(self.graph, self.setting, self.pairs)
 
     @functools.cached_property
     def scales(self) -> tuple[int, ...]:
@@ -108,15 +103,8 @@ class Program:
 
     def run(self, party: Party, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
         """The program of a server: (party, secrets, public) -> secret outputs."""
-        return evaluate.run(
-            self.graph,
-            party,
-            secrets,
-            public,
-            self.frac_bits,
-            self.formats,
-            self.output_scales,
-        )
+        scales = self.output_scales
+        return evaluate.run(self.graph, party, secrets, public, self.setting, scales)
 
     def outputs(self, secrets: Sequence[Any], public: Sequence[Any]) -> Any:
         """The outputs' tree, of secret outputs and the frontier."""
@@ -214,8 +202,9 @@ class Secure:
         if key not in self._programs:
             self._programs[key] = self._trace(leaves, structure)
         program = self._programs[key]
-        if plan is not None and not program.formats:
-            program = self._programs[key] = program.planned(plan)
+        if plan is not None and not program.setting.formats:
+            setting = Setting(plan.frac_bits, plan.by_node(program.graph))
+            program = self._programs[key] = dataclasses.replace(program, setting=setting)
         return program
 
     def _trace(self, leaves: list[Leaf], structure: Any) -> Program:
@@ -235,7 +224,7 @@ class Secure:
             tuple(leaves),
             jax.tree.structure(results),
             builder.hits,
-            self._fxp.frac_bits,
+            Setting(self._fxp.frac_bits),
             [
                 (outputs[after], inputs[before])
                 for after, before in self._carried(structure, results)
@@ -300,10 +289,24 @@ class Secure:
             [jnp.asarray(v, jnp.float64) for v in secret],
             program.scales,
             program.public_values(public),
-            program.frac_bits,
-            program.formats,
+            program.setting,
             tolerance,
         )
+
+    def explain(self, *args: Any) -> Explanation:
+        """What becomes of each operation: scale, bits left, rounds, bytes.
+
+        Args:
+            args: real values, which are run in float64 to see how much room they leave; or
+                `jax.ShapeDtypeStruct`s (then the examples of `calibrate`, if of these shapes).
+        """
+        program, secrets, public = self.program(*args), *self.parts(*args)[1:]
+        if _is_abstract(args) and self._examples is not None:
+            args = tuple(self._examples) if self.program(*self._examples) is program else args
+        if _is_abstract(args):
+            return explained(program, secrets, public, None)
+        values, known = self._parted(args)
+        return explained(program, secrets, program.public(known), values)
 
     def parts(self, *args: Any) -> tuple[Callable[..., Any], Any, Any]:
         """(function, secrets, public) as `party.simulate` takes them, of shapes."""
@@ -313,6 +316,10 @@ class Secure:
             shapes_of(_shape(v), scale) for v, scale in zip(secret, program.scales, strict=True)
         ]
         return program.run, secrets, jax.eval_shape(program.public, public)
+
+
+def _is_abstract(args: Any) -> bool:
+    return any(isinstance(v, jax.ShapeDtypeStruct) for v in jax.tree.leaves(args))
 
 
 def _is_count(path: Any) -> bool:

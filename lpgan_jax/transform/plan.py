@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from lpgan_jax import files
 from lpgan_jax.transform.graph import MOVES, Graph, Node, NotSecure
-from lpgan_jax.transform.values import Format
+from lpgan_jax.transform.values import Format, Setting
 
 SIGNIFICANT_BITS = 22
 MARGIN_BITS = 4
@@ -249,24 +249,20 @@ def averages(pairs: Iterable[tuple[Node, Node]]) -> list[Average]:
             continue
         for term, other in (result.inputs, result.inputs[::-1]):
             if term.operation == "mul" and argument in term.inputs:
-                (decay,) = (n.scalar for n in term.inputs if n is not argument) or (None,)
+                (decay,) = (n.scalar for n in term.inputs if n is not argument)
                 if decay is not None and 0 < decay < 1:
                     found.append(Average(result, argument, other, decay))
     return found
 
 
 def input_scales(
-    graph: Graph,
-    frac_bits: int,
-    formats: Mapping[int, Format],
-    pairs: Sequence[tuple[Node, Node]] = (),
+    graph: Graph, setting: Setting, pairs: Sequence[tuple[Node, Node]] = ()
 ) -> dict[int, int]:
     """Fraction bits of secret arguments and results, by the id of their nodes.
 
     Args:
         graph: the program.
-        frac_bits: f.
-        formats: of nodes that have one of their own, by id.
+        setting: how values are kept.
         pairs: (result, argument) nodes of what is handed on to the next call.
     """
     wide, guarded = _reached(graph)
@@ -275,8 +271,8 @@ def input_scales(
     def own(node: Node) -> int:
         if node.is_integer:
             return 0
-        form = formats.get(id(node)) or Format(frac_bits)
-        more = _GUARD_BITS if id(node) in guarded else frac_bits if id(node) in wide else 0
+        form, f = setting.format(node), setting.frac_bits
+        more = _GUARD_BITS if id(node) in guarded else f if id(node) in wide else 0
         return min(form.frac_bits + more, form.finest)
 
     bits = {id(n): own(n) for n in (*graph.inputs, *graph.outputs)}

@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from lpgan_jax.mpc.normalise import TOP
 from lpgan_jax.nn.activation import LOG_RANGE
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, add_public
+from lpgan_jax.transform.graph import Node
 
 Move = Callable[[jax.Array], jax.Array]
 
@@ -71,6 +72,29 @@ class Format:
             return self
         k = round(math.log2(abs(factor)))
         return Format(self.frac_bits - k, self.log_range + k, True)
+
+
+def _module(node: Node) -> str:
+    return node.place.module
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a program's values are kept, and its messages named.
+
+    Attributes:
+        frac_bits: f, the fraction bits of what is not measured, and of public factors.
+        formats: of the nodes that have one of their own, by id.
+        place: the name of what a node sends.
+    """
+
+    frac_bits: int
+    formats: Mapping[int, Format] = field(default_factory=dict)
+    place: Callable[[Node], str] = _module
+
+    def format(self, node: Node) -> Format:
+        """How a node's value is kept."""
+        return self.formats.get(id(node)) or Format(self.frac_bits)
 
 
 class Stored:
@@ -396,7 +420,8 @@ class Values:
 
     Attributes:
         party: the seat.
-        frac_bits: f, the fraction bits of what is not measured, and of public factors.
+        setting: how values are kept.
+        frac_bits: f, as the setting has it.
         form: the format of the node that is being computed.
         levels: how many operations of its kind a node depends on, by id.
         pending: functions that wait to be run with others of their kind.
@@ -408,16 +433,15 @@ class Values:
     def __init__(
         self,
         party: Party,
-        frac_bits: int,
+        setting: Setting,
         intervals: Mapping[int, tuple[float, float]],
         levels: Mapping[int, int],
-        formats: Mapping[int, Format],
     ) -> None:
-        """See the attributes; of nodes, by id: their `intervals` (`bounds.bounds`), `formats`."""
+        """See the attributes; `intervals`: of nodes, by id, as `bounds.bounds` gives them."""
         self.party = party
-        self.frac_bits = frac_bits
-        self.formats = formats
-        self.form = Format(frac_bits)
+        self.setting = setting
+        self.frac_bits = setting.frac_bits
+        self.form = Format(self.frac_bits)
         self.levels = levels
         self.pending: dict[Any, Any] = {}
         self._intervals = intervals
@@ -426,13 +450,9 @@ class Values:
         self.kept: dict[Any, Any] = {}
         self._selected: dict[tuple[int, int, int], tuple[Any, Secret]] = {}
 
-    def interval(self, node: Any) -> tuple[float, float]:
+    def interval(self, node: Node) -> tuple[float, float]:
         """Where a node's value lies."""
         return self._intervals.get(id(node), (-math.inf, math.inf))
-
-    def format(self, node: Any) -> Format:
-        """How a node's value is kept."""
-        return self.formats.get(id(node)) or Format(self.frac_bits)
 
     # Making values ------------------------------------------------------------------------------
 
@@ -496,8 +516,8 @@ class Values:
                 offset += term.coefficient
         factors = [t.coefficient for t in (*secrets, *bits)]
         exact = all(_exponent(c) is not None for c in factors)
-        widest = [t.source.form.times(c).log_range for t, c in zip(secrets, factors, strict=False)]
-        widest = max([form.log_range, *widest])
+        ranges = (_stored(t).form.times(t.coefficient).log_range for t in secrets)
+        widest = max(form.log_range, *ranges, form.log_range)
         finest = TOP - widest if exact else TOP - widest - self.frac_bits
         # A pure selection comes after the truncation: it leaves no bits to drop.
         if exact and any(t.bit is not None for t in secrets):

@@ -176,7 +176,7 @@ class Tournament:
     @functools.cached_property
     def largest(self) -> Stored:
         """[...]."""
-        values, party = self._values, self._values.party
+        party = self._values.party
         form = self._x.form
         f = min(form.frac_bits, self._x.frac_bits)
         width = min(party.ring.bits, f + form.log_range + 2)

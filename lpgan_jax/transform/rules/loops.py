@@ -15,7 +15,7 @@ from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
 @rule("scan")
 def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
     params = node.params
-    body, kinds, carried = params["body"], params["kinds"], params["carried"]
+    body, kinds = params["body"], params["kinds"]
     own, stacks = operands[: len(kinds)], operands[len(kinds) :]
     secret_inputs = [n for n in body.inputs if n.secret]
     scales = [_scale(values, n) for n in secret_inputs]
@@ -38,7 +38,7 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
         inputs = [next(queues[kind]) for kind in kinds]
         public = {id(n): v for n, v in zip(params["shipped"], taken, strict=True)}
         results = evaluate.secret_outputs(
-            body, party, inputs, public, values.frac_bits, values.formats, outputs, output_scales
+            body, party, inputs, public, values.setting, outputs, output_scales
         )
         settled = [r.settled(party).unmasked() for r in results]
         return settled[:count], settled[count:]
@@ -51,4 +51,4 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
 
 
 def _scale(values: Values, node: Node) -> int:
-    return 0 if node.is_integer else values.format(node).frac_bits
+    return 0 if node.is_integer else values.setting.format(node).frac_bits

@@ -1,0 +1,156 @@
+"""What becomes of a function under sharing, operation by operation: scales, room, and cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from lpgan_jax.clear import Clear, scaled
+from lpgan_jax.cost_model import program_cost
+from lpgan_jax.secret import Secret
+from lpgan_jax.whole import bits_left
+
+if TYPE_CHECKING:
+    from lpgan_jax.transform.function import Program
+
+FEW = 2.0
+"""Bits left below which a value is called too large: it may grow by less than four times."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An operation on secrets.
+
+    Attributes:
+        primitive: JAX's name of it, or one of ours.
+        place: where it stands in the function.
+        scale: fraction bits in which its result is kept.
+        bits_left: the fewest bits between a magnitude that it truncates or compares and what that
+            takes; negative where a value wraps. None if nothing is, or if there are no values.
+        rounds: of its own messages.
+        bytes: that each server sends.
+        dealer_bytes: that DS sends S2.
+    """
+
+    primitive: str
+    place: str
+    scale: int
+    bits_left: float | None
+    rounds: int
+    bytes: int
+    dealer_bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A table of a function's operations, in its order; `str` shows those that cost or may wrap.
+
+    Attributes:
+        rows: of all operations on secrets.
+        public: names of argument leaves that all may know.
+    """
+
+    rows: tuple[Row, ...]
+    public: tuple[str, ...]
+
+    @property
+    def too_large(self) -> list[Row]:
+        """Rows with fewer than `FEW` bits left."""
+        return [row for row in self.rows if row.bits_left is not None and row.bits_left < FEW]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return {"public": list(self.public), "rows": [asdict(row) for row in self.rows]}
+
+    def __str__(self) -> str:
+        shown = [r for r in self.rows if r.bytes or r.dealer_bytes or r.bits_left is not None]
+        header = ["primitive", "scale", "bits left", "rounds", "a server sends", "DS to S2"]
+        table = [[*header, "place"], *(_cells(row) for row in shown)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if 0 < i < len(header) else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+            for cells in table
+        ]
+        lines.insert(1, "-" * max(map(len, lines)))
+        lines += ["", f"Public: {', '.join(self.public) or 'nothing'}. All else is secret."]
+        for row in self.too_large:
+            lines.append(
+                f"Too large: {row.primitive} has {row.bits_left:.1f} bits left ({row.place})."
+            )
+        return "\n".join(lines)
+
+
+def _cells(row: Row) -> list[str]:
+    left = "" if row.bits_left is None else f"{row.bits_left:.1f}"
+    numbers = [f"{n:,}" if n else "" for n in (row.rounds, row.bytes, row.dealer_bytes)]
+    return [row.primitive, str(row.scale), left, *numbers, row.place.replace(f"{os.getcwd()}/", "")]
+
+
+def explained(
+    program: Program, secrets: Sequence[Secret], public: Any, values: Sequence[Any] | None
+) -> Explanation:
+    """See `Secure.explain`.
+
+    Args:
+        program: the traced function.
+        secrets: shapes of its secret inputs.
+        public: shapes or values of its frontier; values if there are `values`.
+        values: real arrays of its secret inputs, if there are any.
+    """
+    numbers = {id(n): str(i) for i, n in enumerate(program.nodes)}
+    setting = dataclasses.replace(program.setting, place=lambda n: numbers.get(id(n), ""))
+    numbered = dataclasses.replace(program, setting=setting)
+
+    layers = program_cost(numbered.run, secrets, jax.eval_shape(lambda p: p, public)).layers
+    left = {} if values is None else _bits_left(numbered.run, values, program.scales, public)
+    rows = []
+    for node in program.nodes:
+        if not node.secret or node.results:
+            continue
+        number = numbers[id(node)]
+        cost = layers.get(number)
+        rows.append(
+            Row(
+                node.operation,
+                str(node.place),
+                0 if node.is_integer else setting.format(node).frac_bits,
+                left.get(number),
+                cost.rounds if cost else 0,
+                cost.online_bytes if cost else 0,
+                cost.dealer_bytes_s2 if cost else 0,
+            )
+        )
+    if (cost := layers.get("outputs")) is not None:
+        sent = cost.rounds, cost.online_bytes, cost.dealer_bytes_s2
+        rows.append(Row("outputs", "the function", program.setting.frac_bits, None, *sent))
+    return Explanation(tuple(rows), tuple(x.name for x in program.leaves if x.public))
+
+
+def _bits_left(
+    run: Callable[..., Any], values: Sequence[Any], scales: Sequence[int], public: Any
+) -> dict[str, float]:
+    """The fewest bits that each place's values leave, in float64; not within iterations."""
+    places: list[str] = []
+
+    @jax.jit
+    def fewest(values: Sequence[Any], public: Any) -> jax.Array:
+        party = Clear()
+        run(party, [scaled(v, s) for v, s in zip(values, scales, strict=True)], public)
+        places[:] = [seen.place.partition("/")[0] for seen in party.seen]
+        return jnp.stack([bits_left(party, seen) for seen in party.seen])
+
+    found: dict[str, float] = {}
+    for bits, place in zip(fewest(values, public).tolist(), places, strict=True):
+        if math.isfinite(bits):
+            found[place] = min(bits, found.get(place, math.inf))
+    return found

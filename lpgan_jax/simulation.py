@@ -99,6 +99,13 @@ def compiler_options(features: int) -> dict[str, bool | str] | None:
     return {name: value for name, value in wanted.items() if _knows(name, value)} or None
 
 
+def options_to_run_once() -> dict[str, bool | str] | None:
+    """How XLA:CPU should compile what runs once: quickly."""
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": "0"}
+
+
 def _knows(option: str, value: bool | str) -> bool:
     """Whether this JAX has such an option."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.clear import Clear, scaled
+from lpgan_jax.simulation import options_to_run_once
 from lpgan_jax.transform.evaluate import Evaluation, evaluation
 from lpgan_jax.transform.graph import Graph, Node
 from lpgan_jax.transform.rules.registry import lifted
@@ -56,7 +58,7 @@ def first_difference(
     nodes = graph.nodes()
     looked_at = [n for n in nodes if n.secret and n.inputs and not n.results]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options_to_run_once())
     def errors(secrets: Sequence[Any], public: dict[int, Any]) -> list[jax.Array]:
         inputs = [scaled(v, s) for v, s in zip(secrets, scales, strict=True)]
         run = evaluation(graph, Clear(), public, setting)

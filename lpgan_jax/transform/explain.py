@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from lpgan_jax.clear import Clear, scaled
-from lpgan_jax.cost_model import program_cost
+from lpgan_jax.cost_model import UNPLACED, program_cost
 from lpgan_jax.secret import Secret
+from lpgan_jax.simulation import options_to_run_once
 from lpgan_jax.whole import bits_left
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Row:
             takes; negative where a value wraps. None if nothing is, or if there are no values.
         rounds: of its own messages.
         bytes: that each server sends.
-        dealer_bytes: that DS sends S2.
+        dealer_bytes: that DS sends S2 (those of the arguments with its seed).
     """
 
     primitive: str
@@ -130,9 +132,10 @@ def explained(
                 cost.dealer_bytes_s2 if cost else 0,
             )
         )
-    if (cost := layers.get("outputs")) is not None:
-        sent = cost.rounds, cost.online_bytes, cost.dealer_bytes_s2
-        rows.append(Row("outputs", "the function", program.setting.frac_bits, None, *sent))
+    for name, place in ((UNPLACED, "arguments"), ("outputs", "results")):
+        if (cost := layers.get(name)) is not None:
+            sent = cost.rounds, cost.online_bytes, cost.dealer_bytes_s2
+            rows.append(Row("rescaling", place, program.setting.frac_bits, None, *sent))
     return Explanation(tuple(rows), tuple(x.name for x in program.leaves if x.public))
 
 
@@ -142,7 +145,7 @@ def _bits_left(
     """The fewest bits that each place's values leave, in float64; not within iterations."""
     places: list[str] = []
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options_to_run_once())
     def fewest(values: Sequence[Any], public: Any) -> jax.Array:
         party = Clear()
         run(party, [scaled(v, s) for v, s in zip(values, scales, strict=True)], public)

@@ -516,16 +516,15 @@ class Values:
                 offset += term.coefficient
         factors = [t.coefficient for t in (*secrets, *bits)]
         exact = all(_exponent(c) is not None for c in factors)
-        ranges = (_stored(t).form.times(t.coefficient).log_range for t in secrets)
-        widest = max(form.log_range, *ranges, form.log_range)
-        finest = TOP - widest if exact else TOP - widest - self.frac_bits
+        room = TOP - _log_range(form, secrets, exact)
+        finest = room if exact else room - self.frac_bits
         # A pure selection comes after the truncation: it leaves no bits to drop.
         if exact and any(t.bit is not None for t in secrets):
             finest = f
         parts = [self._part(term, finest, exact) for term in secrets]
         parts += [compare.arithmetic(self.party, t.bit.bit) for t in bits if t.bit is not None]
         if parts:
-            result = _weighted(parts, factors, value.shape, TOP - widest)
+            result = _weighted(parts, factors, value.shape, room)
             if small:  # to the scale at which the others are added, if there is room for them
                 result = self._truncated(result, min(result.frac_bits, f + self.frac_bits))
         else:
@@ -610,6 +609,22 @@ class Values:
 def _stored(term: Term) -> Stored:
     assert isinstance(term.source, Stored)
     return term.source
+
+
+def _log_range(form: Format, terms: Sequence[Term], exact: bool) -> int:
+    """How large an integer a sum of terms takes, beyond its fraction bits (and its factors').
+
+    Factors that are powers of two move the scale; others are integers, the largest of them in full.
+    """
+    if exact:
+        ranges = [_stored(t).form.times(t.coefficient).log_range for t in terms]
+    else:
+        largest = max((abs(t.coefficient) for t in terms), default=1.0)
+        ranges = [
+            _stored(t).form.log_range + math.floor(math.log2(abs(t.coefficient) / largest))
+            for t in terms
+        ]
+    return max([form.log_range, *ranges])
 
 
 def _at_scale(source: Stored, frac_bits: int) -> Stored:

@@ -60,7 +60,9 @@ def _messages(program: Jaxpr) -> Iterator[Message]:
             yield name, words.shape, words.dtype
         else:
             inside = [m for body, _ in bodies(equation.params) for m in _messages(body)]
-            yield from inside * equation.params.get("length", 1)
+            yield from inside * (
+                equation.params["length"] if equation.primitive.name == "scan" else 1
+            )
 
 
 _INSTRUCTION = re.compile(r"= (?P<type>.*?) ?(?P<name>[a-z][\w-]*)\(")

@@ -292,6 +292,14 @@ class Interpreter:
         return words
 
     def _select(self, operands: list[Value]) -> Value | None:
+        chosen = self._chosen(operands)
+        if chosen is not None and chosen.ids is not None:
+            for case in operands[1:]:  # S1 takes the words, S2 the correction
+                if case.rest is not None and case.rest.dealt is not None:
+                    self.ledger.pair(chosen.ids, case.rest.dealt)
+        return chosen
+
+    def _chosen(self, operands: list[Value]) -> Value | None:
         which, *cases = operands
         if which.known is None:
             return self._chosen_by(which, cases)

@@ -172,12 +172,10 @@ def audit_program(
     sides = []
     for number in range(2):
         server = Server(numbering, ledger.for_server(), number)
-        # S1 gets no corrections, but zeros.
-        received = dealt if number else [PUBLIC] * len(dealt)
         shares = [given(share.dtype) for share in jax.tree.leaves(mine)]
         known = [PUBLIC for _ in jax.tree.leaves(public)]
         seed = Value(ids=np.asarray(numbering.seed(numbering.root, number)))
-        server.serve(online, [seed, *received, *shares, *known], names)
+        server.serve(online, [seed, *dealt, *shares, *known], names)  # S1 takes words instead
         sides.append((server.openings, [*server.problems]))  # its ledger may go
     return _merge([*again, *too, *dealer.problems], *sides)
 

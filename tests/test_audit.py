@@ -523,6 +523,21 @@ def test_a_leak_in_a_result_is_found(leak, text):
     assert [p for p in report.problems if text in p], report.problems
 
 
+def test_a_share_whose_correction_s2_puts_elsewhere_is_found(monkeypatch):
+    """No message tells anything; but S1's half of the second product is not what S2's leaves."""
+    received = []
+
+    def next_correction(self, expected):
+        received.append(next(self._received))
+        is_second = len(received) % 2 == 0  # of two products, in each trace
+        return received[-2] if is_second else received[-1]
+
+    monkeypatch.setattr(Party, "_next_correction", next_correction)
+    report = audited(_two_products)
+    assert not found(report)
+    assert report.problems == ["S1 after mask: result[1].words is no sum of fresh shares"]
+
+
 def _sums_of_shares(party, x, y):
     product = arithmetic.truncate(party, arithmetic.mul(party, secret(x), secret(y)), 18).share
     lines = product.sum(0), jnp.cumsum(product, 1), product[::-1] * np.uint64(3), -product + 5
@@ -695,7 +710,12 @@ def _raw_key(party, x, y):
 
 
 def _loop_over_keys(party, x, y):
-    return lax.map(lambda k: jax.random.bits(k, (), np.uint64), party._source._shares._keys)
+    keys = party._source._shares._keys
+
+    def body(state):
+        return state[0] + 1, jax.random.bits(keys[state[0]], (), np.uint64)
+
+    return lax.while_loop(lambda state: state[0] < 3, body, (0, jnp.uint64(0)))[1]
 
 
 def _two_sizes(party, x, y):
@@ -741,7 +761,7 @@ OTHERS = [
     (_permuted, "ppermute talks to the other server outside of an exchange"),
     (_disguised, "leak is no plain exchange"),
     (_raw_key, "a key enters random_unwrap"),
-    (_loop_over_keys, "a key enters scan"),
+    (_loop_over_keys, "a key enters while"),
     (_two_sizes, "one key draws words twice, in two sizes"),
 ]
 
@@ -775,16 +795,18 @@ def test_a_callback_of_the_dealer_is_found():
     assert problem == "DS: debug_callback reaches out to the host"
 
 
-def test_an_exchange_in_a_loop_is_found(monkeypatch):
+def test_an_exchange_in_a_loop_whose_length_is_not_known_is_found(monkeypatch):
     """`StaleParty` refuses it; were it not for that, one mask would serve every round."""
     monkeypatch.setattr(Party, "_check_fresh", lambda self: None)
 
-    def program(party, x, y):
-        mask = _mask(party, SHAPE[1:])
-        return lax.map(lambda row: party.open(row - mask, "leak"), x)
+    def program(party, x, y, public):
+        return lax.fori_loop(0, public, lambda i, v: party.open(v - _mask(party), "leak"), x)
 
-    problems = audited(program).problems
-    assert [p for p in problems if "leak is sent in a loop" in p and p.startswith("S1")]
+    problems = audited(program, jnp.int64(3)).problems
+    for server in ("S1", "S2"):
+        assert (
+            f"{server}: leak is sent in a branch, or a loop, whose course is not known" in problems
+        )
 
 
 def test_what_only_one_server_sends_is_found(monkeypatch):
@@ -927,6 +949,36 @@ def test_compiled_messages_are_matched_by_name_shape_dtype_and_number():
         "  %o = token[] outfeed(%y, %t)",
     ):
         assert len(check_compiled(text, messages)) == 1, text
+
+
+LOOPS = """
+%inner (p: u64[2]) -> u64[2] {{
+{exchange}
+}}
+%outer (p: u64[2]) -> u64[2] {{
+  %w = u64[2]{{0}} while(%p), condition=%more, body=%inner, backend_config={{{inner}}}
+}}
+ENTRY %main (p: u64[2]) -> u64[2] {{
+  %w = u64[2]{{0}} while(%p), condition=%more, body=%outer, backend_config={{{outer}}}
+}}
+"""
+TRIPS = '"known_trip_count":{{"n":"{}"}}'
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "text"),
+    [
+        (TRIPS.format(3), TRIPS.format(2), None),
+        (TRIPS.format(3), TRIPS.format(3), "too often"),
+        (TRIPS.format(3), "", "nobody knows how often"),
+        ("", TRIPS.format(1), "nobody knows how often"),
+    ],
+)
+def test_what_compiled_loops_send_is_counted(inner, outer, text):
+    exchange = EXCHANGE.format(type="u64[2,3]{1,0}", start="", pairs=SWAP)
+    program = LOOPS.format(exchange=exchange, inner=inner, outer=outer)
+    problems = check_compiled(program, [("a/mask", (2, 3), np.uint64)] * 6)
+    assert [text in problem for problem in problems] == ([] if text is None else [True])
 
 
 def test_two_devices_are_needed(monkeypatch):

@@ -6,7 +6,8 @@ dealt values) are enumerated, and the multiset of views must be the same for all
 contains the server's input shares, so this is equality given its own share. When one element is
 processed, the bits of packed words beyond lane 0 hold no value: they are all 0 or all 1.
 
-The rings have 2 to 4 bits, so that a case has at most 24 random bits. Larger protocols are
+The rings have 2 to 4 bits, so that a case has at most 24 random bits. In a scan each iteration
+gets some of them (and of the coins), as it gets a key in earnest. Larger protocols are
 enumerated with the coins of the server that looks held at a few random values: its shares and the
 words of its own seed, which are parts of its view. The views must then agree for each of them.
 """
@@ -23,10 +24,13 @@ from lpgan_jax.mpc import arithmetic, boolean, compare, patent
 from lpgan_jax.party import AXIS, Party, Source
 from lpgan_jax.ring.words import Ring
 from lpgan_jax.secret import Secret, add_public
+from lpgan_jax.transform.rules.comparison import Tournament
+from lpgan_jax.transform.values import Stored, Values
 
 CHUNK_BITS = 20
 SAMPLES = 4  # of the coins of the server that looks, where they are not enumerated
 COINS = 96  # at most, each a byte
+ITERATION_BITS, ITERATION_COINS = 6, 6  # of an iteration of a scan
 
 
 class Script(Source):
@@ -52,6 +56,18 @@ class Script(Source):
             self.used += width * count
             words = self.number >> starts
         return (words & (2**width - 1)).astype(jnp.uint8).reshape(shape)
+
+    def parts(self, count):
+        """(bits, coins) of as many iterations."""
+        starts = self.used + ITERATION_BITS * np.arange(count, dtype=np.uint32)
+        self.used += ITERATION_BITS * count
+        coins = self._coins[self._coins_used :][: ITERATION_COINS * count]
+        self._coins_used += ITERATION_COINS * count
+        return self.number >> starts, coins.reshape(count, ITERATION_COINS)
+
+    def part(self, number, coins):
+        """The script of an iteration."""
+        return Script(number & (2**ITERATION_BITS - 1), self._looking, coins, self._repeat_shares)
 
     def sharing(self, secret, width, ring):
         """Shares of a secret: the given one of the server that looks, or S1's, is drawn."""
@@ -80,6 +96,27 @@ class Seat(Party):
         super().__init__(source, ring)
         self.sent, self.dealt = [], []  # (words, width)
         self._message_width = 1
+
+    def _seeds(self, count):
+        return self._source.parts(count)
+
+    def _child(self, seed, received):
+        return Seat(self._source.part(*seed), self.ring)
+
+    def scan(self, body, carry, xs, length, reverse=False):
+        widths = []
+
+        def recorded(party, carry, x):
+            carry, y = body(party, carry, x)
+            fields = party.sent, party.dealt, *party._source.words
+            widths[:] = [[width for _, width in part] for part in fields]
+            return carry, (y, [[words for words, _ in part] for part in fields])
+
+        carry, (ys, parts) = super().scan(recorded, carry, xs, length, reverse)
+        fields = self.sent, self.dealt, *self._source.words
+        for part, words, each in zip(fields, parts, widths, strict=True):
+            part += zip(words, each, strict=True)
+        return carry, ys
 
     def mask(self, shape, dtype=None, bitwise=False):
         self._source.width = 1 if bitwise else self.ring.bits
@@ -538,6 +575,77 @@ def test_two_bits_select_one_masked_value():
     cases = [(0, 0, 0), (1, 0, 0), (0, 1, 3), (1, 1, 1), (1, 0, 2)]
     experiment = Experiment(protocol, Ring(2), (1, 1, 2))
     assert experiment.leaks(cases, lambda c, d, x: [c * x, d * x]) == set()
+
+
+# What `secure` adds -----------------------------------------------------------------------------
+
+
+def _products(party, *rows):
+    """The product of three values, in a scan over the last two."""
+
+    def body(party, carry, row):
+        carry = arithmetic.mul(party, Secret(carry, 0), Secret(row, 0)).share
+        return carry, carry
+
+    last, products = party.scan(body, rows[0], jnp.stack(rows[1:]), 2)
+    return [(last, 2), (products[0], 2)]
+
+
+SCANNED = [(0, 0, 0), (1, 1, 1), (3, 2, 1), (1, 3, 2), (2, 1, 3)]
+
+
+def test_products_in_a_scan():
+    """Each iteration opens a secret that the one before made."""
+    expected = lambda x, y, z: [x * y * z, x * y]  # noqa: E731
+    assert leaks_to_each(_products, Ring(2), (2,) * 3, SCANNED, expected) == set()
+
+
+def test_a_scan_whose_iterations_share_their_masks_is_found(monkeypatch):
+    parts = Script.parts
+
+    def same(self, count):
+        return [jnp.stack([part[0]] * count) for part in parts(self, count)]
+
+    monkeypatch.setattr(Script, "parts", same)
+    assert leaks_to_each(_products, Ring(2), (2,) * 3, SCANNED) == {1, 2}
+
+
+def _tournament(party, *rows):
+    values, x = Values(party, 0, {}, {}), Secret(jnp.stack(rows), 0)
+    return values, Tournament(values, Stored(party, x.shape, lambda: x))
+
+
+def _in_range(rows):
+    """Whether no difference leaves half of Ring(2)."""
+    return {_signed(x, 2) for x in rows} <= {-1, 0}
+
+
+def test_the_largest_of_three():
+    def protocol(party, *rows):
+        _, found = _tournament(party, *rows)
+        return [(found.largest.raw.share, 2)]
+
+    def expected(*rows):
+        return [max(_signed(x, 2) for x in rows)] if _in_range(rows) else None
+
+    cases = [(0, 0, 0), (3, 0, 3), (3, 3, 0), (3, 3, 3), (2, 1, 3)]
+    assert leaks_to_each(protocol, Ring(2), (2,) * 3, cases, expected) == set()
+
+
+def test_a_value_at_the_place_of_the_largest():
+    """The first of equal ones wins."""
+
+    def protocol(party, x, y, given):
+        values, found = _tournament(party, x, y)
+        places = found.given(values.of(Secret(given, 0))).stored.raw.share
+        return [(place, 2) for place in places]
+
+    def expected(x, y, given):
+        second = _signed(x, 2) < _signed(y, 2)
+        return [given * (not second), given * second] if _in_range((x, y)) else None
+
+    cases = [(0, 0, 1), (3, 3, 2), (3, 0, 3), (0, 3, 1), (2, 1, 1)]
+    assert leaks_to_each(protocol, Ring(2), (2,) * 3, cases, expected) == set()
 
 
 # Negative controls: planted leaks that the same check must find ---------------------------------

@@ -15,10 +15,12 @@ What is checked, for each server as a sender:
 4. every element of a correction is padded by a word of S1's seed, which pads nothing else and which
    no correction depends on otherwise;
 5. predicates, trip counts and addresses depend on public inputs only; nothing calls back to the
-   host; and nothing but exchanges, outside of loops, joins what the two servers have;
+   host; and nothing but exchanges, each of which takes place once, or once in each iteration of a
+   scan, joins what the two servers have;
 6. every result is a sum, with public coefficients, of shares: those that the program is given, and
-   fresh ones, which are blinded at S1 by a word that blinds no other. What it tells of a mask, it
-   tells with the message that this mask hides;
+   fresh ones, which are blinded at S1 by a word that blinds no other; if that word pads a
+   correction, S2 has this correction in its place. What a result tells of a mask, it tells with
+   the message that this mask hides;
 7. the function is traced alike the second time, and no rule for `vmap` runs in a simulation only.
 
 Why that suffices. Fix the secrets and what the receiver holds at the start: its shares, its seed.

@@ -32,7 +32,16 @@ from lpgan_jax.analysis.audit.primitives import (
     summed,
     whole_words,
 )
-from lpgan_jax.analysis.audit.values import NO_WORD, PUBLIC, Numbering, Rest, Value, all_of, join
+from lpgan_jax.analysis.audit.values import (
+    NO_WORD,
+    PUBLIC,
+    Numbering,
+    Rest,
+    Value,
+    all_of,
+    join,
+    stacked,
+)
 
 _LARGEST_KNOWN = 2**12  # elements of a public value that is computed
 
@@ -47,7 +56,7 @@ class Interpreter:
         numbering: of all keys and words.
         ledger: of the words.
         problems: what is wrong, in order, each once.
-        depth: how many loops and branches that are not inlined we are in.
+        depth: how many branches that are not known, and loops of unknown length, we are in.
     """
 
     def __init__(self, numbering: Numbering, ledger: Ledger) -> None:
@@ -129,7 +138,7 @@ class Interpreter:
         if name == "optimization_barrier":
             return operands
         if name == "scan":
-            return self.scan(equation, operands)
+            return self._scan(equation, operands)
         self._check_sides(equation, operands)
         if name == "while":
             return self.finish_equation(equation, operands, self._while(params, operands))
@@ -283,6 +292,14 @@ class Interpreter:
         return words
 
     def _select(self, operands: list[Value]) -> Value | None:
+        chosen = self._chosen(operands)
+        if chosen is not None and chosen.ids is not None:
+            for case in operands[1:]:  # S1 takes the words, S2 the correction
+                if case.rest is not None and case.rest.dealt is not None:
+                    self.ledger.pair(chosen.ids, case.rest.dealt)
+        return chosen
+
+    def _chosen(self, operands: list[Value]) -> Value | None:
         which, *cases = operands
         if which.known is None:
             return self._chosen_by(which, cases)
@@ -350,12 +367,22 @@ class Interpreter:
             for operand in changed:
                 operands[operand] = everything
 
-    def scan(self, equation: Any, operands: list[Value]) -> list[Value]:
-        """The results of a scan."""
-        self._check_sides(equation, operands)
+    def _scan(self, equation: Any, operands: list[Value]) -> list[Value]:
+        """Every execution of the body, since each must have masks of its own."""
         (body,) = bodies(equation.params)
         sliced, carried = scan_parts(equation)
-        return self._loop(body, operands, len(operands) - sliced - carried, carried)
+        fixed, lines = operands[: len(operands) - sliced], operands[len(operands) - sliced :]
+        consts, carry = fixed[: len(fixed) - carried], fixed[len(fixed) - carried :]
+        order = range(equation.params["length"])
+        results: list[list[Value]] = [[] for _ in order]
+        for i in reversed(order) if equation.params["reverse"] else order:
+            made = self.run(*body, [*consts, *carry, *(line.row(i) for line in lines)])
+            carry, results[i] = made[:carried], made[carried:]
+        stacks = [
+            stacked([result[place] for result in results], atom.aval.shape[1:])
+            for place, atom in enumerate(equation.outvars[carried:])
+        ]
+        return [*carry, *stacks]
 
     def _while(self, params: dict[str, Any], operands: list[Value]) -> list[Value]:
         (body,), (predicate,) = (bodies({"": params[f"{n}_jaxpr"]}) for n in ("body", "cond"))

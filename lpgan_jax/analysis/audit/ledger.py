@@ -26,11 +26,14 @@ class Ledger:
         pads: for each word, the number of the correction (from 1) that it pads, minus the number of
             the message, or 0.
         spent: for each word, whether it can pad no message (any more).
+        blinds: for each word, whether a share of S1's that it pads is blinded by it: the word was
+            put to use.
     """
 
     def __init__(self) -> None:
         self.pads = np.zeros(1, np.int32)
         self.spent = np.ones(1, bool)
+        self.blinds = np.zeros(1, bool)
         self.names: list[str] = []
         """Of the corrections."""
         self._contents: list[Rest | None] = []  # of each message, what it depends on
@@ -51,6 +54,7 @@ class Ledger:
         # S2 knows what was subtracted from a correction: such words pad no message.
         server.spent = self.pads > 0
         server.spent[NO_WORD] = True
+        server.blinds = np.zeros(len(self.pads), bool)
         return server
 
     @property
@@ -61,6 +65,7 @@ class Ledger:
     def cover(self, total: int) -> None:
         """Make room for new words."""
         self.pads, self.spent = grown(self.pads, total), grown(self.spent, total)
+        self.blinds = grown(self.blinds, total)
 
     # Corrections --------------------------------------------------------------------------------
 
@@ -115,7 +120,8 @@ class Ledger:
         inside = self.spent[pads] & ~reused & ~bare & ~dealt
         self.spent[pads] = True
         real = pads[~bare]
-        self.pads[real[self.pads[real] == 0]] = -self.messages
+        masks = real[self.pads[real] == 0]
+        self.pads[masks], self.blinds[masks] = -self.messages, True
         repeated = len(real) - len(np.unique(real)) if _repeat(real) else 0
         for count, text in (
             (bare.sum(), "are not masked by a word of the sender's own"),
@@ -148,15 +154,20 @@ class Ledger:
 
     # Results ------------------------------------------------------------------------------------
 
+    def pair(self, ids: np.ndarray, correction: int) -> None:
+        """S1 has these words where S2 has a correction: a dealt value's shares, if they pad it."""
+        self.blinds[ids[self.pads[ids] == correction]] = True
+
     def term(self, ids: np.ndarray | None) -> Sum | None:
         """A fresh share, where every element is blinded by a word of its own that was put to use.
 
-        That is one that a dealt share consists of, or the mask of a message: whoever gets results
-        sees no messages. (That it gets no mask without the message is looked at in `show`.)
+        That is one that a dealt share consists of (see `pair`), or the mask of a message: whoever
+        gets results sees no messages. (That it gets no mask without the message is looked at in
+        `show`.)
         """
-        if ids is None or not ids.size or self.pads[ids.flat[0]] == 0:
+        if ids is None or not ids.size or not self.blinds[ids.flat[0]]:
             return None
-        if not self.pads[ids].all() or _repeat(ids.reshape(-1)):
+        if not self.blinds[ids].all() or _repeat(ids.reshape(-1)):
             return None
         self._terms.append(WordSet.of(ids))
         return Sum(frozenset([len(self._terms)]))

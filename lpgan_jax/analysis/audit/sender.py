@@ -47,7 +47,7 @@ class Sender(Interpreter):
             self.problem(f"{name} is no plain exchange between the two servers")
             return Value(rest=Rest())
         if self.depth:
-            self.problem(f"{name} is sent in a loop or a branch, with the same masks every time")
+            self.problem(f"{name} is sent in a branch, or a loop, whose course is not known")
             return Value(rest=Rest())
         (message,) = operands
         pads = np.int32(NO_WORD) if message.ids is None else message.ids

@@ -13,11 +13,19 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from lpgan_jax import party, prng
 from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import call_name
+from lpgan_jax.analysis.audit.primitives import bodies, call_name
 from lpgan_jax.analysis.audit.report import Opening, Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.tracing import trace_twice
-from lpgan_jax.analysis.audit.values import PUBLIC, Numbering, Rest, Value, closure, given
+from lpgan_jax.analysis.audit.values import (
+    PUBLIC,
+    Numbering,
+    Rest,
+    Value,
+    closure,
+    given,
+    stacked,
+)
 from lpgan_jax.party import AXIS, Party
 
 
@@ -35,23 +43,27 @@ class Dealer(Interpreter):
     def steered(self, text: str) -> None:
         """DS knows the masks: what its program does with them is seen by nobody."""
 
-    def deal(self, program: ClosedJaxpr, operands: Sequence[Value]) -> None:
-        """Interpret the program and check its corrections."""
+    def deal(self, program: ClosedJaxpr, operands: Sequence[Value]) -> list[Value]:
+        """Interpret the program and check its corrections; what they are to S2."""
         corrections = self.run(program.jaxpr, program.consts, operands)
-        places = {
-            id(atom): call_name(equation).removeprefix("deal:").strip("/")
-            for equation in program.jaxpr.eqns
-            for atom in equation.outvars
-        }
-        for number, (atom, value) in enumerate(
-            zip(program.jaxpr.outvars, corrections, strict=True), 1
-        ):
-            name = f"correction {number} ({places.get(id(atom)) or 'top'})"
-            opened = self._opened in closure(value.rest, set())
-            for problem in self.ledger.correct(name, value, self._from_s1(value), opened):
-                self.problem(problem)
+        received = [
+            self._correct(_place(program.jaxpr, atom), value)
+            for atom, value in zip(program.jaxpr.outvars, corrections, strict=True)
+        ]
         for problem in self.ledger.settle():
             self.problem(problem)
+        return received
+
+    def _correct(self, place: str, value: Value) -> Value:
+        """Check a correction, or those of each iteration of a scan."""
+        if value.rows is not None:
+            return stacked([self._correct(place, row) for row in value.rows], ())
+        number = len(self.ledger.names) + 1
+        name = f"correction {number} ({place or 'top'})"
+        opened = self._opened in closure(value.rest, set())
+        for problem in self.ledger.correct(name, value, self._from_s1(value), opened):
+            self.problem(problem)
+        return Value(rest=Rest(dealt=number))
 
     def _from_s1(self, value: Value) -> bool:
         pads = np.zeros(0, np.int32) if value.ids is None else value.ids
@@ -113,6 +125,17 @@ class Server(Sender):
         return ids.shape, [f"{line}: {problem}" for problem in problems]
 
 
+def _place(program: Jaxpr, result: Any) -> str:
+    """Where in a program a correction is dealt: place/.../name, empty at the top."""
+    for equation in program.eqns:
+        if result in equation.outvars:
+            if equation.primitive.name == "scan":
+                ((body, _),) = bodies(equation.params)
+                return _place(body, body.outvars[equation.outvars.index(result)])
+            return call_name(equation).removeprefix("deal:").strip("/")
+    return ""
+
+
 def audit_program(
     function: Callable[[Party, Any, Any], Any], secrets: Any, public: Any = None
 ) -> Report:
@@ -143,20 +166,16 @@ def audit_program(
     serving = naming_results(serve, names)
     online, too = trace_twice("the servers", serving, key, corrections, mine, public)
     dealer = Dealer(numbering, ledger)
-    dealer.deal(
+    dealt = dealer.deal(
         dealing, [Value(ids=np.asarray(numbering.root)), *[PUBLIC] * (len(dealing.in_avals) - 1)]
     )
     sides = []
     for number in range(2):
         server = Server(numbering, ledger.for_server(), number)
-        # S1 gets no corrections, but zeros.
-        received = [
-            Value(rest=Rest(dealt=c)) if number else PUBLIC for c, _ in enumerate(corrections, 1)
-        ]
         shares = [given(share.dtype) for share in jax.tree.leaves(mine)]
         known = [PUBLIC for _ in jax.tree.leaves(public)]
         seed = Value(ids=np.asarray(numbering.seed(numbering.root, number)))
-        server.serve(online, [seed, *received, *shares, *known], names)
+        server.serve(online, [seed, *dealt, *shares, *known], names)  # S1 takes words instead
         sides.append((server.openings, [*server.problems]))  # its ledger may go
     return _merge([*again, *too, *dealer.problems], *sides)
 

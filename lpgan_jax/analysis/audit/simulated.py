@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr
 
 from lpgan_jax.analysis.audit import holders
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name, scan_parts
+from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name
 from lpgan_jax.analysis.audit.report import Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.servers import audit_program
@@ -27,8 +27,6 @@ from lpgan_jax.analysis.audit.values import (
     Value,
     given,
     grown,
-    join,
-    sum_of,
 )
 from lpgan_jax.cost_model import Shape, arguments
 from lpgan_jax.shares import PARTIES
@@ -93,22 +91,6 @@ class Simulated(Sender):
             self._server_of = grown(self._server_of, self.numbering.total)
             self._server_of[words] = holders.DEALER if server is None else holders.WORDS[server]
         return words
-
-    def scan(self, equation: Any, operands: list[Value]) -> list[Value]:
-        """Every execution of the body, since each must have masks of its own."""
-        (body,) = bodies(equation.params)
-        params, length = equation.params, equation.params["length"]
-        sliced, carried = scan_parts(equation)
-        stacked = len(equation.outvars) - carried
-        fixed, lines = operands[: len(operands) - sliced], operands[len(operands) - sliced :]
-        consts, carry = fixed[: len(fixed) - carried], fixed[len(fixed) - carried :]
-        rows: list[list[Value]] = [[] for _ in range(length)]
-        for i in reversed(range(length)) if params["reverse"] else range(length):
-            results = self.run(*body, [*consts, *carry, *(_row(line, i) for line in lines)])
-            carry, rows[i] = results[:carried], results[carried:]
-        avals = [atom.aval for atom in equation.outvars[carried:]]
-        columns = [[row[place] for row in rows] for place in range(stacked)]
-        return [*carry, *map(_stack, columns, avals)]
 
     # Marked calls -------------------------------------------------------------------------------
 
@@ -238,36 +220,6 @@ def _joined_along(body: Jaxpr) -> int | None:
     if last is None or last.primitive.name not in JOINS or last.outvars != body.outvars:
         return None
     return int(last.params["dimension" if last.primitive.name == "concatenate" else "axis"])
-
-
-def _row(value: Value, index: int) -> Value:
-    """Of an array that a scan goes through."""
-
-    def at(array: np.ndarray | None) -> Any:
-        return None if array is None else array[index]
-
-    return value._replace(ids=at(value.ids), known=at(value.known), holders=at(value.holders))
-
-
-def _stack(values: list[Value], aval: Any) -> Value:
-    """What a scan makes of its rows."""
-
-    def stacked(name: str, absent: Any) -> Any:
-        arrays = [getattr(value, name) for value in values]
-        if all(array is None for array in arrays):
-            return None
-        shape = aval.shape[1:]
-        filled = [np.broadcast_to(absent if a is None else a, shape) for a in arrays]
-        return np.stack(filled)
-
-    known = [value.known for value in values if value.known is not None]
-    return Value(
-        stacked("ids", np.int32(NO_WORD)),
-        join(value.rest for value in values),
-        np.stack(known) if known and len(known) == len(values) else None,
-        sum_of(values),
-        stacked("holders", np.uint8(0)),
-    )
 
 
 def audit(function: Callable[..., Any], *shapes: Shape) -> Report:

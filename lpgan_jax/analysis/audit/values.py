@@ -86,6 +86,8 @@ class Value(NamedTuple):
         sum: what its elements are sums of, with public coefficients; None: not known.
         holders: in a program of both servers, for each element who could compute it (see
             `holders`); None: everybody.
+        rows: of what a scan stacks or takes apart, each iteration's, which depends on less than all
+            of them together; None: not known.
     """
 
     ids: np.ndarray | None = None
@@ -93,11 +95,22 @@ class Value(NamedTuple):
     known: np.ndarray | None = None
     sum: Sum | None = None
     holders: np.ndarray | None = None
+    rows: tuple[Value, ...] | None = None
 
     @property
     def private(self) -> bool:
         """Whether it depends on more than what is public."""
         return self.ids is not None or self.rest is not None
+
+    def row(self, index: int) -> Value:
+        """What an iteration of a scan gets of it."""
+        if self.rows is not None:
+            return self.rows[index]
+
+        def at(array: np.ndarray | None) -> Any:
+            return None if array is None else array[index]
+
+        return self._replace(ids=at(self.ids), known=at(self.known), holders=at(self.holders))
 
 
 PUBLIC = Value()
@@ -114,6 +127,26 @@ def sum_of(values: Sequence[Value], bits: bool | None = None) -> Sum | None:
     if not private or len(sums) < len(private) or len(kinds) > 1:
         return None
     return Sum(frozenset().union(*(of.terms for of in sums)), *kinds)
+
+
+def stacked(rows: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """What a scan makes of its iterations' results; `shape`: of one of them."""
+
+    def stack(name: str, absent: Any) -> Any:
+        arrays = [getattr(row, name) for row in rows]
+        if all(array is None for array in arrays):
+            return None
+        return np.stack([np.broadcast_to(absent if a is None else a, shape) for a in arrays])
+
+    known = [row.known for row in rows if row.known is not None]
+    return Value(
+        stack("ids", np.int32(NO_WORD)),
+        join(row.rest for row in rows),
+        np.stack(known) if known and len(known) == len(rows) else None,
+        sum_of(rows),
+        stack("holders", np.uint8(0)),
+        tuple(rows),
+    )
 
 
 def given(dtype: Any) -> Value:

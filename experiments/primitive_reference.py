@@ -259,7 +259,7 @@ def row(operation: str, error: float | None) -> str:
 def document() -> str:
     """The whole page."""
     errors = {r["operation"]: r["error_lsb"] for r in tables.read_csv(MEASURED)}
-    _complete(errors)
+    require_complete(errors)
     parts = [HEAD]
     for module in dict.fromkeys(map(family, RULES)):
         title = (sys.modules[module].__doc__ or module).split("\n")[0].rstrip(".")
@@ -271,7 +271,7 @@ def document() -> str:
     return "\n".join(parts)
 
 
-def _complete(errors: Any) -> None:
+def require_complete(errors: Any) -> None:
     """SystemExit unless every rule has an example and a measured error."""
     if missing := sorted(RULES.keys() - EXAMPLES.keys()):
         raise SystemExit(f"rules without an example here: {', '.join(missing)}")
@@ -281,10 +281,10 @@ def _complete(errors: Any) -> None:
         raise SystemExit(f"rules without a measured error (--measure): {', '.join(missing)}")
 
 
-def measured(example: Example) -> float:
+def measured(example: Example, seed: int = 0) -> float:
     """The largest error of a call on simulated shares, in LSB."""
-    step, operands = example.secure(), example.operands()
-    k1, k2 = jax.random.split(lp.key(1))
+    step, operands = example.secure(), example.operands(seed)
+    k1, k2 = jax.random.split(lp.key(seed))
     run = jax.jit(step, compiler_options=OPTIONS)
     got = lp.reveal(run(k2, *step.share(k1, *operands)))
     want = example.function(*map(jnp.asarray, operands))

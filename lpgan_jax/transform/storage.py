@@ -115,7 +115,9 @@ def _described(node: Any, name: str, words: dict[str, Any]) -> Any:
 def _public(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
-    if getattr(value, "dtype", np.dtype(object)).kind not in "biuf":
+    dtype = getattr(value, "dtype", None)
+    numbers = dtype is not None and any(jnp.issubdtype(dtype, t) for t in (np.number, np.bool_))
+    if not numbers:
         raise TypeError(
             f"{name or 'tree'}: {type(value).__name__} given, expected `Shared`, an array of "
             "numbers or a number"

@@ -14,7 +14,7 @@ from lpgan_jax.fixed_point import FixedPoint  # noqa: E402
 from lpgan_jax.prng import key  # noqa: E402
 from lpgan_jax.shares import share  # noqa: E402
 from lpgan_jax.training import sample, train  # noqa: E402
-from lpgan_jax.transform import Plan, Shared, reveal, secure  # noqa: E402
+from lpgan_jax.transform import Plan, Shared, load, reveal, save, secure  # noqa: E402
 
 __all__ = [
     "FixedPoint",
@@ -23,9 +23,11 @@ __all__ = [
     "audit",
     "cost",
     "key",
+    "load",
     "protocols",
     "reveal",
     "sample",
+    "save",
     "secure",
     "share",
     "train",

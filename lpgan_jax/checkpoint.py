@@ -1,41 +1,23 @@
 """Checkpoints of shares: each server's share in a directory, and a file, of its own.
 
-    RUN/checkpoints/s1/step_00000100.msgpack    a line of JSON that says what the file is, then
-    RUN/checkpoints/s2/step_00000100.msgpack    that server's uint64 arrays in flax's msgpack
+    RUN/checkpoints/s1/step_00000100.msgpack
+    RUN/checkpoints/s2/step_00000100.msgpack
 
-Neither directory says anything about the secrets without the other. Two halves that do not belong
-together would add up to noise, and nothing would show it: so both carry the random name of the
-save that wrote them, and `load` compares the two.
+`share_file` says what they are.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import re
-import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
+from lpgan_jax import share_file
 from lpgan_jax.files import atomic_write, private_directory
+from lpgan_jax.share_file import SERVERS, CheckpointError, Tree
 
 DIRECTORY = "checkpoints"
-ServerName = Literal["s1", "s2"]
-SERVERS: tuple[ServerName, ServerName] = ("s1", "s2")
-
-Tree = dict[str, Any]
-"""A nested dict whose leaves are NumPy arrays."""
-
-_MAGIC = "lpgan_jax shares"
-_VERSION = 1
-_LONGEST_HEADER = 4096
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing or cannot be trusted; the message names the file."""
 
 
 def save(
@@ -60,16 +42,11 @@ def save(
     for name, number, least in (("step", step, 0), ("keep", keep, 1)):
         if number < least:
             raise ValueError(f"{name}: {number} given, expected at least {least}")
-    shares = [_share(paired_tree, server, "") for server in range(len(SERVERS))]
-    name_of_save = new_name()
+    shares = [share_file.half(paired_tree, number) for number in range(len(SERVERS))]
+    name_of_save = share_file.new_name()
     for server, share in zip(SERVERS, shares, strict=True):
         _write(run_dir, server, step, name_of_save, share)
     _prune(run_dir, step, keep)
-
-
-def new_name() -> str:
-    """A random name for a save, by which its two halves are known to belong together."""
-    return secrets.token_hex(16)
 
 
 def latest_step(run_dir: str | os.PathLike[str]) -> int | None:
@@ -150,7 +127,7 @@ def saves(run_dir: str | os.PathLike[str], server: str) -> dict[int, str]:
     found = {}
     for step, path in _files(run_dir, server).items():
         with contextlib.suppress(CheckpointError):
-            found[step] = _read(path, server, step)[0]
+            found[step] = share_file.name_in(path, server, step)
     return found
 
 
@@ -160,7 +137,7 @@ def load_share(run_dir: str | os.PathLike[str], server: str, step: int) -> tuple
     Raises:
         CheckpointError: as `load`.
     """
-    return _load_half(_file(run_dir, server, step), server, step)
+    return share_file.loaded(_file(run_dir, server, step), server, step)
 
 
 def drop_shares(run_dir: str | os.PathLike[str], server: str, after: int) -> None:
@@ -185,7 +162,7 @@ def _write(
     file = _file(run_dir, server, step)
     for directory in (file.parent.parent, file.parent):
         private_directory(directory)
-    atomic_write(file, _encode(step, server, name_of_save, share))
+    atomic_write(file, share_file.encoded(server, step, name_of_save, share))
 
 
 def _steps(run_dir: str | os.PathLike[str]) -> list[int]:
@@ -202,7 +179,9 @@ def _files(run_dir: str | os.PathLike[str], server: str) -> dict[int, Path]:
 
 def _is_complete(run_dir: str | os.PathLike[str], step: int) -> bool:
     try:
-        names = {_read(_file(run_dir, server, step), server, step)[0] for server in SERVERS}
+        names = {
+            share_file.name_in(_file(run_dir, server, step), server, step) for server in SERVERS
+        }
     except CheckpointError:
         return False
     return len(names) == 1
@@ -232,112 +211,7 @@ def _keep_only(run_dir: str | os.PathLike[str], server: str, steps: Collection[i
         path.unlink()
 
 
-# --- Trees of pairs -------------------------------------------------------------------------------
-
-
-def _share(tree: Mapping[str, Any], server: int, parent: str) -> Tree:
-    """Return one server's half of every pair, as NumPy arrays."""
-    share: Tree = {}
-    for key, value in tree.items():
-        if not isinstance(key, str):
-            raise ValueError(f"{parent}{key!r}: expected keys that are strings")
-        name = f"{parent}{key}"
-        if isinstance(value, Mapping):
-            share[key] = _share(value, server, f"{name}.")
-        elif _is_paired(value):
-            share[key] = np.asarray(value[server])
-        else:
-            shape = list(getattr(value, "shape", []))
-            kind = getattr(value, "dtype", type(value).__name__)
-            raise ValueError(f"{name}: {kind}{shape} given, expected shares: uint64[2, ...]")
-    return share
-
-
-def _is_paired(value: Any) -> bool:
-    return getattr(value, "dtype", None) == np.uint64 and value.shape[:1] == (2,)
-
-
-def _pair(first: Any, second: Any, file: Path, name: str = "tree") -> Any:
-    """Join the servers' trees; `file` is the second server's, for errors."""
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        return {key: _pair(first[key], second[key], file, f"{name}.{key}") for key in first}
-    for half in (first, second):
-        if isinstance(half, dict) or getattr(half, "dtype", None) != np.uint64:
-            raise CheckpointError(f"{file}: {name}: expected uint64 arrays under the same names")
-    if first.shape != second.shape:
-        raise CheckpointError(
-            f"{file}: {name}: shape {list(second.shape)}, "
-            f"expected {list(first.shape)} as at the other server"
-        )
-    return np.stack([first, second])
-
-
-# --- Bytes of a file ------------------------------------------------------------------------------
-
-
-def _encode(step: int, server: str, name_of_save: str, share: Mapping[str, Any]) -> bytes:
-    from flax import serialization  # imports JAX
-
-    payload = serialization.msgpack_serialize(share)
-    header = {
-        "magic": _MAGIC,
-        "version": _VERSION,
-        "server": server,
-        "step": step,
-        "save": name_of_save,
-        "bytes": len(payload),
-        "sha256": hashlib.sha256(payload).hexdigest(),
-    }
-    # No spaces, so that every byte matters and no damage is harmless.
-    return json.dumps(header, separators=(",", ":")).encode() + b"\n" + payload
-
-
-def _read(path: Path, server: str, step: int) -> tuple[str, str, int]:
-    """Check a file's header and size.
-
-    Returns:
-        The name of the save, the payload's checksum, and where the payload starts.
-    """
-    try:
-        with open(path, "rb") as file:
-            line = file.readline(_LONGEST_HEADER)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing, expected the shares of {server}") from None
-    try:
-        header = json.loads(line)
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict) or header.get("magic") != _MAGIC:
-        raise CheckpointError(f"{path}: not a checkpoint, expected {_MAGIC!r} in its first line")
-    expected = {"version": _VERSION, "server": server, "step": step, "bytes": size - len(line)}
-    for field, value in expected.items():
-        if header.get(field) != value:
-            raise CheckpointError(f"{path}: {field} {header.get(field)!r}, expected {value!r}")
-    return str(header.get("save")), str(header.get("sha256")), len(line)
-
-
-def _load_half(path: Path, server: str, step: int) -> tuple[str, Any]:
-    from flax import serialization  # imports JAX
-
-    name_of_save, checksum, start = _read(path, server, step)
-    payload = path.read_bytes()[start:]
-    if hashlib.sha256(payload).hexdigest() != checksum:
-        raise CheckpointError(f"{path}: corrupt, expected the sha256 that its header gives")
-    try:
-        return name_of_save, serialization.msgpack_restore(payload)
-    except Exception as error:  # msgpack's errors have no common class
-        raise CheckpointError(f"{path}: expected flax's msgpack: {error}") from None
-
-
 def _load_step(run_dir: str | os.PathLike[str], step: int) -> Tree:
-    shares, names = [], set()
-    for server in SERVERS:
-        path = _file(run_dir, server, step)
-        name_of_save, share = _load_half(path, server, step)
-        shares.append(share)
-        names.add(name_of_save)
-    if len(names) > 1:
-        raise CheckpointError(f"{path}: of another save, expected the one of the other server")
-    first, second = shares
-    return _pair(first, second, path)
+    files = [_file(run_dir, server, step) for server in SERVERS]
+    first, second = share_file.of_one_save(files, step)
+    return share_file.paired(first, second, files[1])

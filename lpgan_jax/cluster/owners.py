@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax import checkpoint, config, data
+from lpgan_jax import config, data, share_file
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
 from lpgan_jax.cluster.dealer import (
@@ -325,7 +325,7 @@ class _Run:
         return [wish for wish in first if wish in second]
 
     def _deal(self, task: Planned, request: str | None, noise: np.ndarray | None) -> None:
-        save = checkpoint.new_name() if task.kind == "checkpoint" else None
+        save = share_file.new_name() if task.kind == "checkpoint" else None
         limit = self.cluster.timeouts.wait_s
         with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
             payloads = self.dealer.payloads(task, noise=noise)

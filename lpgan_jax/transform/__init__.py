@@ -13,10 +13,12 @@ planned, and then run from a server's seat by one rule for each operation.
 | `rules` | what each operation is under sharing |
 | `evaluate` | the run of a graph |
 | `function`, `shared` | `secure`, and what it takes and gives |
+| `storage` | the same on disk |
 """
 
 from lpgan_jax.transform.function import Secure, secure
 from lpgan_jax.transform.plan import Plan
 from lpgan_jax.transform.shared import Shared, is_shared, reveal
+from lpgan_jax.transform.storage import load, save
 
-__all__ = ["Plan", "Secure", "Shared", "is_shared", "reveal", "secure"]
+__all__ = ["Plan", "Secure", "Shared", "is_shared", "load", "reveal", "save", "secure"]

@@ -248,7 +248,7 @@ class Secure:
     # What is done with it -------------------------------------------------------------------------
 
     def share(self, key: jax.Array, *args: Any) -> tuple[Any, ...]:
-        """DS's splitting of the arguments; public leaves stay as they are."""
+        """DS's splitting of the arguments; what is public or shared already stays as it is."""
         values, leaves, structure = self._leaves(args)
         program = self.program(*args)
         keys = jax.random.split(key, max(1, len(program.scales)))
@@ -258,6 +258,9 @@ class Secure:
                 shared.append(value)
                 continue
             own, scale = next(scales)
+            if is_shared(value):
+                shared.append(value)
+                continue
             if not isinstance(value, jax.core.Tracer):
                 self._fxp.check(value)
             shared.append(Shared(share_words(own, encode(value, scale)), scale))

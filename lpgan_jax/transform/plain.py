@@ -6,7 +6,8 @@ as float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -60,6 +61,9 @@ def operation(equation: JaxprEqn) -> Plain:
         return _cond(equation)
     if (inner := called(equation)) is not None:
         return program(*inner)
+    if equation.primitive.name in _SCATTERS:
+        function = scatter(equation.primitive.name, equation.params)
+        return lambda *operands: function(*map(jnp.asarray, operands))
     params = {name: widened(value) for name, value in equation.params.items()}
     primitive = equation.primitive
 
@@ -67,6 +71,16 @@ def operation(equation: JaxprEqn) -> Plain:
         return primitive.bind(*map(jnp.asarray, operands), **params)
 
     return bind
+
+
+_SCATTERS: dict[str, Plain] = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}
+
+
+def scatter(name: str, params: Mapping[str, Any]) -> Plain:
+    """(array, indices, updates) -> array, in any type: the primitive's own sum is of one type."""
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    options = {name: params[name] for name in names if name in params}
+    return functools.partial(_SCATTERS[name], **options)
 
 
 def program(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> Plain:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lpgan_jax.secret import Secret
+from lpgan_jax.transform.plain import scatter
 from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
 
@@ -48,23 +49,11 @@ def _dynamic_update(values: Values, node: Node, x: Any, update: Any, *starts: An
     return _aligned(values, node, x, update, lambda v, u: lax.dynamic_update_slice(v, u, starts))
 
 
-@rule("scatter-add")
-def _scatter_add(values: Values, node: Node, x: Any, indices: Any, updates: Any) -> Value:
-    return _scatter(values, node, x, indices, updates, lax.scatter_add)
-
-
-@rule("scatter")
-def _scatter_set(values: Values, node: Node, x: Any, indices: Any, updates: Any) -> Value:
-    return _scatter(values, node, x, indices, updates, lax.scatter)
-
-
-def _scatter(
-    values: Values, node: Node, x: Any, indices: Any, updates: Any, function: Any
-) -> Value:
+@rule("scatter", "scatter-add")
+def _scatter(values: Values, node: Node, x: Any, indices: Any, updates: Any) -> Value:
     (indices,) = _public(node, indices)
-    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-    options = {name: node.params[name] for name in names if name in node.params}
-    return _aligned(values, node, x, updates, lambda v, u: function(v, indices, u, **options))
+    function = scatter(node.operation, node.params)
+    return _aligned(values, node, x, updates, lambda v, u: function(v, indices, u))
 
 
 def _aligned(values: Values, node: Node, x: Any, y: Any, function: Any) -> Value:

@@ -49,7 +49,7 @@ def _reshape(values: Values, node: Node, x: Value) -> Value:
     return moved(values, x, node.shape, lambda v: v.reshape(node.shape))
 
 
-@rule("squeeze", "expand_dims")
+@rule("squeeze")
 def _squeeze(values: Values, node: Node, x: Value) -> Value:
     return moved(values, x, node.shape, lambda v: v.reshape(node.shape))
 

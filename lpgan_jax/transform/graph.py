@@ -268,6 +268,14 @@ class Builder:
             known.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in program.outvars]
 
+    def call(self, function: Callable[..., Any], inputs: Sequence[Node]) -> list[Node]:
+        """The results of a JAX function of nodes, inlined."""
+        with jax.enable_x64(False):  # as ordinary code
+            program = jax.make_jaxpr(function)(
+                *(jax.ShapeDtypeStruct(n.shape, n.dtype) for n in inputs)
+            )
+        return self.inline(*plain.opened(program), inputs)
+
     def _closed_over(self, value: Any) -> Node:
         if isinstance(value, jax.core.Tracer):
             raise NotSecure(

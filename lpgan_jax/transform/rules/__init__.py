@@ -8,6 +8,7 @@ from lpgan_jax.transform.rules import (  # noqa: F401
     linear,
     loops,
     moves,
+    rounding,
     windows,
 )
 from lpgan_jax.transform.rules.registry import RULES

@@ -33,7 +33,7 @@ def _neg(values: Values, node: Node, x: Value) -> Value:
     return x.times(-1.0)
 
 
-@rule("convert_element_type", "copy", "copy_p", "stop_gradient", "optimization_barrier")
+@rule("copy", "copy_p", "stop_gradient", "optimization_barrier")
 def _same(values: Values, node: Node, x: Value) -> Value:
     return x
 

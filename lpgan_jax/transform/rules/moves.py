@@ -162,8 +162,6 @@ def _select(values: Values, node: Node, which: Any, *cases: Any) -> Value:
         for i, option in enumerate(options):
             total = total + masked_by(values, option, jnp.asarray(which) == i)
         return Value(values, node.shape, total.terms)
-    if len(options) != 2:
-        raise NotImplementedError("select_n by a secret number of more than two cases")
     first, second = options
     if (bit := which.as_bit) is not None:
         difference = second - first

@@ -225,10 +225,10 @@ class Convolution:
         columns = w.shape[self.kernel_axes[0]] // groups
         rows = [Axis(images, (left[0], out[0]))]
         inner = [Axis(channels, (left[1], right[1]))]
-        for i, (axis, phase) in enumerate(zip(sliding, phases[0], strict=True), 2):
-            step, tap_step = axis.steps
+        for i, (along, phase) in enumerate(zip(sliding, phases[0], strict=True), 2):
+            step, tap_step = along.steps
             rows.append(Axis(phase.outputs, (left[i] * step, out[i] * periods[i - 2])))
-            inner.append(Axis(phase.taps, (left[i] * tap_step, right[i] * axis.tap_step)))
+            inner.append(Axis(phase.taps, (left[i] * tap_step, right[i] * along.tap_step)))
         starts = [
             (
                 group * (images * left[0] if self.image_groups > 1 else channels * left[1])
@@ -260,13 +260,13 @@ def by_gathers(a: jax.Array, b: jax.Array, contraction: Contraction) -> jax.Arra
     a = jnp.pad(a, c.padding) if c.padding else a
     a, b, starts = a.reshape(-1), b.reshape(-1), np.asarray(c.starts)
 
-    def product(start: jax.Array) -> jax.Array:
+    def product(start: Any) -> jax.Array:
         rows, inner = _offsets(c.rows, 0), _offsets(c.inner, 0)
         left = _at(a, start[0] + rows[:, None] + inner)
         inner, columns = _offsets(c.inner, 1), _offsets(c.columns, 0)
         return matmul(left, _at(b, start[1] + inner[:, None] + columns))
 
-    products = jax.vmap(product)(starts)
+    products = jax.vmap(product)(jnp.asarray(starts))
     places = _offsets(c.rows, 1)[:, None] + _offsets(c.columns, 1)
     places = starts[:, 2, None, None] + places
     out = jnp.zeros(math.prod(c.shape), a.dtype)

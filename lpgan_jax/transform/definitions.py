@@ -6,6 +6,7 @@ Only where an operand is secret; what is public stays JAX's own primitive.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -102,7 +103,7 @@ def _select(params: Any, which: Any, *cases: Any) -> Any:
     if len(cases) <= 2:
         raise _Other
     result = cases[0]
-    for i, (before, after) in enumerate(zip(cases, cases[1:], strict=False), 1):
+    for i, (before, after) in enumerate(itertools.pairwise(cases), 1):
         result = result + jnp.where(which >= i, after - before, jnp.zeros_like(after))
     return result
 

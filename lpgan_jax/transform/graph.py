@@ -180,6 +180,8 @@ class Builder:
     def constant(self, value: Any, dtype: Any = None) -> Node:
         """A constant; small ones are shared."""
         array = np.asarray(value)
+        if array.size > 1 and (array == array.flat[0]).all():
+            array = np.broadcast_to(array.flat[0], array.shape)
         if array.size != 1:
             return constant(array, dtype)
         key = array.shape, np.dtype(dtype or array.dtype), array.tobytes()

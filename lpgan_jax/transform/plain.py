@@ -60,6 +60,8 @@ def operation(equation: JaxprEqn) -> Plain:
         return _cond(equation)
     if (inner := called(equation)) is not None:
         return program(*inner)
+    if equation.primitive.name in _SCATTERS:
+        return _scatter(equation)
     params = {name: widened(value) for name, value in equation.params.items()}
     primitive = equation.primitive
 
@@ -85,6 +87,26 @@ def program(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> Plain:
             single = not isinstance(results, list | tuple)
             known.update(zip(equation.outvars, [results] if single else results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    return run
+
+
+_SCATTERS: dict[str, Plain] = {
+    "scatter-add": lax.scatter_add,
+    "scatter-mul": lax.scatter_mul,
+    "scatter-min": lax.scatter_min,
+    "scatter-max": lax.scatter_max,
+}
+"""Primitives that have a program of the traced type among their parameters."""
+
+
+def _scatter(equation: JaxprEqn) -> Plain:
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    options = {name: equation.params[name] for name in names}
+
+    def run(x: Any, indices: Any, updates: Any) -> Any:
+        operands = map(jnp.asarray, (x, indices, updates))
+        return _SCATTERS[equation.primitive.name](*operands, **options)
 
     return run
 

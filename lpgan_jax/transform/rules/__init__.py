@@ -9,6 +9,7 @@ from lpgan_jax.transform.rules import (  # noqa: F401
     loops,
     moves,
     rounding,
+    sorting,
     windows,
 )
 from lpgan_jax.transform.rules.registry import RULES

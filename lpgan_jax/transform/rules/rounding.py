@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from lpgan_jax.mpc import compare
+from lpgan_jax.secret import Secret
 from lpgan_jax.transform.graph import MOVES
 from lpgan_jax.transform.rules.comparison import below
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
@@ -14,12 +13,12 @@ from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
 
 @rule("floor")
 def _floor(values: Values, node: Node, x: Value) -> Value:
-    f, source = values.frac_bits, x.stored
+    source = x.stored
 
-    def whole() -> Any:
-        # As it is: the bits below its scale decide.
-        scale = source.frac_bits if source.frac_bits <= 2 * f else f
-        return compare.floor(values.party, source.at(scale))
+    def whole() -> Secret:
+        own = source.form.frac_bits  # or as it is: the bits below its scale decide
+        has_room = source.frac_bits <= own + values.frac_bits
+        return compare.floor(values.party, source.at(source.frac_bits if has_room else own))
 
     return values.now(node.shape, whole)
 

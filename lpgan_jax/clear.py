@@ -75,6 +75,11 @@ def _below(
     return compare.Bit(below, Dealt(jnp.zeros(below.shape), None))
 
 
+@compare.floor.register
+def _floor(party: Clear, x: Secret) -> Secret:
+    return Secret(jnp.floor(party.real(x)), 0)
+
+
 @series.evaluate.register
 def _evaluate(party: Clear, function: series.Series, x: Secret, frac_bits: int) -> Secret:
     real = party.real(x)

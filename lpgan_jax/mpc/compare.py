@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.arithmetic import _known, _parts, _wrapped, masked
+from lpgan_jax.mpc.arithmetic import _known, _parts, _wrapped, masked, truncate
 from lpgan_jax.mpc.boolean import sign_bit, unpack
 from lpgan_jax.party import Dealt, Party
 from lpgan_jax.secret import Secret
@@ -97,6 +97,20 @@ def select(party: Party, bit: Bit, x: Secret) -> Secret:
     if x.wrap is not None:
         chosen = chosen + _wrapped(party, x.wrap, bit.random)
     return Secret(jnp.where(bit.flipped, x.share - chosen, chosen), x.frac_bits)
+
+
+@functools.singledispatch
+def floor(party: Party, x: Secret) -> Secret:
+    """The largest integer that is at most x, exact, at 0 fraction bits.
+
+    A truncation gives that one or the next, and a comparison of f + 2 bits tells which: 5 rounds.
+    """
+    if not x.frac_bits:
+        return x
+    x = masked(party, x.settled(party))
+    near = truncate(party, x, 0).unmasked()
+    rest = x - near.at_scale(x.frac_bits)
+    return near - arithmetic(party, negative(party, rest, x.frac_bits + 2))
 
 
 def greater(party: Party, u: Secret, v: Secret) -> Bit:

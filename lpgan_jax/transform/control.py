@@ -30,22 +30,9 @@ def _cond(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node
     results = [builder.inline(*opened(branch), operands) for branch in branches]
     chosen = []
     for options in zip(*results, strict=True):
-        which = index
-        if options[0].shape:
-            which = builder.add(
-                "broadcast_in_dim",
-                [index],
-                jax.ShapeDtypeStruct(options[0].shape, index.dtype),
-                lambda v, shape=options[0].shape: jnp.broadcast_to(v, shape),
-                {"shape": options[0].shape, "broadcast_dimensions": ()},
-            )
-        chosen.append(
-            builder.add(
-                "select_n",
-                [which, *options],
-                options[0],
-                lambda w, *o: lax.select_n(jnp.asarray(w, jnp.int32), *map(jnp.asarray, o)),
-            )
+        chosen += builder.call(
+            lambda which, *cases: lax.select_n(jnp.broadcast_to(which, cases[0].shape), *cases),
+            [index, *options],
         )
     return chosen
 

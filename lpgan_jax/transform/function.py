@@ -17,7 +17,7 @@ from lpgan_jax.fixed_point import FixedPoint, encode, require_x64
 from lpgan_jax.party import Party, simulate
 from lpgan_jax.secret import Secret
 from lpgan_jax.shares import share_words
-from lpgan_jax.transform import control, evaluate  # noqa: F401
+from lpgan_jax.transform import control, definitions, evaluate, permutations  # noqa: F401
 from lpgan_jax.transform.check import Difference, first_difference
 from lpgan_jax.transform.explain import Explanation, explained
 from lpgan_jax.transform.fuse import fuse_sums

@@ -180,6 +180,8 @@ class Builder:
     def constant(self, value: Any, dtype: Any = None) -> Node:
         """A constant; small ones are shared."""
         array = np.asarray(value)
+        if array.size > 1 and (array == array.flat[0]).all():
+            array = np.broadcast_to(array.flat[0], array.shape)
         if array.size != 1:
             return constant(array, dtype)
         key = array.shape, np.dtype(dtype or array.dtype), array.tobytes()
@@ -267,6 +269,14 @@ class Builder:
             results = self._equation(equation, [read(atom) for atom in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in program.outvars]
+
+    def call(self, function: Callable[..., Any], inputs: Sequence[Node]) -> list[Node]:
+        """The results of a JAX function of nodes, inlined."""
+        with jax.enable_x64(False):  # as ordinary code
+            program = jax.make_jaxpr(function)(
+                *(jax.ShapeDtypeStruct(n.shape, n.dtype) for n in inputs)
+            )
+        return self.inline(*plain.opened(program), inputs)
 
     def _closed_over(self, value: Any) -> Node:
         if isinstance(value, jax.core.Tracer):

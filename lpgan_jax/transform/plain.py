@@ -73,7 +73,14 @@ def operation(equation: JaxprEqn) -> Plain:
     return bind
 
 
-_SCATTERS: dict[str, Plain] = {"scatter": lax.scatter, "scatter-add": lax.scatter_add}
+_SCATTERS: dict[str, Plain] = {
+    "scatter": lax.scatter,
+    "scatter-add": lax.scatter_add,
+    "scatter-mul": lax.scatter_mul,
+    "scatter-min": lax.scatter_min,
+    "scatter-max": lax.scatter_max,
+}
+"""Primitives that have a program of the traced type among their parameters."""
 
 
 def scatter(name: str, params: Mapping[str, Any]) -> Plain:

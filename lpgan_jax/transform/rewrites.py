@@ -109,9 +109,14 @@ def same(builder: Builder, node: Node) -> Node | None:
 
 @_rewrite("convert_element_type")
 def same_type(builder: Builder, node: Node) -> Node | None:
-    """Numbers that stay what they are: all but floats that become integers."""
+    """Floats that stay floats; [x is not 0] for numbers that become booleans."""
     (x,) = node.inputs
-    return x if x.secret and (not node.is_integer or x.is_integer) else None
+    if not x.secret:
+        return None
+    if node.dtype == bool and x.dtype != bool:
+        return builder.add("ne", [x, number(builder, 0.0, x)], node, jnp.not_equal)
+    both_floats = not (node.is_integer or x.is_integer)
+    return x if both_floats or node.dtype == x.dtype else None
 
 
 @_rewrite("reshape", "broadcast_in_dim", "squeeze", "transpose")
@@ -187,8 +192,8 @@ def small_power(builder: Builder, node: Node) -> Node | None:
         case 2:
             return make(builder, "square", x)
     if node.params["y"] < 0 and x.secret:
-        power = make(builder, "pow", x, number(builder, -node.params["y"], x))
-        return make(builder, "reciprocal", power)
+        inverse = make(builder, "reciprocal", x)  # first: a small power has few bits left
+        return make(builder, "pow", inverse, number(builder, -node.params["y"], x))
     return None
 
 

@@ -8,6 +8,8 @@ from lpgan_jax.transform.rules import (  # noqa: F401
     linear,
     loops,
     moves,
+    rounding,
+    sorting,
     windows,
 )
 from lpgan_jax.transform.rules.registry import RULES

@@ -33,11 +33,6 @@ def _neg(values: Values, node: Node, x: Value) -> Value:
     return x.times(-1.0)
 
 
-@rule("convert_element_type")
-def _same(values: Values, node: Node, x: Value) -> Value:
-    return x
-
-
 @rule("mul")
 def _mul(values: Values, node: Node, x: Any, y: Any) -> Value:
     if not isinstance(x, Value):

@@ -167,9 +167,9 @@ class Tournament:
     4 rounds and half as many comparisons at each level. The first of equal ones wins.
     """
 
-    def __init__(self, values: Values, x: Stored) -> None:
-        """`x`: [..., n], n at least 1."""
-        self._values, self._x = values, x
+    def __init__(self, values: Values, x: Stored, integer: bool) -> None:
+        """`x`: [..., n], n at least 1; `integer`: which may be large."""
+        self._values, self._x, self._integer = values, x, integer
         self._bits: list[compare.Bit] = []
         self._place = values.party.place
 
@@ -179,7 +179,7 @@ class Tournament:
         party = self._values.party
         form = self._x.form
         f = min(form.frac_bits, self._x.frac_bits)
-        width = min(party.ring.bits, f + form.log_range + 2)
+        width = None if self._integer else min(party.ring.bits, f + form.log_range + 2)
         with at(party, self._place):
             current = self._x.at(f).settled(party).unmasked()
             while (count := current.shape[-1]) > 1:
@@ -236,11 +236,12 @@ def tournament(values: Values, node: Node, x: Value, axes: tuple[int, ...]) -> T
     key = "tournament", id(source), axes
     if key not in values.kept:
         shape = tuple(n for a, n in enumerate(x.shape) if a not in axes)
-        values.kept[key] = source, Tournament(values, flattened(values, source, axes, shape))
+        flat = flattened(values, source, axes, shape)
+        values.kept[key] = source, Tournament(values, flat, node.inputs[0].is_integer)
     return values.kept[key][1]
 
 
-def _positive(x: Value) -> tuple[float, Value]:
+def without_factor(x: Value) -> tuple[float, Value]:
     """(a positive factor, the rest): the largest stays the same."""
     factor, _ = x.factored()
     return (factor, x.times(1 / factor)) if factor > 0 else (1.0, x)
@@ -249,7 +250,7 @@ def _positive(x: Value) -> tuple[float, Value]:
 @rule("reduce_max")
 def _reduce_max(values: Values, node: Node, x: Value) -> Value:
     axes = tuple(map(int, node.params["axes"]))
-    factor, x = _positive(x)
+    factor, x = without_factor(x)
     return values.stored(tournament(values, node, x, axes).largest, factor)
 
 
@@ -263,7 +264,7 @@ def _reduce_min(values: Values, node: Node, x: Value) -> Value:
 def _winner(values: Values, node: Node, x: Value, given: Any) -> Value:
     """Another array's elements at the places of the largest of x, 0 elsewhere; in x's shape."""
     axes = tuple(map(int, node.params["axes"]))
-    _, x = _positive(x)
+    _, x = without_factor(x)
     found = tournament(values, node, x, axes).given(lifted(values, given))
     kept = [a for a in range(len(node.shape)) if a not in axes]
     order = np.argsort([*kept, *axes])
@@ -275,7 +276,7 @@ def _winner(values: Values, node: Node, x: Value, given: Any) -> Value:
 def _argmax(values: Values, node: Node, x: Value) -> Value:
     """The number of the largest: the numbers of the places, as the tournament gives them."""
     axes = tuple(map(int, node.params["axes"]))
-    _, x = _positive(x if node.operation == "argmax" else x.times(-1.0))
+    _, x = without_factor(x if node.operation == "argmax" else x.times(-1.0))
     found = tournament(values, node, x, axes)
     one = Value(values, node.shape, [Term(1.0)])
     where = found.given(one).stored

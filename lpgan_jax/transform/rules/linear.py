@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lpgan_jax.mpc import arithmetic
-from lpgan_jax.ring import Conv2D, matmul
+from lpgan_jax.ring import Convolution, matmul
 from lpgan_jax.secret import Secret
 from lpgan_jax.transform.rules.arithmetic import _words, factor_scales, product
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
@@ -114,78 +113,18 @@ def _conv(values: Values, node: Node, x: Any, w: Any) -> Value:
     return bilinear(values, node, convolution(node), x, w)
 
 
-def convolution(node: Node) -> Bilinear:
+def convolution(node: Node) -> Convolution:
     """`lax.conv_general_dilated` in the ring."""
     params = node.params
     numbers = params["dimension_numbers"]
-    lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
-        raise NotImplementedError("grouped convolution")
-    if len(lhs) != 4:
-        raise NotImplementedError("convolution that is not two-dimensional")
-    strides, padding = tuple(params["window_strides"]), tuple(map(tuple, params["padding"]))
-    lhs_dilation, rhs_dilation = params["lhs_dilation"], params["rhs_dilation"]
-    back = np.argsort((out[0], *out[2:], out[1]))
-
-    def apply(x: jax.Array, w: jax.Array) -> jax.Array:
-        x = x.transpose(lhs[0], *lhs[2:], lhs[1])
-        w = w.transpose(*rhs[2:], rhs[1], rhs[0])
-        y = _convolve(x, w, strides, padding, lhs_dilation, rhs_dilation)
-        return y.transpose(*back)
-
-    return apply
-
-
-def _convolve(
-    x: jax.Array, w: jax.Array, strides: Any, padding: Any, lhs_dilation: Any, rhs_dilation: Any
-) -> jax.Array:
-    """NHWC by HWIO. Dilated operands are those of gradients, without the zeros."""
-    kernel = w.shape[:2]
-    if max(*lhs_dilation, *rhs_dilation) == 1:
-        return Conv2D(strides, padding).forward(x, w)
-    if max(*strides, *rhs_dilation) == 1:
-        # The gradient, in its input, of a convolution whose kernel is w, flipped and transposed.
-        before = [(k - 1 - low) for k, (low, _) in zip(kernel, padding, strict=True)]
-        sizes = [
-            (n - 1) * s + 1 + low + high - k + 1
-            for n, s, k, (low, high) in zip(
-                x.shape[1:3], lhs_dilation, kernel, padding, strict=True
-            )
-        ]
-        after = [
-            (n - 1) * s + k - p - size
-            for n, s, k, p, size in zip(
-                x.shape[1:3], lhs_dilation, kernel, before, sizes, strict=True
-            )
-        ]
-        pads = tuple(zip(before, after, strict=True))
-        flipped = w[::-1, ::-1].swapaxes(2, 3)
-        return _input_gradient(x, flipped, tuple(lhs_dilation), pads, tuple(sizes))
-    if max(*strides, *lhs_dilation) == 1:
-        # The gradient, in its kernel, of a convolution: x's channels are its batch.
-        images, gradient = x.transpose(3, 1, 2, 0), w.transpose(2, 0, 1, 3)
-        size = tuple(
-            n + low + high - (k - 1) * s
-            for n, k, s, (low, high) in zip(
-                x.shape[1:3], kernel, rhs_dilation, padding, strict=True
-            )
-        )
-        return _kernel_gradient(images, gradient, tuple(rhs_dilation), padding, size)
-    raise NotImplementedError("convolution with strides and dilations")
-
-
-def _input_gradient(
-    dy: jax.Array, w: jax.Array, strides: Any, padding: Any, size: Any
-) -> jax.Array:
-    """Strides that do not divide leave pixels at the end that no output looks at."""
-    pads: Any = tuple((low, max(high, 0)) for low, high in padding)
-    conv = Conv2D(strides, pads)
-    return conv.input_grad(dy, w, size)
-
-
-def _kernel_gradient(
-    x: jax.Array, dy: jax.Array, strides: Any, padding: Any, size: Any
-) -> jax.Array:
-    pads: Any = tuple((low, max(high, 0)) for low, high in padding)
-    conv = Conv2D(strides, pads)
-    return conv.weight_grad(x, dy, size).transpose(2, 0, 1, 3)
+    return Convolution(
+        tuple(numbers.lhs_spec),
+        tuple(numbers.rhs_spec),
+        tuple(numbers.out_spec),
+        tuple(map(int, params["window_strides"])),
+        tuple((int(low), int(high)) for low, high in params["padding"]),
+        tuple(map(int, params["lhs_dilation"])),
+        tuple(map(int, params["rhs_dilation"])),
+        int(params["feature_group_count"]),
+        int(params["batch_group_count"]),
+    )

@@ -123,9 +123,11 @@ def masked_by(values: Values, x: Value, keep: Any) -> Value:
         if term.bit is not None:
             return masked_by(values, values.stored(x.stored), keep)
         if source is None:
-            terms.append(Term(term.coefficient, Public(jnp.asarray(keep, jnp.float64))))
+            flag = jnp.asarray(keep) != 0  # also of what is not finite where it is left out
+            terms.append(Term(1.0, Public(jnp.where(flag, term.coefficient, 0.0))))
         elif isinstance(source, Public):
-            terms.append(Term(term.coefficient, Public(source.array * keep)))
+            array = jnp.where(jnp.asarray(keep) != 0, source.array, jnp.zeros_like(source.array))
+            terms.append(Term(term.coefficient, Public(array)))
         else:
             terms.append(Term(term.coefficient, _kept(values, source, keep, shape)))
     return Value(values, shape, terms)
@@ -162,8 +164,6 @@ def _select(values: Values, node: Node, which: Any, *cases: Any) -> Value:
         for i, option in enumerate(options):
             total = total + masked_by(values, option, jnp.asarray(which) == i)
         return Value(values, node.shape, total.terms)
-    if len(options) != 2:
-        raise NotImplementedError("select_n by a secret number of more than two cases")
     first, second = options
     if (bit := which.as_bit) is not None:
         difference = second - first

@@ -90,7 +90,7 @@ def _of_windows(values: Values, node: Node, x: Value) -> Tournament:
             kept = jnp.where(inside, words, least.astype(words.dtype))
             return Stored(values.party, positions, lambda: Secret(kept, f), source.form)
 
-        values.kept[key] = source, Tournament(values, make())
+        values.kept[key] = source, Tournament(values, make(), node.is_integer)
     return values.kept[key][1]
 
 

@@ -48,7 +48,7 @@ _PLAIN: dict[str, Plain] = {
     "exp": jnp.exp,
     "log": jnp.log,
     "reciprocal": lambda x: 1.0 / x,
-    "over_root": lambda x, v, eps: x / (jnp.sqrt(v) + eps),
+    "over_root": lambda x, v, eps: x / jnp.sqrt(v + eps),
 }
 
 
@@ -247,9 +247,15 @@ def by_number(builder: Builder, node: Node) -> Node | None:
     return make(builder, "mul", x, make(builder, "div", number(builder, 1.0, y), y))
 
 
+_UNSEEN = 2.0**-16  # added to a root, it is below what the root itself is off by
+
+
 @_rewrite("div")
 def over_root(builder: Builder, node: Node) -> Node | None:
-    """x / sqrt(v) and x / (sqrt(v) + eps), as of Adam: one inverse root, no division."""
+    """x / sqrt(v) and x / (sqrt(v) + eps), as of Adam: one inverse root, no division.
+
+    A small eps goes into the root, where it is as good at keeping the quotient finite.
+    """
     x, y = node.inputs
     root, eps = _split(y, "add") or (y, 0.0)
     if not y.secret or not _is(root, "sqrt"):
@@ -257,9 +263,11 @@ def over_root(builder: Builder, node: Node) -> Node | None:
     v = root.inputs[0]
     if eps == 0 and (not x.secret or v.size < node.size):
         return make(builder, "mul", x, make(builder, "rsqrt", v))
-    if not x.secret or eps < 0:
+    if not x.secret or not 0 <= eps <= _UNSEEN:
         return None
-    return make(builder, "over_root", x, v, builder.constant(np.float64(eps), node.dtype))
+    v, inside = _split(v, "add") or (v, 0.0)
+    inside = builder.constant(np.float64(inside + eps**2), node.dtype)
+    return make(builder, "over_root", x, v, inside)
 
 
 @_rewrite("div")
@@ -308,14 +316,14 @@ def constant_power(builder: Builder, node: Node) -> Node | None:
 
 @_rewrite("over_root")
 def public_factors_of_a_root(builder: Builder, node: Node) -> Node | None:
-    """(a x) / (sqrt(p v) + eps) with public a and p, as of Adam's corrections: they come after."""
+    """(a x) / sqrt(p v + eps) with public a and p, as of Adam's corrections: they come after."""
     x, v, eps = node.inputs
     (x, a), (v, p) = _public_factor(builder, x), _public_factor(builder, v)
     if a is None and p is None:
         return None
     one = builder.constant(np.float64(1.0), node.dtype)
     after = make(builder, "mul", a or one, make(builder, "rsqrt", p or one))
-    inside = make(builder, "mul", eps, make(builder, "rsqrt", p or one))
+    inside = make(builder, "div", eps, p or one)
     quotient = make(builder, "over_root", x, v, inside)
     return make(builder, "mul", quotient, after)
 
@@ -412,7 +420,11 @@ def tanh_derivative(builder: Builder, node: Node) -> Node | None:
 
 @_rewrite("mul")
 def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
-    """t * (c * r / x) with r = 1/sqrt(x), as three products with r, one by one: no division."""
+    """t * (c * r / x) with r = 1/sqrt(x), as three products with r, one by one: no division.
+
+    Of t = g * s, where r * s is there already (a normalisation's scale), it is ((g r) r) (r s): a
+    product less, and g r is the gradient of that scale.
+    """
     for t, slope in (node.inputs, node.inputs[::-1]):
         quotient, factor = _split(slope, "mul") or (slope, 1.0)
         if not _is(quotient, "div"):
@@ -420,10 +432,14 @@ def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
         r, x = quotient.inputs
         if not (_is(r, "rsqrt") and r.inputs[0] is x and t.secret):
             continue
-        result = make(builder, "mul", t, number(builder, factor, t))
-        for _ in range(3):
-            result = make(builder, "mul", result, r)
-        return result
+        result, factors = t, [r, r, r]
+        for g, s in (t.inputs, t.inputs[::-1]) if _is(t, "mul") else ():
+            if g.secret and s.secret and (scale := builder.known("mul", r, s)) is not None:
+                result, factors = g, [r, r, scale]
+                break
+        for other in factors:
+            result = make(builder, "mul", result, other)
+        return make(builder, "mul", result, number(builder, factor, result))
     return None
 
 

@@ -37,6 +37,7 @@ _FACTOR_BITS = 24
 _MUCH_SMALLER = 64
 _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
+_EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
 @contextmanager
@@ -436,6 +437,8 @@ class Values:
         Factors that are powers of two cost nothing; others get integers of up to 24 bits, and the
         sum more fraction bits, which the next truncation takes off again.
         """
+        if (average := self._average(value)) is not None:
+            return average
         f, offset = self.frac_bits, 0.0
         secrets, publics, bits = [], [], []
         terms, small = self._by_size(Value(self, value.shape, self._of_few(value)))
@@ -476,6 +479,28 @@ class Values:
             )
             result = dataclasses.replace(result.unmasked(), words=result.words + share)
         return result
+
+    def _average(self, value: Value) -> Secret | None:
+        """(1 - c) x + c y with a small c as x + c (y - x): in one truncation, and without a drift.
+
+        c needs no more than the bits that a change of x of ordinary size shows.
+        """
+        if len(value.terms) != 2 or not all(t.is_plain for t in value.terms):
+            return None
+        y, x = sorted(value.terms, key=lambda t: t.coefficient)
+        c = y.coefficient
+        if not 0 < c * _MUCH_SMALLER < 1 or abs(c + x.coefficient - 1) > _EQUAL:
+            return None
+        if _stored(x).shape != value.shape:
+            return None
+        change = Value(self, value.shape, [dataclasses.replace(y, coefficient=1.0)])
+        change -= Value(self, value.shape, [dataclasses.replace(x, coefficient=1.0)])
+        before = _stored(x).at(min(_stored(x).frac_bits, 2 * self.frac_bits)).unmasked()
+        bits = self.frac_bits + 4 + math.ceil(math.log2(c))
+        step = arithmetic.scale_public(
+            self.party, change.stored.raw, c, before.frac_bits, LOG_RANGE, bits
+        )
+        return before + step.unmasked()
 
     def _of_few(self, value: Value) -> list[Term]:
         """The terms, of which those of few distinct elements are brought to the others' scale.
@@ -581,7 +606,7 @@ def _integers(factors: Sequence[float], bits: int) -> tuple[list[int], int]:
     """
     shift = bits - math.ceil(math.log2(max(map(abs, factors))))
     whole = [round(c * 2.0**shift) for c in factors]
-    if abs(sum(factors) - 1) < 2.0**-20:
+    if abs(sum(factors) - 1) < _EQUAL:
         largest = max(range(len(whole)), key=lambda i: abs(whole[i]))
         whole[largest] += 2**shift - sum(whole)
     return whole, shift

@@ -178,12 +178,11 @@ class Builder:
     _constants: dict[Any, Node] = field(default_factory=dict)
 
     def constant(self, value: Any, dtype: Any = None) -> Node:
-        """A constant; small ones are shared."""
-        array = np.asarray(value)
-        if array.size != 1:
-            return constant(array, dtype)
-        key = array.shape, np.dtype(dtype or array.dtype), array.tobytes()
-        return self._constants.setdefault(key, constant(array, dtype))
+        """A constant; what is one number, repeated or not, is shared."""
+        node = constant(value, dtype)
+        if node.scalar is None:
+            return node
+        return self._constants.setdefault((node.shape, node.dtype, node.scalar), node)
 
     def add(
         self,

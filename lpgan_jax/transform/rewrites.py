@@ -523,6 +523,22 @@ def _centred(builder: Builder, x: Node, mean: Node, axes: tuple[int, ...]) -> No
     return make(builder, "sub", x, spread)
 
 
+@_rewrite("reduce_sum")
+def sum_around_the_mean(builder: Builder, node: Node) -> Node | None:
+    """The sum of s (x - E[x]), where s is repeated: 0, as of the derivative of a variance."""
+    axes = tuple(map(int, node.params["axes"]))
+    product, _ = _multiple(node.inputs[0])
+    for spread, multiple in (product.inputs, product.inputs[::-1]) if _is(product, "mul") else ():
+        centred, _ = _multiple(multiple)
+        if not _is(centred, "sub"):
+            continue
+        mean = _mean(_few(centred.inputs[1]))
+        if mean and mean[0] is centred.inputs[0] and mean[1] == axes:
+            if _repeats(spread, _few(spread), axes):
+                return number(builder, 0.0, node)
+    return None
+
+
 @_rewrite("add_any")
 def derivative_of_variance(builder: Builder, node: Node) -> Node | None:
     """s x + (q - s sum(x)) / n as s (x - E[x]) + q / n, of the derivative of E[x^2] - E[x]^2.

@@ -178,14 +178,14 @@ class Builder:
     _constants: dict[Any, Node] = field(default_factory=dict)
 
     def constant(self, value: Any, dtype: Any = None) -> Node:
-        """A constant; small ones are shared."""
+        """A constant; what is one number, repeated or not, is shared."""
         array = np.asarray(value)
         if array.size > 1 and (array == array.flat[0]).all():
             array = np.broadcast_to(array.flat[0], array.shape)
-        if array.size != 1:
-            return constant(array, dtype)
-        key = array.shape, np.dtype(dtype or array.dtype), array.tobytes()
-        return self._constants.setdefault(key, constant(array, dtype))
+        node = constant(array, dtype)
+        if node.scalar is None:
+            return node
+        return self._constants.setdefault((node.shape, node.dtype, node.scalar), node)
 
     def add(
         self,
@@ -226,8 +226,12 @@ class Builder:
             if better is not None:
                 self.hits[rule.__name__] = self.hits.get(rule.__name__, 0) + 1
                 return better
-        key = operation, tuple(map(id, inputs)), node.shape, _hashable(node.params)
-        return self._shared.setdefault(key, node)
+        return self._shared.setdefault(_key(operation, inputs, node.shape, node.params), node)
+
+    def known(self, operation: str, *inputs: Node) -> Node | None:
+        """The node of an elementwise operation without parameters, if there is one."""
+        shape = np.broadcast_shapes(*(n.shape for n in inputs))
+        return self._shared.get(_key(operation, inputs, shape, {}))
 
     def _folded(self, node: Node) -> Node:
         scalars = [n.scalar for n in node.inputs]
@@ -376,6 +380,19 @@ _ELEMENTWISE = frozenset(
         "xor",
     ]
 )
+
+
+_COMMUTATIVE = frozenset(["add", "add_any", "max", "min", "mul"])
+
+
+def _key(
+    operation: str, inputs: Sequence[Node], shape: Shape, params: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """What is equal for operations that give the same."""
+    operands = tuple(map(id, inputs))
+    if operation in _COMMUTATIVE:
+        operands = tuple(sorted(operands))
+    return operation, operands, shape, _hashable({k: v for k, v in params.items() if v is not None})
 
 
 def _hashable(value: Any) -> Any:

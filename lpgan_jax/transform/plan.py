@@ -312,4 +312,5 @@ def _back(starts: Iterable[Node]) -> set[int]:
 
 
 def _is_product(node: Node) -> bool:
-    return node.operation in ("mul", "div", "over_root") and all(n.secret for n in node.inputs)
+    """Whether a node depends on more than one secret, and not as a sum does."""
+    return node.operation in ("mul", "div", "over_root") and sum(n.secret for n in node.inputs) > 1

@@ -7,6 +7,7 @@ wrong: tests count what each one does, for each version of JAX.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ def _rewrite(*operations: str) -> Callable[[Rewrite], Rewrite]:
 
 _PLAIN: dict[str, Plain] = {
     "add": jnp.add,
+    "add_any": jnp.add,
     "sub": jnp.subtract,
     "mul": jnp.multiply,
     "div": jnp.divide,
@@ -48,7 +50,7 @@ _PLAIN: dict[str, Plain] = {
     "exp": jnp.exp,
     "log": jnp.log,
     "reciprocal": lambda x: 1.0 / x,
-    "over_root": lambda x, v, eps: x / (jnp.sqrt(v) + eps),
+    "over_root": lambda x, v, eps: x / jnp.sqrt(v + eps),
 }
 
 
@@ -96,6 +98,41 @@ def _same_elements(node: Node) -> Node:
     while node.operation in _SHAPES and node.size == node.inputs[0].size:
         node = node.inputs[0]
     return node
+
+
+def _few(node: Node) -> Node:
+    """What a node repeats, or gives another shape."""
+    while node.operation in _SHAPES:
+        node = node.inputs[0]
+    return node
+
+
+def _inside(node: Node) -> tuple[Node, float] | None:
+    """(x, c) of c x, with one c."""
+    return (node.inputs[0], -1.0) if _is(node, "neg") else _split(node, "mul")
+
+
+def _multiple(node: Node) -> tuple[Node, float]:
+    """(x, c) of c x, with as much as there is in c."""
+    factor = 1.0
+    while inner := _inside(node):
+        node, factor = inner[0], factor * inner[1]
+    return node, factor
+
+
+def _source(node: Node) -> tuple[Node, float]:
+    """(x, c) of c x, repeated or in another shape."""
+    factor = 1.0
+    while inner := _inside(_few(node)):
+        node, factor = inner[0], factor * inner[1]
+    return _few(node), factor
+
+
+def _summands(node: Node) -> list[Node]:
+    """What a sum of cotangents adds up."""
+    if not _is(node, "add_any"):
+        return [node]
+    return [n for part in node.inputs for n in _summands(part)]
 
 
 # Nothing to do ------------------------------------------------------------------------------------
@@ -252,9 +289,15 @@ def by_number(builder: Builder, node: Node) -> Node | None:
     return make(builder, "mul", x, make(builder, "div", number(builder, 1.0, y), y))
 
 
+_UNSEEN = 2.0**-16  # added to a root, it is below what the root itself is off by
+
+
 @_rewrite("div")
 def over_root(builder: Builder, node: Node) -> Node | None:
-    """x / sqrt(v) and x / (sqrt(v) + eps), as of Adam: one inverse root, no division."""
+    """x / sqrt(v) and x / (sqrt(v) + eps), as of Adam: one inverse root, no division.
+
+    A small eps goes into the root, where it is as good at keeping the quotient finite.
+    """
     x, y = node.inputs
     root, eps = _split(y, "add") or (y, 0.0)
     if not y.secret or not _is(root, "sqrt"):
@@ -262,9 +305,11 @@ def over_root(builder: Builder, node: Node) -> Node | None:
     v = root.inputs[0]
     if eps == 0 and (not x.secret or v.size < node.size):
         return make(builder, "mul", x, make(builder, "rsqrt", v))
-    if not x.secret or eps < 0:
+    if not x.secret or not 0 <= eps <= _UNSEEN:
         return None
-    return make(builder, "over_root", x, v, builder.constant(np.float64(eps), node.dtype))
+    v, offset = _split(v, "add") or (v, 0.0)
+    inside = builder.constant(np.float64(offset + eps**2), node.dtype)
+    return make(builder, "over_root", x, v, inside)
 
 
 @_rewrite("div")
@@ -313,14 +358,14 @@ def constant_power(builder: Builder, node: Node) -> Node | None:
 
 @_rewrite("over_root")
 def public_factors_of_a_root(builder: Builder, node: Node) -> Node | None:
-    """(a x) / (sqrt(p v) + eps) with public a and p, as of Adam's corrections: they come after."""
+    """(a x) / sqrt(p v + eps) with public a and p, as of Adam's corrections: they come after."""
     x, v, eps = node.inputs
     (x, a), (v, p) = _public_factor(builder, x), _public_factor(builder, v)
     if a is None and p is None:
         return None
     one = builder.constant(np.float64(1.0), node.dtype)
     after = make(builder, "mul", a or one, make(builder, "rsqrt", p or one))
-    inside = make(builder, "mul", eps, make(builder, "rsqrt", p or one))
+    inside = make(builder, "div", eps, p or one)
     quotient = make(builder, "over_root", x, v, inside)
     return make(builder, "mul", quotient, after)
 
@@ -417,7 +462,11 @@ def tanh_derivative(builder: Builder, node: Node) -> Node | None:
 
 @_rewrite("mul")
 def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
-    """t * (c * r / x) with r = 1/sqrt(x), as three products with r, one by one: no division."""
+    """t * (c * r / x) with r = 1/sqrt(x), as three products with r, one by one: no division.
+
+    Of t = g * s, where r * s is there already (a normalisation's scale), it is ((g r) r) (r s): a
+    product less, and g r is the gradient of that scale.
+    """
     for t, slope in (node.inputs, node.inputs[::-1]):
         quotient, factor = _split(slope, "mul") or (slope, 1.0)
         if not _is(quotient, "div"):
@@ -425,10 +474,14 @@ def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
         r, x = quotient.inputs
         if not (_is(r, "rsqrt") and r.inputs[0] is x and t.secret):
             continue
-        result = make(builder, "mul", t, number(builder, factor, t))
-        for _ in range(3):
-            result = make(builder, "mul", result, r)
-        return result
+        result, factors = t, [r, r, r]
+        for g, s in (t.inputs, t.inputs[::-1]) if _is(t, "mul") else ():
+            if g.secret and s.secret and (scale := builder.known("mul", r, s)) is not None:
+                result, factors = g, [r, r, scale]
+                break
+        for other in factors:
+            result = make(builder, "mul", result, other)
+        return make(builder, "mul", result, number(builder, factor, result))
     return None
 
 
@@ -444,16 +497,7 @@ def centred_variance(builder: Builder, node: Node) -> Node | None:
     x, axes, count = mean
     if found[0].inputs[0] is not x:
         return None
-    kept = tuple(a for a in range(len(x.shape)) if a not in axes)
-    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
-    spread = builder.add(
-        "broadcast_in_dim",
-        [square.inputs[0]],
-        jax.ShapeDtypeStruct(shape, x.dtype),
-        lambda v: jnp.reshape(v, shape),
-        {"shape": shape, "broadcast_dimensions": kept},
-    )
-    centred = make(builder, "square", make(builder, "sub", x, spread))
+    centred = make(builder, "square", _centred(builder, x, square.inputs[0], axes))
     total = builder.add("reduce_sum", [centred], node, lambda v: jnp.sum(v, axes), {"axes": axes})
     return make(builder, "mul", total, number(builder, 1.0 / count, total))
 
@@ -468,6 +512,87 @@ def _mean(node: Node) -> tuple[Node, tuple[int, ...], float] | None:
     axes = tuple(map(int, total.params["axes"]))
     count = math.prod(x.shape[a] for a in axes)
     return (x, axes, float(count)) if abs(factor * count - 1) < 1e-6 else None
+
+
+def _centred(builder: Builder, x: Node, mean: Node, axes: tuple[int, ...]) -> Node:
+    """x less its mean over axes, written as Flax does."""
+    kept = tuple(a for a in range(len(x.shape)) if a not in axes)
+    shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+    spread = builder.add(
+        "broadcast_in_dim",
+        [mean],
+        jax.ShapeDtypeStruct(shape, x.dtype),
+        lambda v: jnp.reshape(v, shape),
+        {"shape": shape, "broadcast_dimensions": kept},
+    )
+    return make(builder, "sub", x, spread)
+
+
+@_rewrite("reduce_sum")
+def sum_around_the_mean(builder: Builder, node: Node) -> Node | None:
+    """The sum of s (x - E[x]), where s is repeated: 0, as of the derivative of a variance."""
+    axes = tuple(map(int, node.params["axes"]))
+    product, _ = _multiple(node.inputs[0])
+    for spread, multiple in (product.inputs, product.inputs[::-1]) if _is(product, "mul") else ():
+        centred, _ = _multiple(multiple)
+        if not _is(centred, "sub"):
+            continue
+        mean = _mean(_few(centred.inputs[1]))
+        of_axes = mean and mean[0] is centred.inputs[0] and mean[1] == axes
+        if of_axes and _repeats(spread, _few(spread), axes):
+            return number(builder, 0.0, node)
+    return None
+
+
+@_rewrite("add_any")
+def derivative_of_variance(builder: Builder, node: Node) -> Node | None:
+    """s x + (q - s sum(x)) / n as s (x - E[x]) + q / n, of the derivative of E[x^2] - E[x]^2.
+
+    s and q have few elements, which are repeated. x needs not be opened, beside what is centred.
+    """
+    summands = _summands(node)
+    products = [n for n in summands if _is(n, "mul")]
+    shifts = [n for n in summands if _is(_multiple(_few(n))[0], "add_any")]
+    for product, shift in itertools.product(products, shifts):
+        if (better := _around_the_mean(builder, product, shift)) is not None:
+            for other in summands:
+                if other is not product and other is not shift:
+                    better = make(builder, "add_any", other, better)
+            return better
+    return None
+
+
+def _around_the_mean(builder: Builder, product: Node, shift: Node) -> Node | None:
+    few, c = _multiple(_few(shift))
+    for spread, multiple in (product.inputs, product.inputs[::-1]):
+        (s, slope), (x, factor) = _source(spread), _multiple(multiple)
+        for cross, q in (few.inputs, few.inputs[::-1]):
+            mean, inner = _times_mean(cross, s, x)
+            if mean is None or abs(c * inner / (slope * factor) + 1) > 1e-6:
+                continue
+            _, axes, _ = _mean(mean) or (x, (), 1.0)
+            if not all(_repeats(n, _few(n), axes) for n in (spread, shift)):
+                continue
+            centred = _centred(builder, x, mean, axes)
+            scaled = make(builder, "mul", centred, number(builder, factor, x))
+            left = make(builder, "mul", q, number(builder, c, q))
+            left = _reshaped(builder, shift, left, _few(shift))
+            return make(builder, "add_any", make(builder, "mul", spread, scaled), left)
+    return None
+
+
+def _times_mean(node: Node, s: Node, x: Node) -> tuple[Node | None, float]:
+    """(the mean of x, c) of c s E[x]."""
+    product, factor = _multiple(node)
+    for one, other in (product.inputs, product.inputs[::-1]) if _is(product, "mul") else ():
+        found, c = _source(one)
+        if found is not s:
+            continue
+        while not (mean := _mean(other)) and (inner := _inside(other)):
+            other, c = inner[0], c * inner[1]
+        if mean and mean[0] is x:
+            return other, factor * c
+    return None, 0.0
 
 
 @_rewrite("eq")
@@ -552,9 +677,13 @@ def given_to_the_winner(builder: Builder, node: Node) -> Node | None:
 
 def _repeats(node: Node, few: Node, axes: tuple[int, ...]) -> bool:
     """Whether a node is `few`, repeated along these axes (by the shapes of the moves alone)."""
-    probe = np.arange(few.size, dtype=np.float64).reshape(few.shape)
-    moved = _moved(node, few, probe)
-    return bool(np.array_equal(moved, np.broadcast_to(np.expand_dims(probe, axes), node.shape)))
+    kept = [n for a, n in enumerate(node.shape) if a not in axes]
+    if few.size != math.prod(kept):
+        return False
+    probe = np.arange(few.size, dtype=np.float64)
+    moved = _moved(node, few, probe.reshape(few.shape))
+    wanted = np.broadcast_to(np.expand_dims(probe.reshape(kept), axes), node.shape)
+    return bool(np.array_equal(moved, wanted))
 
 
 def _moved(node: Node, stop: Node, value: np.ndarray) -> np.ndarray:

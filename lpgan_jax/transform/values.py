@@ -35,6 +35,7 @@ _FACTOR_BITS = 24
 _MUCH_SMALLER = 64
 _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
+_EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
 @contextmanager
@@ -501,6 +502,8 @@ class Values:
         Factors that are powers of two cost nothing; others get integers of up to 24 bits, and the
         sum more fraction bits, which the next truncation takes off again.
         """
+        if (average := self._average(value)) is not None:
+            return average
         form, offset = value.form, 0.0
         f = form.frac_bits
         secrets, publics, bits = [], [], []
@@ -543,6 +546,30 @@ class Values:
             )
             result = dataclasses.replace(result.unmasked(), words=result.words + share)
         return result
+
+    def _average(self, value: Value) -> Secret | None:
+        """(1 - c) x + c y with a small c as x + c (y - x): in one truncation, and without a drift.
+
+        c needs no more than the bits that a change of x of ordinary size shows.
+        """
+        if len(value.terms) != 2 or not all(t.is_plain for t in value.terms):
+            return None
+        y, x = sorted(value.terms, key=lambda t: t.coefficient)
+        c = y.coefficient
+        if not 0 < c * _MUCH_SMALLER < 1 or abs(c + x.coefficient - 1) > _EQUAL:
+            return None
+        if _stored(x).shape != value.shape:
+            return None
+        source = _stored(x)
+        form = max(source.form, _stored(y).form, key=lambda form: form.log_range)
+        both = [dataclasses.replace(t, coefficient=s) for t, s in ((y, 1.0), (x, -1.0))]
+        change = Value(self, value.shape, both, form).stored.raw
+        before = source.at(min(source.frac_bits, source.form.frac_bits + self.frac_bits))
+        bits = self.frac_bits + 4 + math.ceil(math.log2(c))
+        step = arithmetic.scale_public(
+            self.party, change, c, before.frac_bits, form.log_range, bits
+        )
+        return before.unmasked() + step.unmasked()
 
     def _of_few(self, value: Value) -> list[Term]:
         """The terms, of which those of few distinct elements are brought to the others' scale.
@@ -667,7 +694,7 @@ def _integers(factors: Sequence[float], bits: int) -> tuple[list[int], int]:
     """
     shift = bits - math.ceil(math.log2(max(map(abs, factors))))
     whole = [round(c * 2.0**shift) for c in factors]
-    if abs(sum(factors) - 1) < 2.0**-20:
+    if abs(sum(factors) - 1) < _EQUAL:
         largest = max(range(len(whole)), key=lambda i: abs(whole[i]))
         whole[largest] += 2**shift - sum(whole)
     return whole, shift

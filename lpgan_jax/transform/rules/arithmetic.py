@@ -12,10 +12,13 @@ import numpy as np
 
 from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.mpc import arithmetic
+from lpgan_jax.mpc.normalise import TOP
 from lpgan_jax.secret import Secret
 from lpgan_jax.transform.rules.moves import chosen, masked_by
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
 from lpgan_jax.transform.values import Format, Stored
+
+_FACTOR_BITS, _LEAST_FACTOR_BITS = 20, 14  # of a public factor that is not known while tracing
 
 
 @rule("add", "add_any")
@@ -89,14 +92,15 @@ def _factor(x: Stored, scale: int, size: int) -> Secret:
 def times_public(values: Values, x: Value, factor: Any) -> Value:
     """x * a public array that is not known while tracing, or not the same everywhere.
 
-    Each of its elements becomes an integer of 20 bits and a power of two of its own, so that small
-    rates keep their bits.
+    Each of its elements becomes an integer of up to 20 bits and a power of two of its own, so that
+    small rates keep their bits.
     """
     c, source = x.factored()
     if isinstance(factor, np.ndarray) and set(np.unique(factor)) <= {0.0, 1.0}:
         return masked_by(values, x, factor)
     shape = np.broadcast_shapes(x.shape, np.shape(factor))
-    f = source.form.frac_bits
+    form = source.form
+    f = form.frac_bits
     if isinstance(factor, np.ndarray):
         largest = float(np.abs(factor).max(initial=0.0)) or 1.0
         _, shift = public_constant(2.0 ** np.ceil(np.log2(largest)), 20)
@@ -112,18 +116,25 @@ def times_public(values: Values, x: Value, factor: Any) -> Value:
         return values.later(shape, scaled, c)
 
     def make() -> Secret:
-        raw = source.at(min(f, source.frac_bits)).settled(values.party).unmasked()
-        whole, shift = floating(jnp.asarray(factor, jnp.float64), 20)
+        # One truncation, if a fine value leaves the factor enough bits; it ends at f at most.
+        scale = source.frac_bits
+        if form.finest - scale < _LEAST_FACTOR_BITS:
+            scale = f
+        raw = source.at(scale).settled(values.party).unmasked()
+        dropped = max(0, scale - f)
+        bits = min(_FACTOR_BITS, form.finest - scale)
+        whole, shift = floating(jnp.asarray(factor, jnp.float64), bits, TOP - dropped)
         total = raw.map(lambda v: v * _words(whole, v))
-        return arithmetic.truncate_by(values.party, total, shift)
+        fine = dataclasses.replace(total, frac_bits=scale - dropped)
+        return arithmetic.truncate_by(values.party, fine, shift + dropped)
 
     return values.later(shape, make, c)
 
 
-def floating(array: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    """(k, s) with array = k / 2^s, |k| at most 2^bits, s from 1 to 62; exact integer arithmetic."""
+def floating(array: jax.Array, bits: int, most: int) -> tuple[jax.Array, jax.Array]:
+    """(k, s) with array = k / 2^s, |k| at most 2^bits, s from 1 to `most`; exact integers."""
     _, exponent = jnp.frexp(array)
-    shift = jnp.clip(bits - exponent, 1, 62)
+    shift = jnp.clip(bits - exponent, 1, most)
     return jnp.round(jnp.ldexp(array, shift)), shift.astype(jnp.int64)
 
 

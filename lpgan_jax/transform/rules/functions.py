@@ -207,18 +207,19 @@ def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
 
 
 @rule("over_root", together=True)
-def _over_root(values: Values, node: Node, x: Value, v: Value, _: Any) -> Value:
-    """x / (sqrt(v) + eps), with eps inside the root: v + 1 LSB at v's scale, so that v may be 0."""
+def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Value:
+    """x / sqrt(v + eps); of eps, 1 LSB of v at the least, so that v may be 0."""
     factor, numerator = x.factored()
     nominal = values.frac_bits + 8  # at which a numerator of ordinary size is multiplied
 
     def squares(stored: Stored) -> Secret:
         scale = min(stored.frac_bits, stored.form.frac_bits + values.frac_bits)
-        return stored.at(scale - scale % 2).settled(values.party).unmasked()
+        u = stored.at(scale - scale % 2).settled(values.party).unmasked()
+        least = jnp.maximum(jnp.asarray(eps, jnp.float64), 2.0**-u.frac_bits)
+        return Secret(u.words + values.words_of(least, u.frac_bits, u.shape), u.frac_bits)
 
     def run(party: Party, times: Secret, u: Secret) -> Secret:
-        one = party.only_s1(jnp.ones_like(u.words))
-        u, finer = Secret(u.words + one, u.frac_bits), times.frac_bits - nominal
+        finer = times.frac_bits - nominal
         times = times.divided_by_power_of_two(-finer)
         root = roots.inverse_sqrt(party, u, None, times=times, search=normalise.binary_levels)
         return root.divided_by_power_of_two(finer)

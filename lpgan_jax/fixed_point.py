@@ -35,6 +35,18 @@ def encode(values: ArrayLike, frac_bits: int) -> jax.Array:
     return scaled.astype(jnp.int64).astype(jnp.uint64)
 
 
+def check_range(name: str, values: ArrayLike, frac_bits: int, log_range: int) -> None:
+    """Raise ValueError unless all values are finite and |value| < 2^log_range; `name` them."""
+    host = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(host).all():
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+    largest = float(np.abs(host).max(initial=0.0))
+    if largest >= 2.0**log_range:
+        raise ValueError(
+            f"{name}: expected |x| < 2^{log_range} with {frac_bits} fraction bits, got {largest:g}"
+        )
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """The encoding x -> round(x * 2^frac_bits) mod 2^64, in two's complement.
@@ -80,15 +92,7 @@ class FixedPoint:
 
     def check(self, values: ArrayLike) -> None:
         """Raise ValueError for values that `encode` refuses."""
-        host = np.asarray(values, dtype=np.float64)
-        if not np.isfinite(host).all():
-            raise ValueError("values: expected finite numbers, got NaN or infinity")
-        largest = float(np.abs(host).max(initial=0.0))
-        if largest >= self.bound:
-            raise ValueError(
-                f"values: expected |x| < 2^{62 - self.frac_bits} with {self.frac_bits} "
-                f"fraction bits, got {largest:g}"
-            )
+        check_range("values", values, self.frac_bits, 62 - self.frac_bits)
 
     def decode(self, words: ArrayLike) -> jax.Array:
         """Decode ring elements: uint64 of any shape to float64 (exact below 2^53 LSB).

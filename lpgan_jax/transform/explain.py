@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 from lpgan_jax.clear import Clear, scaled
 from lpgan_jax.cost_model import UNPLACED, program_cost
+from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
 from lpgan_jax.simulation import options_to_run_once
+from lpgan_jax.transform import evaluate
 from lpgan_jax.whole import bits_left
 
 if TYPE_CHECKING:
@@ -111,10 +113,12 @@ def explained(
     """
     numbers = {id(n): str(i) for i, n in enumerate(program.nodes)}
     setting = dataclasses.replace(program.setting, place=lambda n: numbers.get(id(n), ""))
-    numbered = dataclasses.replace(program, setting=setting)
 
-    layers = program_cost(numbered.run, secrets, jax.eval_shape(lambda p: p, public)).layers
-    left = {} if values is None else _bits_left(numbered.run, values, program.scales, public)
+    def run(party: Party, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
+        return evaluate.run(program.graph, party, secrets, public, setting, program.output_scales)
+
+    layers = program_cost(run, secrets, jax.eval_shape(lambda p: p, public)).layers
+    left = {} if values is None else _bits_left(run, values, program.scales, public)
     rows = []
     for node in program.nodes:
         if not node.secret or node.results:
@@ -135,7 +139,7 @@ def explained(
     for name, place in ((UNPLACED, "arguments"), ("outputs", "results")):
         if (cost := layers.get(name)) is not None:
             sent = cost.rounds, cost.online_bytes, cost.dealer_bytes_s2
-            rows.append(Row("rescaling", place, program.setting.frac_bits, None, *sent))
+            rows.append(Row("rescaling", place, setting.frac_bits, None, *sent))
     return Explanation(tuple(rows), tuple(x.name for x in program.leaves if x.public))
 
 

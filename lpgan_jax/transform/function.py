@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.fixed_point import FixedPoint, encode, require_x64
+from lpgan_jax.fixed_point import FixedPoint, check_range, encode, require_x64
+from lpgan_jax.mpc.normalise import TOP
 from lpgan_jax.party import Party, simulate
 from lpgan_jax.secret import Secret
 from lpgan_jax.shares import share_words
@@ -55,7 +56,7 @@ class Program:
         leaves: of its arguments, in order.
         structure: of the outputs' tree.
         hits: how often each rewrite applied.
-        setting: how its values are kept.
+        plan: how its values are kept.
         pairs: (result, argument) nodes of what is handed on to the next call.
     """
 
@@ -63,8 +64,13 @@ class Program:
     leaves: tuple[Leaf, ...]
     structure: Any
     hits: dict[str, int]
-    setting: Setting
+    plan: Plan
     pairs: Sequence[tuple[Node, Node]] = ()
+
+    @functools.cached_property
+    def setting(self) -> Setting:
+        """The plan, of these nodes."""
+        return Setting(self.plan.frac_bits, self.plan.by_node(self.graph))
 
     @functools.cached_property
     def _bits(self) -> dict[int, int]:
@@ -74,6 +80,15 @@ class Program:
     def scales(self) -> tuple[int, ...]:
         """Fraction bits of the secret inputs, in order."""
         return tuple(self._bits[id(n)] for n in self.graph.inputs if n.secret)
+
+    @functools.cached_property
+    def log_ranges(self) -> tuple[int, ...]:
+        """The range of each secret input: |value| < 2^range, as its examples or its scale say."""
+        forms = [self.setting.format(n) for n in self.graph.inputs if n.secret]
+        return tuple(
+            form.log_range if form.measured else TOP - scale
+            for form, scale in zip(forms, self.scales, strict=True)
+        )
 
     @functools.cached_property
     def output_scales(self) -> tuple[int, ...]:
@@ -202,9 +217,8 @@ class Secure:
         if key not in self._programs:
             self._programs[key] = self._trace(leaves, structure)
         program = self._programs[key]
-        if plan is not None and not program.setting.formats:
-            setting = Setting(plan.frac_bits, plan.by_node(program.graph))
-            program = self._programs[key] = dataclasses.replace(program, setting=setting)
+        if plan is not None and program.plan is not plan:
+            program = self._programs[key] = dataclasses.replace(program, plan=plan)
         return program
 
     def _trace(self, leaves: list[Leaf], structure: Any) -> Program:
@@ -224,7 +238,7 @@ class Secure:
             tuple(leaves),
             jax.tree.structure(results),
             builder.hits,
-            Setting(self._fxp.frac_bits),
+            Plan.default(graph, self._fxp.frac_bits),
             [
                 (outputs[after], inputs[before])
                 for after, before in self._carried(structure, results)
@@ -252,17 +266,18 @@ class Secure:
         values, leaves, structure = self._leaves(args)
         program = self.program(*args)
         keys = jax.random.split(key, max(1, len(program.scales)))
-        scales, shared = iter(zip(keys, program.scales, strict=False)), []
+        scales = iter(zip(keys, program.scales, program.log_ranges, strict=False))
+        shared: list[Any] = []
         for value, leaf in zip(values, leaves, strict=True):
             if leaf.public:
                 shared.append(value)
                 continue
-            own, scale = next(scales)
+            own, scale, log_range = next(scales)
             if is_shared(value):
                 shared.append(value)
                 continue
             if not isinstance(value, jax.core.Tracer):
-                self._fxp.check(value)
+                check_range(leaf.name, value, scale, log_range)
             shared.append(Shared(share_words(own, encode(value, scale)), scale))
         return jax.tree.unflatten(structure, shared)
 

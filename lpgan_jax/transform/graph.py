@@ -34,10 +34,12 @@ class Place:
     Attributes:
         module: JAX's name stack, such as "Generator.bn0", or "Generator.bn0.backward".
         line: "file:line (function)" of the user's code; "" if it is not known.
+        backward: whether it is part of a derivative.
     """
 
     module: str = ""
     line: str = ""
+    backward: bool = False
 
     def __str__(self) -> str:
         return " at ".join(filter(None, (self.module, self.line))) or "the function"
@@ -422,7 +424,8 @@ def _place(equation: JaxprEqn, call: Place) -> Place:
     """Where an equation comes from, for messages and names; `call`: that its program is part of."""
     info = equation.source_info
     stack = "/".join(filter(None, (call.module, str(info.name_stack))))
-    return Place(_module(stack), _line(info.traceback) or call.line)
+    backward = call.backward or "transpose(" in stack
+    return Place(_module(stack), _line(info.traceback) or call.line, backward)
 
 
 def _module(stack: str) -> str:

@@ -4,8 +4,9 @@ Without examples everything has f fraction bits and is taken to lie below 2^LOG_
 run in float64, tell how large each value is: it then gets `SIGNIFICANT_BITS` fraction bits below
 the largest magnitude that was seen, and room for one that is 2^MARGIN_BITS as large.
 
-Whatever a root is taken of has f bits more among the arguments and results, because squares are
-small (second moments, variances), and so have running averages; what is divided by a root has 8.
+Whatever a root is taken of has more than f bits more among the arguments and results, because
+squares are small (second moments, variances), and so have running averages; what is divided by a
+root has 8, and, if there are examples, the gradients that are have 4.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ MARGIN_BITS = 4
 
 _MOST_BITS = 46
 _GUARD_BITS = 8
+_GRADIENT_BITS = 4
 _LINEAR = MOVES | {
     "add",
     "add_any",
@@ -93,10 +95,15 @@ class Plan:
             both = max(largest[id(after)], largest[id(before)])
             largest[id(after)] = largest[id(before)] = both
         nodes = _planned(graph)
-        formats = (
-            None if n.is_integer or not largest[id(n)] else _format(largest[id(n)], frac_bits)
-            for n in nodes
-        )
+        adaptive = any(n.operation == "over_root" for n in nodes)
+
+        def form(node: Node) -> Format | None:
+            if node.is_integer or not largest[id(node)]:
+                return None
+            more = _GRADIENT_BITS if adaptive and node.place.backward else 0
+            return _format(largest[id(node)], frac_bits, SIGNIFICANT_BITS + more)
+
+        formats = map(form, nodes)
         return Plan(frac_bits, tuple(n.operation for n in nodes), tuple(formats))
 
     def by_node(self, graph: Graph) -> dict[int, Format]:
@@ -211,14 +218,14 @@ def _measure_loop(node: Node, operands: Sequence[Any], largest: dict[int, float]
         state = {id(n): known[id(result)] for n, result in zip(carry, after, strict=True)}
 
 
-def _format(magnitude: float, frac_bits: int) -> Format:
+def _format(magnitude: float, frac_bits: int, significant_bits: int) -> Format:
     """Of a value that is up to so large.
 
     What is large keeps f bits as long as a comparison of it has room, instead of a margin.
     """
-    log = max(math.ceil(math.log2(magnitude)), SIGNIFICANT_BITS - _MOST_BITS)
-    least = min(frac_bits, SIGNIFICANT_BITS + MARGIN_BITS - log)
-    return Format(max(SIGNIFICANT_BITS - log, least), log + MARGIN_BITS, True)
+    log = max(math.ceil(math.log2(magnitude)), significant_bits - _MOST_BITS)
+    least = min(frac_bits, significant_bits + MARGIN_BITS - log)
+    return Format(max(significant_bits - log, least), log + MARGIN_BITS, True)
 
 
 # What is handed on --------------------------------------------------------------------------------
@@ -271,9 +278,10 @@ def input_scales(
     def own(node: Node) -> int:
         if node.is_integer:
             return 0
-        form, f = setting.format(node), setting.frac_bits
-        more = _GUARD_BITS if id(node) in guarded else f if id(node) in wide else 0
-        return min(form.frac_bits + more, form.finest)
+        form = setting.format(node)
+        if id(node) in guarded:
+            return min(form.frac_bits + _GUARD_BITS, form.finest)
+        return setting.doubled(form) if id(node) in wide else form.frac_bits
 
     bits = {id(n): own(n) for n in (*graph.inputs, *graph.outputs)}
     for after, before in pairs:

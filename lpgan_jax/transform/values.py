@@ -35,6 +35,8 @@ _FACTOR_BITS = 24
 _MUCH_SMALLER = 64
 _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
+_SQUARE_BITS = 6  # that a running average of squares has beyond a square's
+_RATE_BITS = 10  # that its rate has at least
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
@@ -96,6 +98,10 @@ class Setting:
     def format(self, node: Node) -> Format:
         """How a node's value is kept."""
         return self.formats.get(id(node)) or Format(self.frac_bits)
+
+    def doubled(self, form: Format) -> int:
+        """Fraction bits of a value of a format that is as small as a square."""
+        return min(form.frac_bits + self.frac_bits + _SQUARE_BITS, form.finest)
 
 
 class Stored:
@@ -564,8 +570,10 @@ class Values:
         form = max(source.form, _stored(y).form, key=lambda form: form.log_range)
         both = [dataclasses.replace(t, coefficient=s) for t, s in ((y, 1.0), (x, -1.0))]
         change = Value(self, value.shape, both, form).stored.raw
-        before = source.at(min(source.frac_bits, source.form.frac_bits + self.frac_bits))
+        before = source.at(min(source.frac_bits, self.setting.doubled(source.form)))
         bits = self.frac_bits + 4 + math.ceil(math.log2(c))
+        if (room := form.finest - change.frac_bits) >= _RATE_BITS:
+            bits = min(bits, room)
         step = arithmetic.scale_public(
             self.party, change, c, before.frac_bits, form.log_range, bits
         )

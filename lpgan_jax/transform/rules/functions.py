@@ -213,7 +213,7 @@ def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Valu
     nominal = values.frac_bits + 8  # at which a numerator of ordinary size is multiplied
 
     def squares(stored: Stored) -> Secret:
-        scale = min(stored.frac_bits, stored.form.frac_bits + values.frac_bits)
+        scale = min(stored.frac_bits, values.setting.doubled(stored.form))
         u = stored.at(scale - scale % 2).settled(values.party).unmasked()
         least = jnp.maximum(jnp.asarray(eps, jnp.float64), 2.0**-u.frac_bits)
         return Secret(u.words + values.words_of(least, u.frac_bits, u.shape), u.frac_bits)

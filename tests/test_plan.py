@@ -65,7 +65,7 @@ def test_a_plan_is_saved_and_serves_other_shapes(tmp_path):
 def test_a_plan_of_another_program_is_refused(tmp_path):
     plan = lp.secure(small_and_large, calibrate=(X,)).plan
     other = lp.secure(lambda x: jnp.exp(x), plan=plan)
-    with pytest.raises(ValueError, match="plan: made for another program: it has .* where"):
+    with pytest.raises(ValueError, match=r"plan: made for another program: it has .* where"):
         other.program(X)
     with pytest.raises(ValueError, match="plan: made for 18 fraction bits, not 20"):
         lp.secure(small_and_large, plan=plan, frac_bits=20)
@@ -73,7 +73,7 @@ def test_a_plan_of_another_program_is_refused(tmp_path):
         lp.secure(small_and_large, plan=plan, calibrate=(X,))
     for text in ("[]", "{", json.dumps({"frac_bits": 18, "values": [["mul", "many", 2]]})):
         (tmp_path / "plan.json").write_text(text)
-        with pytest.raises(ValueError, match="plan.json: expected a plan"):
+        with pytest.raises(ValueError, match=r"plan\.json: expected a plan"):
             lp.Plan.load(tmp_path / "plan.json")
 
 
@@ -126,3 +126,22 @@ def test_what_grows_too_large_is_named():
         lp.secure(lambda x: jnp.maximum(x * 200.0, 0.0).sum(), calibrate=(X,)).explain(X).too_large
         == []
     )
+
+
+def test_what_is_handed_on_stays_secret():
+    """A count of examples that starts anew is public, but the next call's argument is secret."""
+
+    def function(state, x):
+        return {"total": x.sum(), "best": jnp.zeros(2)}, state["total"] + state["best"].sum()
+
+    state = {"total": 1.0, "best": np.array([2.0, 3.0])}
+    step = lp.secure(function, carry={0: 0})
+    after, value = step(lp.key(2), *step.share(lp.key(1), state, X))
+    assert abs(lp.reveal(value) - 6) < 2 * LSB
+    _, value = step(lp.key(3), after, step.share(lp.key(1), state, X)[1])
+    assert abs(lp.reveal(value) - X.sum()) < 4 * LSB
+    public = lp.secure(function, carry={0: 0}, public=("state",))
+    with pytest.raises(ValueError, match=r"carry: state\['total'\] is public, but"):
+        public.program(state, X)
+    with pytest.raises(ValueError, match=r"carry: x has shape \(4, 6\), what follows it \(\)"):
+        lp.secure(lambda x: x.sum(), carry={0: 0}).program(X)

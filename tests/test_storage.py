@@ -169,7 +169,7 @@ def test_a_tree_that_is_not_alike_is_refused(tmp_path, like, message):
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"a\.0: str given"):
         lp.save(tmp_path, {"a": ["text"]})
-    with pytest.raises(TypeError, match="key: .* given, expected `Shared`"):
+    with pytest.raises(TypeError, match=r"key: .* given, expected `Shared`"):
         lp.save(tmp_path, {"key": lp.key(0)})
     with pytest.raises(ValueError, match=r"two leaves named 'a\.b'"):
         lp.save(tmp_path, {"a.b": shared(1), "a": {"b": shared(1)}})

@@ -231,6 +231,9 @@ class Secure:
         inputs = [argument(x.shape, x.dtype, not x.public, x.name) for x in leaves]
         builder = Builder(REWRITES)
         outputs = builder.inline(*opened(traced), inputs)
+        pairs = self._carried(structure, results)
+        for after, before in pairs:
+            outputs[after] = _handed_on(outputs[after], inputs[before])
         graph = Graph(inputs, outputs)
         builder.hits["fuse_sums"] = fuse_sums(graph)
         return Program(
@@ -239,11 +242,7 @@ class Secure:
             jax.tree.structure(results),
             builder.hits,
             Plan.default(graph, self._fxp.frac_bits),
-            [
-                (outputs[after], inputs[before])
-                for after, before in self._carried(structure, results)
-                if outputs[after].secret and inputs[before].secret
-            ],
+            [(outputs[i], inputs[j]) for i, j in pairs if inputs[j].secret],
         )
 
     def _carried(self, structure: Any, results: Any) -> list[tuple[int, int]]:
@@ -256,6 +255,11 @@ class Secure:
         for output, number in self._carry.items():
             after = jax.tree.leaves(outputs[output] if several else outputs)
             before = jax.tree.leaves(arguments[number])
+            if len(after) != len(before):
+                raise ValueError(
+                    f"carry: result {output} has {len(after)} arrays, argument {number} "
+                    f"{len(before)}"
+                )
             pairs += list(zip(after, before, strict=True))
         return pairs
 
@@ -334,6 +338,27 @@ class Secure:
             shapes_of(_shape(v), scale) for v, scale in zip(secret, program.scales, strict=True)
         ]
         return program.run, secrets, jax.eval_shape(program.public, public)
+
+
+def _handed_on(result: Node, argument: Node) -> Node:
+    """A result as the argument of the next call: a public one is shared if that is secret."""
+    if result.shape != argument.shape:
+        raise ValueError(
+            f"carry: {argument.place} has shape {argument.shape}, what follows it {result.shape}"
+        )
+    if result.secret and not argument.secret:
+        raise ValueError(f"carry: {argument.place} is public, but what follows it is secret")
+    if result.secret or not argument.secret:
+        return result
+    return dataclasses.replace(
+        result,
+        operation="share",
+        inputs=(result,),
+        params={},
+        secret=True,
+        plain=lambda v: v,
+        value=None,
+    )
 
 
 def _is_abstract(args: Any) -> bool:

@@ -142,6 +142,12 @@ def _kept(values: Values, source: Stored, keep: Any, shape: tuple[int, ...]) -> 
     return Stored(values.party, shape, lambda: source.raw.map(linear), source.form)
 
 
+@rule("share")
+def _share(values: Values, node: Node, x: Any) -> Value:
+    """A public value as a secret, for what is secret in the next call."""
+    return lifted(values, x)
+
+
 @rule("concatenate")
 def _concatenate(values: Values, node: Node, *parts: Any) -> Value:
     axis = int(node.params["dimension"])

@@ -334,7 +334,7 @@ class Party:
         seeds = self._seeds(length)
         dealt = [
             self._next_correction(jax.ShapeDtypeStruct((length, *c.shape), c.dtype))
-            for c in self._needed(body, seeds, carry, xs)
+            for c in self._needed(body, carry, (seeds, xs), length)
         ]
 
         def step(carry: Any, iteration: Any) -> tuple[Any, Any]:
@@ -359,21 +359,21 @@ class Party:
         return party
 
     def _needed(
-        self, body: Callable[..., Any], seeds: Any, carry: Any, xs: Any
+        self, body: Callable[..., Any], carry: Any, rows: Any, length: int
     ) -> list[jax.ShapeDtypeStruct]:
         """The corrections that S2 receives for an iteration, in online mode."""
         if self._received is None:
             return []
         needed: list[jax.ShapeDtypeStruct] = []
 
-        def trial(seed: Any, carry: Any, x: Any) -> Any:
+        def trial(carry: Any, row: Any) -> Any:
+            seed, x = row
             party = _Trial(Source(seed), self.ring, iter(()), self._deployed)
             result = body(party, carry, x)
-            needed.extend(party.needed)
+            needed[:] = party.needed
             return result
 
-        first = jax.tree.map(lambda v: v[0], (seeds, xs))
-        jax.eval_shape(trial, first[0], carry, first[1])
+        jax.eval_shape(lambda first, rows: lax.scan(trial, first, rows, length), carry, rows)
         return needed
 
     def _receive(self, expected: jax.ShapeDtypeStruct) -> Dealt:

@@ -853,6 +853,7 @@ MOVES = {
     "difference": lambda v: 5 - v,
     "sum with a row": lambda v: v + jnp.arange(4, dtype=np.uint64),
     "choice": lambda v: jnp.where(np.arange(4) % 2 == 0, v, v[::-1]),
+    "no choice": lambda v: jnp.where(np.ones((2, 3, 0), bool), v[..., :0], v[..., 4:]),
     "static indices": lambda v: v[1, :, 2],
     "jit": jax.jit(lambda v: v.T ^ v.T[::-1] * np.uint64(0)),
     "padding": lambda v: jnp.pad(v, ((1, 0), (0, 2), (0, 0))),

@@ -40,6 +40,13 @@ def test_every_iteration_is_looked_at():
     _agrees_with_the_cost(lp.secure(function), (np.zeros(2), np.zeros((2, 2, 2))))
 
 
+def test_a_scan_of_nothing_sends_nothing():
+    step = lp.secure(lambda x, rows: jax.lax.scan(lambda x, row: (x * row, x), x, rows))
+    report = lp.audit(step, np.zeros(2), np.zeros((0, 2)))
+    assert report.ok, report.problems
+    assert not report.openings
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", own_models.EXAMPLES)
 def test_every_step_hides_its_messages(name):

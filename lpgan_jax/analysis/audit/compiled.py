@@ -60,9 +60,8 @@ def _messages(program: Jaxpr) -> Iterator[Message]:
             yield name, words.shape, words.dtype
         else:
             inside = [m for body, _ in bodies(equation.params) for m in _messages(body)]
-            yield from inside * (
-                equation.params["length"] if equation.primitive.name == "scan" else 1
-            )
+            times = equation.params["length"] if equation.primitive.name == "scan" else 1
+            yield from inside * times
 
 
 _INSTRUCTION = re.compile(r"= (?P<type>.*?) ?(?P<name>[a-z][\w-]*)\(")
@@ -111,8 +110,9 @@ def check_compiled(text: str, messages: Iterable[Message]) -> list[str]:
 
     Returns:
         Problems: a collective that is no point-to-point exchange between the two servers, or that
-        belongs to no message (by its name, shape and dtype), or is there more often than its
-        message; a transfer to the host. Messages that nobody reads may be missing.
+        belongs to no message (by its name, shape and dtype), or is executed more often than its
+        message is sent, or nobody knows how often; a transfer to the host. Messages that nobody
+        reads may be missing.
     """
     left = Counter((name, tuple(shape), np.dtype(dtype)) for name, shape, dtype in messages)
     problems = []

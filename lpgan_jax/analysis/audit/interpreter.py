@@ -303,7 +303,7 @@ class Interpreter:
         which, *cases = operands
         if which.known is None:
             return self._chosen_by(which, cases)
-        low, high = int(which.known.min()), int(which.known.max())
+        low, high = (int(f(which.known)) if which.known.size else 0 for f in (np.min, np.max))
         if low == high:
             return Value(cases[low].ids, cases[low].rest)
         if all(case.ids is None for case in cases):

@@ -44,6 +44,11 @@ def _broadcasting(move: Move, whole: tuple[int, ...], own: tuple[int, ...]) -> M
     return lambda v: move(jnp.broadcast_to(v, whole))
 
 
+@rule("keep_secret")
+def _keep(values: Values, node: Node, x: Any) -> Value:
+    return lifted(values, x)
+
+
 @rule("reshape")
 def _reshape(values: Values, node: Node, x: Value) -> Value:
     return moved(values, x, node.shape, lambda v: v.reshape(node.shape))

@@ -29,8 +29,7 @@ def _defined(*primitives: str) -> Callable[[Definition], Definition]:
     """Enter (params, *operands) -> result."""
 
     def entered(function: Definition) -> Definition:
-        for primitive in primitives:
-            structure(primitive)(lambda b, e, i: _inlined(function, b, e, i))
+        structure(*primitives)(functools.partial(_inlined, function))
         return function
 
     return entered

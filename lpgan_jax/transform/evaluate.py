@@ -93,11 +93,8 @@ class Evaluation:
         operands = [self.known[id(n)] for n in node.inputs]
         if node.operation == "output":
             return operands[0][node.params["index"]]
-        rule = RULES.get(node.operation)
-        if rule is None:
-            raise NotSecure(f"{node.operation}: not under sharing yet ({node.place})")
         try:
-            result = rule(self.values, node, *operands)
+            result = RULES[node.operation](self.values, node, *operands)
         except NotImplementedError as error:
             raise NotSecure(f"{node.operation}: {error} ({node.place})") from None
         if isinstance(result, Value) and len(result.terms) > 1 and self._uses[id(node)] > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,32 +18,18 @@ from lpgan_jax.party import Party, simulate
 from lpgan_jax.secret import Secret
 from lpgan_jax.shares import share_words
 from lpgan_jax.transform import control, definitions, evaluate, permutations  # noqa: F401
+from lpgan_jax.transform.arguments import Arguments, Declaration, Leaf
 from lpgan_jax.transform.check import Difference, first_difference
 from lpgan_jax.transform.explain import Explanation, explained
 from lpgan_jax.transform.fuse import fuse_sums
 from lpgan_jax.transform.graph import Builder, Graph, Node, argument
 from lpgan_jax.transform.plain import opened, widened
 from lpgan_jax.transform.plan import Plan, input_scales
+from lpgan_jax.transform.refusals import require_rules, translated
 from lpgan_jax.transform.rewrites import REWRITES
+from lpgan_jax.transform.rules import RULES
 from lpgan_jax.transform.shared import Shared, is_shared, shapes_of
 from lpgan_jax.transform.values import Setting
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """An argument's leaf.
-
-    Attributes:
-        name: its path, such as "state['w']".
-        shape: of the value.
-        dtype: as it is traced.
-        public: whether all may know it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    public: bool
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,9 @@ class Program:
 
 
 def _widened(value: Any, traced: Any) -> Any:
-    """A public argument as float64, or in the integer type that it was traced with."""
+    """A public argument as float64, or in the type that it was traced with."""
+    if jnp.issubdtype(traced, jax.dtypes.extended):
+        return value
     return jnp.asarray(value).astype(widened(np.dtype(traced)))
 
 
@@ -144,6 +131,7 @@ class Secure:
         self,
         function: Callable[..., Any],
         public: Sequence[str | int] = (),
+        static: Sequence[str | int] = (),
         carry: Mapping[int, int] | None = None,
         frac_bits: int = 18,
         calibrate: Sequence[Any] | None = None,
@@ -152,11 +140,14 @@ class Secure:
         """See `secure`."""
         if calibrate is not None and plan is not None:
             raise ValueError("calibrate, plan: expected one of them, not both")
+        if calibrate is not None and _is_abstract(calibrate):
+            raise TypeError("calibrate: expected real arrays, got jax.ShapeDtypeStruct")
         if plan is not None and plan.frac_bits != frac_bits:
             raise ValueError(f"plan: made for {plan.frac_bits} fraction bits, not {frac_bits}")
         functools.update_wrapper(self, function)
+        del self.__dict__["__wrapped__"]  # whose signature has no key
         self._function = function
-        self._public = tuple(public)
+        self._declared = Declaration(function, public, static)
         self._carry = dict(carry or {})
         self._fxp = FixedPoint(frac_bits)
         self._examples = calibrate
@@ -165,31 +156,11 @@ class Secure:
 
     # Arguments ------------------------------------------------------------------------------------
 
-    def _leaves(self, args: Sequence[Any]) -> tuple[list[Any], list[Leaf], Any]:
-        """(values, what is known of them, structure) of the arguments."""
-        flat, structure = jax.tree_util.tree_flatten_with_path(tuple(args), is_leaf=is_shared)
-        names = self._names(len(args))
-        leaves = []
-        for path, value in flat:
-            index = path[0].idx
-            name = names[index] + jax.tree_util.keystr(path[1:])
-            counts = _is_count(path) and not is_shared(value) and _dtype(value).kind in "iu"
-            public = counts or any(p in (names[index], index, name) for p in self._public)
-            leaves.append(Leaf(name, _shape(value), _traced_dtype(value), public))
-        return [v for _, v in flat], leaves, structure
-
     def _parted(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The (secret, public) leaves of the arguments, in order."""
-        values, leaves, _ = self._leaves(args)
-        pairs = list(zip(values, leaves, strict=True))
+        values, arguments = self._declared.look_at(args)
+        pairs = list(zip(values, arguments.leaves, strict=True))
         return [v for v, x in pairs if not x.public], [v for v, x in pairs if x.public]
-
-    def _names(self, count: int) -> list[str]:
-        try:
-            parameters = list(inspect.signature(self._function).parameters)
-        except ValueError:
-            parameters = []
-        return [parameters[i] if i < len(parameters) else f"args[{i}]" for i in range(count)]
 
     def program(self, *args: Any) -> Program:
         """The traced function, for arguments of these shapes; kept."""
@@ -212,49 +183,57 @@ class Secure:
 
     def _program(self, args: Sequence[Any], plan: Plan | None) -> Program:
         require_x64()
-        _, leaves, structure = self._leaves(args)
-        key = tuple(leaves), structure
+        _, key = self._declared.look_at(args)
         if key not in self._programs:
-            self._programs[key] = self._trace(leaves, structure)
+            self._programs[key] = self._trace(key)
         program = self._programs[key]
         if plan is not None and program.plan is not plan:
             program = self._programs[key] = dataclasses.replace(program, plan=plan)
         return program
 
-    def _trace(self, leaves: list[Leaf], structure: Any) -> Program:
-        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-        with jax.enable_x64(False):  # as the ordinary code that it is
-            traced, results = jax.make_jaxpr(
-                lambda *flat: self._function(*jax.tree.unflatten(structure, flat)),
-                return_shape=True,
-            )(*shapes)
-        inputs = [argument(x.shape, x.dtype, not x.public, x.name) for x in leaves]
+    def _trace(self, arguments: Arguments) -> Program:
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in arguments.leaves]
+        try:
+            with jax.enable_x64(False):  # as the ordinary code that it is
+                traced, results = jax.make_jaxpr(
+                    lambda *flat: self._function(*arguments.together(flat)), return_shape=True
+                )(*shapes)
+        except Exception as error:
+            if (better := translated(error)) is None:
+                raise
+            raise better from error
+        inputs = [argument(x.shape, x.dtype, not x.public, x.name) for x in arguments.leaves]
         builder = Builder(REWRITES)
         outputs = builder.inline(*opened(traced), inputs)
-        pairs = self._carried(structure, results)
-        for after, before in pairs:
-            outputs[after] = _handed_on(outputs[after], inputs[before])
+        pairs = []
+        for after, before in self._carried(arguments, results):
+            result, own = outputs[after], inputs[before]
+            if result.shape != own.shape:
+                raise ValueError(
+                    f"carry: {own.place} has shape {own.shape}, what follows it {result.shape}"
+                )
+            if own.secret:
+                outputs[after] = builder.kept_secret(result)
+                pairs.append((outputs[after], own))
+            elif result.secret:
+                raise ValueError(f"carry: {own.place} is public, but what follows it is secret")
         graph = Graph(inputs, outputs)
         builder.hits["fuse_sums"] = fuse_sums(graph)
-        return Program(
-            graph,
-            tuple(leaves),
-            jax.tree.structure(results),
-            builder.hits,
-            Plan.default(graph, self._fxp.frac_bits),
-            [(outputs[i], inputs[j]) for i, j in pairs if inputs[j].secret],
-        )
+        require_rules(graph, RULES)
+        structure = jax.tree.structure(results)
+        plan = Plan.default(graph, self._fxp.frac_bits)
+        return Program(graph, arguments.leaves, structure, builder.hits, plan, pairs)
 
-    def _carried(self, structure: Any, results: Any) -> list[tuple[int, int]]:
+    def _carried(self, arguments: Arguments, results: Any) -> list[tuple[int, int]]:
         """(output leaf, argument leaf) of what is handed on to the next call."""
-        arguments = jax.tree.unflatten(structure, range(structure.num_leaves))
+        numbers = arguments.together(range(len(arguments.leaves)))
         outputs = jax.tree.unflatten(
             jax.tree.structure(results), range(len(jax.tree.leaves(results)))
         )
         several, pairs = isinstance(outputs, tuple | list), []
         for output, number in self._carry.items():
             after = jax.tree.leaves(outputs[output] if several else outputs)
-            before = jax.tree.leaves(arguments[number])
+            before = jax.tree.leaves(numbers[number])
             if len(after) != len(before):
                 raise ValueError(
                     f"carry: result {output} has {len(after)} arrays, argument {number} "
@@ -267,12 +246,12 @@ class Secure:
 
     def share(self, key: jax.Array, *args: Any) -> tuple[Any, ...]:
         """DS's splitting of the arguments; what is public or shared already stays as it is."""
-        values, leaves, structure = self._leaves(args)
+        values, arguments = self._declared.look_at(args)
         program = self.program(*args)
         keys = jax.random.split(key, max(1, len(program.scales)))
         scales = iter(zip(keys, program.scales, program.log_ranges, strict=False))
         shared: list[Any] = []
-        for value, leaf in zip(values, leaves, strict=True):
+        for value, leaf in zip(values, arguments.leaves, strict=True):
             if leaf.public:
                 shared.append(value)
                 continue
@@ -282,17 +261,24 @@ class Secure:
                 continue
             if not isinstance(value, jax.core.Tracer):
                 check_range(leaf.name, value, scale, log_range)
-            shared.append(Shared(share_words(own, encode(value, scale)), scale))
-        return jax.tree.unflatten(structure, shared)
+            words = share_words(own, encode(value, scale))
+            shared.append(Shared(words, scale, leaf.dtype))
+        return arguments.together(shared)
 
     def __call__(self, key: jax.Array, *shared: Any) -> Any:
         """The function of shares, both servers and DS in one program."""
         program = self.program(*shared)
         given, known = self._parted(shared)
+        secret = [x for x in program.leaves if not x.public]
+        for leaf, value in zip(secret, given, strict=True):
+            if not is_shared(value):
+                raise TypeError(f"{leaf.name}: secret, but not shared: hand in what share gives")
         public = program.public(known)
         secrets = [Secret(v.words, v.frac_bits) for v in given]
         results = simulate(program.run, key, secrets, public)
-        return program.outputs([Shared(s.share, s.frac_bits) for s in results], public)
+        types = [n.dtype for n in program.graph.outputs if n.secret]
+        both = zip(results, types, strict=True)
+        return program.outputs([Shared(s.share, s.frac_bits, t) for s, t in both], public)
 
     def check(self, *args: Any, tolerance: float = 8.0) -> Difference | None:
         """Compare each operation's rule with JAX itself, in float64, on these arguments.
@@ -335,62 +321,20 @@ class Secure:
         program = self.program(*args)
         secret, public = self._parted(args)
         secrets = [
-            shapes_of(_shape(v), scale) for v, scale in zip(secret, program.scales, strict=True)
+            shapes_of(np.shape(v), scale) for v, scale in zip(secret, program.scales, strict=True)
         ]
         return program.run, secrets, jax.eval_shape(program.public, public)
-
-
-def _handed_on(result: Node, argument: Node) -> Node:
-    """A result as the argument of the next call: a public one is shared if that is secret."""
-    if result.shape != argument.shape:
-        raise ValueError(
-            f"carry: {argument.place} has shape {argument.shape}, what follows it {result.shape}"
-        )
-    if result.secret and not argument.secret:
-        raise ValueError(f"carry: {argument.place} is public, but what follows it is secret")
-    if result.secret or not argument.secret:
-        return result
-    return dataclasses.replace(
-        result,
-        operation="share",
-        inputs=(result,),
-        params={},
-        secret=True,
-        plain=lambda v: v,
-        value=None,
-    )
 
 
 def _is_abstract(args: Any) -> bool:
     return any(isinstance(v, jax.ShapeDtypeStruct) for v in jax.tree.leaves(args))
 
 
-def _is_count(path: Any) -> bool:
-    return any(getattr(k, "name", getattr(k, "key", None)) == "count" for k in path[-1:])
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(value.shape if hasattr(value, "shape") else np.shape(value))
-
-
-def _dtype(value: Any) -> np.dtype:
-    return np.dtype(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype)
-
-
-def _traced_dtype(value: Any) -> np.dtype:
-    """The type of a value in ordinary code: 32 bits."""
-    if is_shared(value):
-        return np.dtype(np.float32 if value.frac_bits else np.int32)
-    dtype = _dtype(value)
-    if jnp.issubdtype(dtype, jnp.floating):
-        return np.dtype(np.float32)
-    return np.dtype(bool) if dtype.kind == "b" else np.dtype(np.int32)
-
-
 def secure(
     function: Callable[..., Any],
     *,
     public: Sequence[str | int] = (),
+    static: Sequence[str | int] = (),
     carry: Mapping[int, int] | None = None,
     frac_bits: int = 18,
     calibrate: Sequence[Any] | None = None,
@@ -400,7 +344,11 @@ def secure(
 
     Args:
         function: of pytrees of arrays; ordinary float32 JAX, with `jax.grad`, Flax and optax.
-        public: arguments, by name, position or path ("batch.rate"), that all may know.
+        public: arguments that all may know, or parts of them, by name ("rate"), position or path
+            ("batch.rate", "state.opt_state[0].count", "state['w']"); integers called `count` are
+            public anyway. A key must be: what it generates is known to all.
+        static: arguments that are handed to the function as they are, by name or position; each
+            value of them, which must have a hash, makes a program of its own.
         carry: {output: argument} of outputs that are that argument in the next call.
         frac_bits: fraction bits f of what is not measured.
         calibrate: example arguments, real arrays: the function is run on them once, in float64, and
@@ -408,7 +356,13 @@ def secure(
             private data they tell the largest magnitude of each value, to a power of two.
         plan: such bits, from `Plan.load`.
 
+    Arguments are traced in 32 bits. Integers and booleans are shared as such, without a fraction.
+
     Raises:
         ValueError: both are given, or the plan is for other fraction bits.
+
+    Its methods raise `NotSecure` for what cannot be done under sharing, with the user's line and
+    what to write instead; ValueError for a declared argument that is not there; TypeError for one
+    that is no array of real numbers.
     """
-    return Secure(function, public, carry, frac_bits, calibrate, plan)
+    return Secure(function, public, static, carry, frac_bits, calibrate, plan)

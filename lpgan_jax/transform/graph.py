@@ -156,7 +156,7 @@ def argument(shape: Shape, dtype: Any, secret: bool, name: str) -> Node:
     def missing() -> Any:
         raise TypeError(f"{name}: an argument has no value of its own")
 
-    return Node("input", (), params, tuple(shape), np.dtype(dtype), secret, missing, Place(name))
+    return Node("input", (), params, tuple(shape), dtype, secret, missing, Place(name))
 
 
 Rewrite = Callable[["Builder", Node], Node | None]
@@ -257,6 +257,14 @@ class Builder:
             return self.constant(np.asarray(values[index]), result.dtype)
         return self.add("output", [node], result, lambda v: v[index], {"index": index})
 
+    def kept_secret(self, node: Node) -> Node:
+        """A node that counts as secret even if it is not."""
+        if node.secret:
+            return node
+        kept = Node("keep_secret", (node,), {}, node.shape, node.dtype, True, lambda v: v)
+        kept.place = self.place
+        return kept
+
     # A jaxpr ------------------------------------------------------------------------------------
 
     def inline(self, program: Jaxpr, consts: Sequence[Any], inputs: Sequence[Node]) -> list[Node]:
@@ -288,6 +296,11 @@ class Builder:
         if isinstance(value, jax.core.Tracer):
             raise NotSecure(
                 "the function closes over a value that is being traced: make it an argument"
+            )
+        if jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended):
+            raise NotSecure(
+                "the function closes over a key: make it a public argument, if all may know what "
+                "it generates; or draw outside and hand the numbers in"
             )
         if np.size(value) > self.most:
             raise NotSecure(
@@ -329,11 +342,11 @@ Structure = Callable[[Builder, JaxprEqn, list[Node]], list[Node] | None]
 _STRUCTURE: dict[str, Structure] = {}
 
 
-def structure(primitive: str) -> Callable[[Structure], Structure]:
-    """What becomes of a primitive that has programs of its own, such as a loop."""
+def structure(*primitives: str) -> Callable[[Structure], Structure]:
+    """What becomes of primitives that are no operations: loops, say, or what others define."""
 
     def entered(function: Structure) -> Structure:
-        _STRUCTURE[primitive] = function
+        _STRUCTURE.update(dict.fromkeys(primitives, function))
         return function
 
     return entered
@@ -439,9 +452,14 @@ def _module(stack: str) -> str:
     return ".".join([*parts, "backward"] if backward and parts else parts)
 
 
+def is_users(file_name: str) -> bool:
+    """Whether code is that of a user, not of a library."""
+    return not file_name.startswith((*_LIBRARIES, _OWN, "<"))
+
+
 def _line(traceback: Any) -> str:
     for frame in _frames(traceback):
-        if not frame.file_name.startswith((*_LIBRARIES, _OWN, "<")):
+        if is_users(frame.file_name):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return ""
 

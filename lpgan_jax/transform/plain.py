@@ -64,11 +64,25 @@ def operation(equation: JaxprEqn) -> Plain:
     if equation.primitive.name in _SCATTERS:
         function = scatter(equation.primitive.name, equation.params)
         return lambda *operands: function(*map(jnp.asarray, operands))
+    if equation.primitive.name == "bitcast_convert_type":
+        return _bitcast(equation)
     params = {name: widened(value) for name, value in equation.params.items()}
     primitive = equation.primitive
 
     def bind(*operands: Any) -> Any:
         return primitive.bind(*map(jnp.asarray, operands), **params)
+
+    return bind
+
+
+def _bitcast(equation: JaxprEqn) -> Plain:
+    """Bits are those of the types that were traced."""
+    given: Any = equation.invars[0].aval
+    result: Any = equation.outvars[0].aval
+
+    def bind(x: Any) -> Any:
+        bits = equation.primitive.bind(jnp.asarray(x, given.dtype), **equation.params)
+        return bits.astype(widened(result.dtype))
 
     return bind
 

@@ -22,11 +22,13 @@ class Shared:
 
     Attributes:
         words: uint64[2, *shape], S1's share first.
-        frac_bits: fraction bits of the value.
+        frac_bits: fraction bits of the value; 0 of integers and booleans.
+        dtype: of the value in ordinary code: float32, int32, uint32 or bool.
     """
 
     words: Any
     frac_bits: int = field(metadata={"static": True})
+    dtype: Any = field(default=np.dtype(np.float32), metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +56,8 @@ def reveal(shares_of: Any, fxp: FixedPoint | None = None) -> Any:
         fxp: the encoding of an array; a `Shared` has its own.
 
     Returns:
-        float64[*shape], or a pytree of such arrays.
+        float64[*shape], or a pytree of such arrays; of a `Shared` integer or boolean, int64 or
+        bool.
 
     Raises:
         TypeError: the shares are not uint64, or there is an array of shares and no encoding.
@@ -70,6 +73,11 @@ def reveal(shares_of: Any, fxp: FixedPoint | None = None) -> Any:
             return value
         require_shares("shares", value.words)
         words = value.words[0] + value.words[1]
-        return words.astype(np.int64) * 2.0**-value.frac_bits
+        integers = words.astype(np.int64)
+        if value.dtype == bool:
+            return integers != 0
+        if np.issubdtype(value.dtype, np.integer):
+            return integers >> value.frac_bits
+        return integers * 2.0**-value.frac_bits
 
     return jax.tree.map(leaf, shares_of, is_leaf=is_shared)

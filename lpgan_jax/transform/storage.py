@@ -100,7 +100,7 @@ def _described(node: Any, name: str, words: dict[str, Any]) -> Any:
     """{kind: content} of a node; the shares go to `words`, by the leaf's name."""
     if is_shared(node):
         words[name] = node.words
-        return {"shared": name, "frac_bits": node.frac_bits}
+        return {"shared": name, "frac_bits": node.frac_bits, "dtype": str(node.dtype)}
     children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     if node is None or [path for path, _ in children] == [()]:
         return {"public": _public(node, name)}
@@ -130,7 +130,9 @@ def _restored(node: Mapping[str, Any], words: Mapping[str, Any]) -> Any:
         frac_bits = node["frac_bits"]
         if type(frac_bits) is not int or not 0 <= frac_bits <= _FINEST:
             raise ValueError("frac_bits")
-        return Shared(jnp.asarray(words[node["shared"]]), frac_bits)
+        if node["dtype"] not in ("float32", "int32", "uint32", "bool"):
+            raise ValueError("dtype")
+        return Shared(jnp.asarray(words[node["shared"]]), frac_bits, np.dtype(node["dtype"]))
     ((kind, content),) = node.items()
     if kind == "public":
         return jnp.asarray(content) if isinstance(content, np.ndarray) else content

@@ -194,6 +194,18 @@ class Tournament:
         result = current[..., 0]
         return Stored(party, result.shape, lambda: result, form)
 
+    def taken(self, x: Stored) -> Secret:
+        """[...]: another array's elements, of [..., n], at the places of the largest."""
+        _ = self.largest
+        party = self._values.party
+        current = x.at(min(x.form.frac_bits, x.frac_bits)).settled(party).unmasked()
+        for bit in self._bits:
+            pairs = 2 * (current.shape[-1] // 2)
+            first, second = current[..., 0:pairs:2], current[..., 1:pairs:2]
+            winner = first + compare.select(party, bit, second - first)
+            current = concatenate([winner, current[..., pairs:]], -1)
+        return current[..., 0]
+
     def given(self, x: Value) -> Value:
         """[..., n]: x of [...] at the place of the largest, 0 elsewhere.
 

@@ -14,18 +14,9 @@ from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
 
 
-def _public(node: Node, *indices: Any) -> list[jax.Array]:
-    if any(isinstance(i, Value) for i in indices):
-        raise NotImplementedError(
-            "a secret index: multiply with a one-hot vector (jax.nn.one_hot of what DS knows) "
-            "instead"
-        )
-    return [jnp.asarray(i) for i in indices]
-
-
 @rule("gather")
 def _gather(values: Values, node: Node, x: Any, indices: Any) -> Value:
-    (indices,) = _public(node, indices)
+    indices = jnp.asarray(indices)
     names = ("dimension_numbers", "slice_sizes", "indices_are_sorted", "unique_indices", "mode")
     options = {name: node.params[name] for name in names if name in node.params}
     fill = 0 if options.get("mode") == lax.GatherScatterMode.FILL_OR_DROP else None
@@ -38,20 +29,20 @@ def _gather(values: Values, node: Node, x: Any, indices: Any) -> Value:
 
 @rule("dynamic_slice")
 def _dynamic_slice(values: Values, node: Node, x: Any, *starts: Any) -> Value:
-    starts = tuple(_public(node, *starts))
+    starts = tuple(map(jnp.asarray, starts))
     sizes = node.params["slice_sizes"]
     return moved(values, x, node.shape, lambda v: lax.dynamic_slice(v, starts, sizes), part=True)
 
 
 @rule("dynamic_update_slice")
 def _dynamic_update(values: Values, node: Node, x: Any, update: Any, *starts: Any) -> Value:
-    starts = tuple(_public(node, *starts))
+    starts = tuple(map(jnp.asarray, starts))
     return _aligned(values, node, x, update, lambda v, u: lax.dynamic_update_slice(v, u, starts))
 
 
 @rule("scatter", "scatter-add")
 def _scatter(values: Values, node: Node, x: Any, indices: Any, updates: Any) -> Value:
-    (indices,) = _public(node, indices)
+    indices = jnp.asarray(indices)
     function = scatter(node.operation, node.params)
     return _aligned(values, node, x, updates, lambda v, u: function(v, indices, u))
 

@@ -101,9 +101,9 @@ def dot(x: jax.Array, y: jax.Array, dimensions: Any) -> jax.Array:
     y_free = [a for a in range(y.ndim) if a not in (*y_inner, *y_batch)]
     batch = [x.shape[a] for a in x_batch]
     rows, columns = [x.shape[a] for a in x_free], [y.shape[a] for a in y_free]
-    inner = math.prod(x.shape[a] for a in x_inner)
-    left = x.transpose(*x_batch, *x_free, *x_inner).reshape(-1, math.prod(rows), inner)
-    right = y.transpose(*y_batch, *y_inner, *y_free).reshape(-1, inner, math.prod(columns))
+    inner, size = math.prod(x.shape[a] for a in x_inner), math.prod(batch)
+    left = x.transpose(*x_batch, *x_free, *x_inner).reshape(size, math.prod(rows), inner)
+    right = y.transpose(*y_batch, *y_inner, *y_free).reshape(size, inner, math.prod(columns))
     result = jax.vmap(matmul)(left, right) if batch else matmul(left[0], right[0])
     return result.reshape(*batch, *rows, *columns)
 

@@ -44,6 +44,11 @@ def _broadcasting(move: Move, whole: tuple[int, ...], own: tuple[int, ...]) -> M
     return lambda v: move(jnp.broadcast_to(v, whole))
 
 
+@rule("keep_secret")
+def _keep(values: Values, node: Node, x: Any) -> Value:
+    return lifted(values, x)
+
+
 @rule("reshape")
 def _reshape(values: Values, node: Node, x: Value) -> Value:
     return moved(values, x, node.shape, lambda v: v.reshape(node.shape))
@@ -140,12 +145,6 @@ def _kept(values: Values, source: Stored, keep: Any, shape: tuple[int, ...]) -> 
         return jnp.where(flag, v, jnp.zeros_like(v))
 
     return Stored(values.party, shape, lambda: source.raw.map(linear), source.form)
-
-
-@rule("share")
-def _share(values: Values, node: Node, x: Any) -> Value:
-    """A public value as a secret, for what is secret in the next call."""
-    return lifted(values, x)
 
 
 @rule("concatenate")

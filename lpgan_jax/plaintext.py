@@ -40,7 +40,7 @@ class PlaintextState(NamedTuple):
 
 
 class PlaintextLosses(NamedTuple):
-    """Losses of each example, [m]; `gan.Losses` are their sums.
+    """Sums of losses over the batch, [], as `gan.Losses`.
 
     Attributes:
         real: -ln D(x) for the images.
@@ -120,38 +120,50 @@ class PlaintextLPGAN:
         """
         images, noise_d, noise_g = (jnp.asarray(v, self.dtype) for v in (images, noise_d, noise_g))
         g, d = state.variables["generator"], state.variables["discriminator"]
-        # Each batch is normalised with its own statistics; the running ones follow, one by one.
-        fakes, g_stats = _apply(self.generator, g["params"], g["batch_stats"], noise_d)
+
+        def generated(noise: jax.Array) -> Any:
+            return jax.vjp(lambda p: _apply(self.generator, g, p, noise), g["params"], has_aux=True)
+
+        # Both batches in one pass, each normalised with its own statistics.
+        fakes, backwards, g_stats = jax.vmap(generated)(jnp.stack([noise_d, noise_g]))
 
         def d_loss(params: Params) -> tuple[jax.Array, Any]:
-            on_real, stats = _apply(self.discriminator, params, d["batch_stats"], images)
-            on_fake, stats = _apply(self.discriminator, params, stats, fakes)
-            real, fake = jax.nn.softplus(-on_real[:, 0]), jax.nn.softplus(on_fake[:, 0])
-            return (real + fake).mean(), (real, fake, stats)
+            pair = jnp.stack([images, fakes[0]])
+            logits, stats = jax.vmap(lambda x: _apply(self.discriminator, d, params, x))(pair)
+            real, fake = jax.nn.softplus(-logits[0]).sum(), jax.nn.softplus(logits[1]).sum()
+            return (real + fake) / len(images), (real, fake, stats)
 
         grads, (real, fake, d_stats) = jax.grad(d_loss, has_aux=True)(d["params"])
         d_params, d_optimizer = _update(
             self.discriminator_tx, grads, state.optimizer["discriminator"], d["params"]
         )
 
-        def g_loss(params: Params) -> tuple[jax.Array, Any]:
-            fakes, stats = _apply(self.generator, params, g_stats, noise_g)
-            on_fake, _ = _apply(self.discriminator, d_params, d_stats, fakes)
-            losses = jax.nn.softplus(-on_fake[:, 0])
-            return losses.mean(), (losses, stats)
+        def g_loss(fakes: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss = jax.nn.softplus(-_apply(self.discriminator, d, d_params, fakes)[0]).sum()
+            return loss / len(fakes), loss
 
-        grads, (generator, g_stats) = jax.grad(g_loss, has_aux=True)(g["params"])
+        d_fakes, generator = jax.grad(g_loss, has_aux=True)(fakes[1])
+        (grads,) = jax.tree.map(lambda residual: residual[1], backwards)(d_fakes)
         g_params, g_optimizer = _update(
             self.generator_tx, grads, state.optimizer["generator"], g["params"]
         )
-        new = PlaintextState(
-            {
-                "generator": {"params": g_params, "batch_stats": g_stats},
-                "discriminator": {"params": d_params, "batch_stats": d_stats},
-            },
-            {"generator": g_optimizer, "discriminator": d_optimizer},
-        )
-        return new, PlaintextLosses(real, fake, generator)
+        variables = {
+            "generator": {"params": g_params, "batch_stats": self._running(g, g_stats)},
+            "discriminator": {"params": d_params, "batch_stats": self._running(d, d_stats)},
+        }
+        optimizer = {"generator": g_optimizer, "discriminator": d_optimizer}
+        return PlaintextState(variables, optimizer), PlaintextLosses(real, fake, generator)
+
+    def _running(self, variables: Variables, added: Params) -> Params:
+        """Running statistics after two batches, one by one; see `_apply`."""
+        stats = variables["batch_stats"]
+        for batch in range(2):
+            stats = jax.tree.map(
+                lambda old, new: self.model.norm_momentum * old + new[batch],  # noqa: B023
+                stats,
+                added,
+            )
+        return stats
 
     @functools.partial(jax.jit, static_argnums=0)
     def generate(self, state: PlaintextState, noise: ArrayLike) -> jax.Array:
@@ -163,10 +175,11 @@ class PlaintextLPGAN:
 
 
 def _apply(
-    network: Generator | Discriminator, params: Params, stats: Params, x: jax.Array
+    network: Generator | Discriminator, variables: Variables, params: Params, x: jax.Array
 ) -> tuple[jax.Array, Params]:
-    """(output with batch statistics, running statistics after this batch)."""
-    y, updated = network.apply({"params": params, "batch_stats": stats}, x, mutable="batch_stats")
+    """(output with batch statistics, what these add to running ones: 1 - momentum times them)."""
+    nothing = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    y, updated = network.apply({"params": params, "batch_stats": nothing}, x, mutable="batch_stats")
     return y, updated.get("batch_stats", {})
 
 

@@ -19,7 +19,7 @@ from lpgan_jax.gan import LPGAN, NETWORKS, Batch, Losses, State
 from lpgan_jax.models.twin import from_flax
 from lpgan_jax.nn.layer import Params
 from lpgan_jax.parameters import save_parameters
-from lpgan_jax.plaintext import PlaintextLPGAN, PlaintextState, optax_optimizer
+from lpgan_jax.plaintext import PlaintextLosses, PlaintextLPGAN, PlaintextState, optax_optimizer
 from lpgan_jax.run_directory import RunDirectory
 from lpgan_jax.secret import Secret
 from lpgan_jax.simulation import Simulation, StepKeys, compiler_options, reveal_tree, whole_tree
@@ -46,7 +46,7 @@ class Trainer(Protocol):
         """Write what is needed to go on, or to export."""
 
 
-def mean_losses(losses: Losses | None, size: int) -> MeanLosses | None:
+def mean_losses(losses: Losses | PlaintextLosses | None, size: int) -> MeanLosses | None:
     """Of float sums over a batch of a size, as SP reconstructs them."""
     if losses is None:
         return None
@@ -158,7 +158,7 @@ class PlaintextTrainer:
         )
         if self._perturbation:
             self._state = self._perturbed(self._state, step)
-        return float(np.mean(losses.real) + np.mean(losses.fake)), float(np.mean(losses.generator))
+        return mean_losses(losses, len(batch.images))
 
     def _perturbed(self, state: PlaintextState, step: int) -> PlaintextState:
         rng = random_stream(self._seed, Stream.PERTURBATION, step)

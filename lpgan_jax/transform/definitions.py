@@ -55,6 +55,11 @@ def _reshape(params: Any, x: Any) -> Any:
     return x.transpose(params["dimensions"]).reshape(params["new_sizes"])
 
 
+@_defined("stack")
+def _stack(params: Any, *parts: Any) -> Any:
+    return lax.concatenate([jnp.expand_dims(x, params["axis"]) for x in parts], params["axis"])
+
+
 # Several elements ---------------------------------------------------------------------------------
 
 _COMBINED = {

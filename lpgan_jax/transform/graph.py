@@ -241,7 +241,7 @@ class Builder:
         if node.operation in _ELEMENTWISE and uniform:
             single = np.asarray(node.plain(*scalars))
             return self.constant(np.broadcast_to(single.reshape(()), node.shape), node.dtype)
-        if node.operation in ("broadcast_in_dim", "reshape") and scalars[0] is not None:
+        if node.operation in MOVES and scalars[0] is not None:
             value = node.inputs[0].value
             assert value is not None
             return self.constant(np.broadcast_to(value.reshape(-1)[0], node.shape), node.dtype)

@@ -135,6 +135,15 @@ def _summands(node: Node) -> list[Node]:
     return [n for part in node.inputs for n in _summands(part)]
 
 
+def _picked(node: Node) -> tuple[Node, int]:
+    """(x, 1) of x[i], and (x, 0) of x itself."""
+    if _is(node, "squeeze") and _is(node.inputs[0], "slice"):
+        (x,) = node.inputs[0].inputs
+        if x.shape[1:] == node.shape:
+            return x, 1
+    return node, 0
+
+
 # Nothing to do ------------------------------------------------------------------------------------
 
 
@@ -217,6 +226,53 @@ def reshaped_twice(builder: Builder, node: Node) -> Node | None:
     """A reshape of a reshape."""
     (x, *_) = node.inputs
     return _reshape(builder, x.inputs[0], node) if _is(x, "reshape") and x.secret else None
+
+
+@_rewrite("reshape", "squeeze", "broadcast_in_dim")
+def there_and_back(builder: Builder, node: Node) -> Node | None:
+    """Another shape, and then that of before."""
+    before = node.inputs[0]
+    while before.operation in _SHAPES and before.size == before.inputs[0].size == node.size:
+        before = before.inputs[0]
+        if before.shape == node.shape:
+            return before
+    return None
+
+
+@_rewrite("slice")
+def of_what_is_repeated(builder: Builder, node: Node) -> Node | None:
+    """A part of what is repeated along the axes that are cut: it is repeated less often."""
+    (x,) = node.inputs
+    if not _is(x, "broadcast_in_dim") or not x.secret:
+        return None
+    axes = tuple(map(int, x.params["broadcast_dimensions"]))
+    few, shape = x.inputs[0], node.shape
+    if any(shape[a] != x.shape[a] and few.shape[i] != 1 for i, a in enumerate(axes)):
+        return None
+    return builder.add(
+        "broadcast_in_dim",
+        [few],
+        node,
+        lambda v: jax.lax.broadcast_in_dim(jnp.asarray(v), shape, axes),
+        {"shape": shape, "broadcast_dimensions": axes},
+    )
+
+
+@_rewrite("slice", "squeeze")
+def of_a_multiple(builder: Builder, node: Node) -> Node | None:
+    """Elements of c x, c + x and x^n as these of elements: the idioms below are seen then."""
+    (x,) = node.inputs
+    if not x.secret or x.operation not in ("mul", "neg", "add", "sub", "integer_pow"):
+        return None
+    if sum(n.scalar is None for n in x.inputs) != 1:
+        return None
+    inputs = [
+        builder.add(node.operation, [n], node, node.plain, node.params)
+        if n.scalar is None
+        else number(builder, n.scalar, node)
+        for n in x.inputs
+    ]
+    return builder.add(x.operation, inputs, node, x.plain, x.params)
 
 
 @_rewrite("integer_pow")
@@ -310,6 +366,15 @@ def over_root(builder: Builder, node: Node) -> Node | None:
     v, offset = _split(v, "add") or (v, 0.0)
     inside = builder.constant(np.float64(offset + eps**2), node.dtype)
     return make(builder, "over_root", x, v, inside)
+
+
+@_rewrite("div")
+def inverse_root_over_its_square(builder: Builder, node: Node) -> Node | None:
+    """r / x with r = 1/sqrt(x), of its derivative, as r^3."""
+    r, x = node.inputs
+    if not (_is(r, "rsqrt") and r.inputs[0] is x and x.secret):
+        return None
+    return builder.add("integer_pow", [r], node, lambda v: v**3, {"y": 3})
 
 
 @_rewrite("div")
@@ -462,17 +527,17 @@ def tanh_derivative(builder: Builder, node: Node) -> Node | None:
 
 @_rewrite("mul")
 def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
-    """t * (c * r / x) with r = 1/sqrt(x), as three products with r, one by one: no division.
+    """t * c r^3 with an inverse root r, as three products with r, one by one, which stay small.
 
     Of t = g * s, where r * s is there already (a normalisation's scale), it is ((g r) r) (r s): a
     product less, and g r is the gradient of that scale.
     """
     for t, slope in (node.inputs, node.inputs[::-1]):
-        quotient, factor = _split(slope, "mul") or (slope, 1.0)
-        if not _is(quotient, "div"):
+        power, factor = _multiple(slope)
+        if not (_is(power, "integer_pow") and power.params["y"] == 3 and t.secret):
             continue
-        r, x = quotient.inputs
-        if not (_is(r, "rsqrt") and r.inputs[0] is x and t.secret):
+        (r,) = power.inputs
+        if not _is(_picked(r)[0], "rsqrt"):
             continue
         result, factors = t, [r, r, r]
         for g, s in (t.inputs, t.inputs[::-1]) if _is(t, "mul") else ():
@@ -534,11 +599,11 @@ def sum_around_the_mean(builder: Builder, node: Node) -> Node | None:
     axes = tuple(map(int, node.params["axes"]))
     product, _ = _multiple(node.inputs[0])
     for spread, multiple in (product.inputs, product.inputs[::-1]) if _is(product, "mul") else ():
-        centred, _ = _multiple(multiple)
+        centred, lead = _picked(_multiple(multiple)[0])
         if not _is(centred, "sub"):
             continue
-        mean = _mean(_few(centred.inputs[1]))
-        of_axes = mean and mean[0] is centred.inputs[0] and mean[1] == axes
+        mean, own = _mean(_few(centred.inputs[1])), tuple(a + lead for a in axes)
+        of_axes = mean and mean[0] is centred.inputs[0] and mean[1] == own
         if of_axes and _repeats(spread, _few(spread), axes):
             return number(builder, 0.0, node)
     return None

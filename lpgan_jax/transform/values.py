@@ -243,7 +243,8 @@ class Part(Stored):
 
     def at(self, frac_bits: int) -> Secret:
         """See `Stored.at`."""
-        if frac_bits not in self._scaled and self._raw is None and self._parent.has(frac_bits):
+        known = frac_bits == self.raw.frac_bits or frac_bits in self._scaled
+        if not known and self._parent.has(frac_bits):
             self._scaled[frac_bits] = self._parent.at(frac_bits).rearrange(self._move)
         return self._scaled.get(frac_bits) or super().at(frac_bits)
 

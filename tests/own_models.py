@@ -168,8 +168,8 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        y = nn.LayerNorm()(x)
-        x = x + nn.MultiHeadDotProductAttention(num_heads=2, deterministic=True)(y, y)
+        y, mask = nn.LayerNorm()(x), None if self.exact else nn.make_causal_mask(x[..., 0])
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2, deterministic=True)(y, y, mask=mask)
         y = nn.gelu(nn.Dense(16)(nn.LayerNorm()(x)), approximate=not self.exact)
         return nn.Dense(3)((x + nn.Dense(8)(y)).mean(1))
 

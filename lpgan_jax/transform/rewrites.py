@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpgan_jax.nn.activation import LOG_RANGE
+from lpgan_jax.transform.bounds import largest_of
 from lpgan_jax.transform.graph import Builder, Node, Rewrite
 from lpgan_jax.transform.plain import Plain
 
@@ -679,6 +681,50 @@ def of_a_variance(builder: Builder, node: Node) -> Node | None:
 
 
 # The largest --------------------------------------------------------------------------------------
+
+_LEAST = -(2.0 ** (LOG_RANGE - 1))  # where a softmax is 0, whatever else there is
+
+
+@_rewrite("exp")
+def masked_softmax(builder: Builder, node: Node) -> Node | None:
+    """exp(x - max(x)) where a mask writes or adds -1e9, or less, into x: no such number fits."""
+    (difference,) = node.inputs
+    if not _is(difference, "sub"):
+        return None
+    x, spread = difference.inputs
+    if largest_of(spread) is not x or (y := _saturated(builder, x)) is x:
+        return None
+    found = spread
+    while found.operation in _SHAPES:
+        found = found.inputs[0]
+    largest = builder.add(found.operation, [y], found, found.plain, found.params)
+    moved = _reshaped(builder, spread, largest, found)
+    return make(builder, "exp", make(builder, "sub", y, moved))
+
+
+def _saturated(builder: Builder, x: Node) -> Node:
+    """x, where what a mask makes very small is `_LEAST`."""
+    if x.operation in (*_SHAPES, "transpose"):
+        inner = _saturated(builder, x.inputs[0])
+        if inner is x.inputs[0]:
+            return x
+        return builder.add(x.operation, [inner], x, x.plain, x.params)
+    if _is(x, "select_n"):
+        cases = [
+            number(builder, _LEAST, n)
+            if n.scalar is not None and n.scalar < _LEAST
+            else _saturated(builder, n)
+            for n in x.inputs[1:]
+        ]
+        if all(a is b for a, b in zip(cases, x.inputs[1:], strict=True)):
+            return x
+        return builder.add("select_n", [x.inputs[0], *cases], x, x.plain, x.params)
+    if _is(x, "add"):
+        for logits, bias in (x.inputs, x.inputs[::-1]):
+            if not bias.secret and (bias.value is None or bias.value.min(initial=0.0) < _LEAST):
+                least = number(builder, _LEAST, bias)
+                return make(builder, "add", logits, make(builder, "max", bias, least))
+    return x
 
 
 def _winner(builder: Builder, x: Node, given: Node, axes: tuple[int, ...]) -> Node:

@@ -198,6 +198,15 @@ EXAMPLES: dict[str, Example] = {
     "pad": _one("pad(x, 1)", lambda x: jnp.pad(x, 1)),
     "concatenate": _many("concatenate([x, y])", lambda x, y: jnp.concatenate([x, y])),
     "select_n": _many("where(x > 0, x, y)", lambda x, y: jnp.where(x > 0, x, y)),
+    # rounding
+    "floor": _one("floor(x)", jnp.floor),
+    # sorting
+    "sort": _one("sort(x), of 16", jnp.sort),
+    "top_k": _one("top_k(x, 2), of 16", lambda x: lax.top_k(x, 2)[0]),
+    "permute": _many(
+        "y in the order of x, of 16",
+        lambda x, y: jnp.take_along_axis(y, jnp.argsort(x, 1), 1),
+    ),
     # windows
     "reduce_window_sum": _one(
         "2 x 2 sums", lambda x: lax.reduce_window(x, 0.0, lax.add, (2, 2), (2, 2), "VALID")
@@ -221,9 +230,10 @@ there. Errors are the largest of 16^2 random operands of the range, on shares, a
 LSB (2^-18). [Protocols](protocols.md) has the ranges in which they hold, [scales](scales.md)
 what to do beyond.
 
-Operations without a row are inlined (calls, `jax.checkpoint`, custom derivatives), or refused by
-name. Names are JAX's, as errors show them; `winner`, `inner`, `over_root`, `reciprocal` and
-`softplus` are ours, for what JAX writes in several operations.
+Operations without a row are inlined (calls, `jax.checkpoint`, custom derivatives), made of these
+(`pow`, `tan`, `cumprod` and others of `transform/definitions`), or refused by name. Names are
+JAX's, as errors show them; `winner`, `inner`, `over_root`, `reciprocal`, `softplus` and `permute`
+are ours, for what JAX writes in several operations.
 """
 
 FIELDS = ("operation", "error_lsb")

@@ -264,12 +264,16 @@ def row(operation: str, error: float | None) -> str:
         f"`{operation}`",
         example.text.replace("|", "\\|"),
         str(cost.rounds),
-        f"{cost.online_bytes / count:.3g}",
-        f"{dealt / count:.3g}",
+        _bytes(cost.online_bytes / count),
+        _bytes(dealt / count),
         ", ".join(f"{low:.4g} to {high:.4g}" for low, high in dict.fromkeys(example.ranges)),
         "exact" if error == 0 else f"{error:.2f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _bytes(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def document() -> str:

@@ -116,7 +116,8 @@ class Declaration:
         return [v for _, v in flat], Arguments(leaves, structure, static)
 
     def _is_public(self, name: str, path: Any, value: Any) -> bool:
-        counts = getattr(path[-1], "name", getattr(path[-1], "key", None)) == "count"
+        # The step counter of an optax state, which is a named tuple; not what data call a count.
+        counts = isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "count"
         if counts and not is_shared(value) and _dtype(value).kind in "iu":
             return True
         return any(p == path[0].idx or _covers(p, name) for p in self._public)

@@ -23,15 +23,21 @@ class Batch(NamedTuple):
     rate: float
 
 
+class Optimizer(NamedTuple):
+    count: np.ndarray
+    decay: np.ndarray
+
+
 STATE = {
     "w": X,
     "b": np.zeros(2),
-    "opt_state": [{"count": np.int32(3), "decay": np.float64(0.5)}, X[0]],
+    "opt_state": [Optimizer(np.int32(3), np.float64(0.5)), X[0]],
+    "count": np.int32(7),  # of something else: secret
 }
 
 
 def update(state, batch, *others):
-    rate = batch.rate * state["opt_state"][0]["decay"]
+    rate = batch.rate * state["opt_state"][0].decay
     return state["w"] - rate * batch.images + sum(others)
 
 
@@ -42,9 +48,10 @@ def update(state, batch, *others):
         (("batch.rate",), ["batch.rate"]),
         (("state['w']",), ["state['w']"]),
         (("state.w",), ["state['w']"]),
-        (("state.opt_state[0].decay",), ["state['opt_state'][0]['decay']"]),
-        (("state['opt_state'][0]",), ["state['opt_state'][0]['decay']"]),
-        (("state.opt_state",), ["state['opt_state'][0]['decay']", "state['opt_state'][1]"]),
+        (("state.opt_state[0].decay",), ["state['opt_state'][0].decay"]),
+        (("state['opt_state'][0]",), ["state['opt_state'][0].decay"]),
+        (("state['count']",), ["state['count']"]),
+        (("state.opt_state",), ["state['opt_state'][0].decay", "state['opt_state'][1]"]),
         ((1,), ["batch.images", "batch.rate"]),
         (("others[1]",), ["others[1]"]),
         (("others", "batch.rate"), ["batch.rate", "others[0]", "others[1]"]),
@@ -53,7 +60,7 @@ def update(state, batch, *others):
 def test_what_is_public(public, found):
     step = lp.secure(update, public=public)
     leaves = step.program(STATE, Batch(X, 0.1), X, X).leaves
-    count = "state['opt_state'][0]['count']"  # of an optimizer
+    count = "state['opt_state'][0].count"  # of an optimizer
     assert {leaf.name for leaf in leaves if leaf.public} == {*found, count}
 
 

@@ -20,12 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lpgan_jax as lp
 from lpgan_jax.mpc import arithmetic, boolean, compare, patent
 from lpgan_jax.party import AXIS, Party, Source
 from lpgan_jax.ring.words import Ring
 from lpgan_jax.secret import Secret, add_public
-from lpgan_jax.transform.rules.comparison import Tournament
-from lpgan_jax.transform.values import Stored, Values
 
 CHUNK_BITS = 20
 SAMPLES = 4  # of the coins of the server that looks, where they are not enumerated
@@ -610,42 +609,48 @@ def test_a_scan_whose_iterations_share_their_masks_is_found(monkeypatch):
     assert leaks_to_each(_products, Ring(2), (2,) * 3, SCANNED) == {1, 2}
 
 
-def _tournament(party, *rows):
-    values, x = Values(party, 0, {}, {}), Secret(jnp.stack(rows), 0)
-    return values, Tournament(values, Stored(party, x.shape, lambda: x))
+def _secured(function, count):
+    """The protocol of a function of whole numbers."""
+    program = lp.secure(function).program(*[np.int32(0)] * count)
+
+    def protocol(party, *shares):
+        results = program.run(party, [Secret(share, 0) for share in shares], [])
+        words = jnp.concatenate([result.share.reshape(-1) for result in results])
+        return [(word, party.ring.bits) for word in words]
+
+    return protocol
 
 
-def _in_range(rows):
-    """Whether no difference leaves half of Ring(2)."""
-    return {_signed(x, 2) for x in rows} <= {-1, 0}
+def _near(*numbers):
+    """Whether no two of them differ by half of Ring(2)."""
+    return {_signed(x, 2) for x in numbers} <= {-1, 0}
 
 
 def test_the_largest_of_three():
-    def protocol(party, *rows):
-        _, found = _tournament(party, *rows)
-        return [(found.largest.raw.share, 2)]
-
     def expected(*rows):
-        return [max(_signed(x, 2) for x in rows)] if _in_range(rows) else None
+        return [max(_signed(x, 2) for x in rows)] if _near(*rows) else None
 
+    protocol = _secured(lambda *rows: jnp.stack(rows).max(), 3)
     cases = [(0, 0, 0), (3, 0, 3), (3, 3, 0), (3, 3, 3), (2, 1, 3)]
     assert leaks_to_each(protocol, Ring(2), (2,) * 3, cases, expected) == set()
 
 
-def test_a_value_at_the_place_of_the_largest():
-    """The first of equal ones wins."""
+def test_numbers_that_are_sorted_with_others():
+    """(A stable sort puts places into the numbers' lowest bits, for which Ring(2) has no room.)"""
 
-    def protocol(party, x, y, given):
-        values, found = _tournament(party, x, y)
-        places = found.given(values.of(Secret(given, 0))).stored.raw.share
-        return [(place, 2) for place in places]
+    def function(first, second, *others):
+        keys = jnp.stack([first, second])
+        return jax.lax.sort((keys, jnp.stack(others)), num_keys=1, is_stable=False)
 
-    def expected(x, y, given):
-        second = _signed(x, 2) < _signed(y, 2)
-        return [given * (not second), given * second] if _in_range((x, y)) else None
+    def expected(first, second, *others):
+        order = sorted([(_signed(first, 2), others[0]), (_signed(second, 2), others[1])])
+        return (
+            [x for pair in zip(*order, strict=True) for x in pair] if _near(first, second) else None
+        )
 
-    cases = [(0, 0, 1), (3, 3, 2), (3, 0, 3), (0, 3, 1), (2, 1, 1)]
-    assert leaks_to_each(protocol, Ring(2), (2,) * 3, cases, expected) == set()
+    protocol = _secured(function, 4)
+    cases = [(0, 0, 1, 1), (3, 0, 1, 2), (0, 3, 1, 2), (3, 3, 3, 3), (2, 1, 0, 1)]
+    assert leaks_to_each(protocol, Ring(2), (2,) * 4, cases, expected) == set()
 
 
 # Negative controls: planted leaks that the same check must find ---------------------------------

@@ -248,6 +248,20 @@ def test_what_depends_on_a_step_is_public():
     assert np.abs(first - X * 2e-4).max() < LSB
 
 
+def test_schedules_count_in_integers():
+    schedules = [
+        optax.warmup_cosine_decay_schedule(1e-4, 3e-3, 3, 100),
+        optax.linear_schedule(3e-3, 1e-3, 10),
+        optax.join_schedules(
+            [optax.constant_schedule(0.1), optax.exponential_decay(0.1, 9, 2)], [4]
+        ),
+    ]
+    step = lp.secure(lambda x, count: [x * rate(count) for rate in schedules], public=("count",))
+    for count in (0, 5):
+        assert step.check(X, count) is None
+    assert not step.explain(X, 5).too_large
+
+
 def test_a_step_in_a_scan_and_in_vmap():
     optimizer = optax.sgd(0.1)
 

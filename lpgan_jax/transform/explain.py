@@ -154,7 +154,7 @@ def _bits_left(
         party = Clear()
         run(party, [scaled(v, s) for v, s in zip(values, scales, strict=True)], public)
         places[:] = [seen.place.partition("/")[0] for seen in party.seen]
-        return jnp.stack([bits_left(party, seen) for seen in party.seen])
+        return jnp.asarray([bits_left(party, seen) for seen in party.seen])
 
     found: dict[str, float] = {}
     for bits, place in zip(fewest(values, public).tolist(), places, strict=True):

@@ -136,13 +136,14 @@ def _is_key(node: Node) -> bool:
 def constant(value: Any, dtype: Any = None) -> Node:
     """A public value that is known while tracing."""
     array = np.asarray(value)
-    kept = plain.literal(array)
+    dtype = np.dtype(dtype or array.dtype)
+    kept = array.astype(plain.widened(dtype), copy=False)
     return Node(
         "constant",
         (),
         {},
         array.shape,
-        np.dtype(dtype or array.dtype),
+        dtype,
         False,
         lambda: kept,
         value=kept,
@@ -239,7 +240,7 @@ class Builder:
         scalars = [n.scalar for n in node.inputs]
         uniform = all(s is not None for s in scalars) and node.size > 1
         if node.operation in _ELEMENTWISE and uniform:
-            single = np.asarray(node.plain(*scalars))
+            single = np.asarray(node.plain(*scalars)).astype(plain.widened(np.dtype(node.dtype)))
             return self.constant(np.broadcast_to(single.reshape(()), node.shape), node.dtype)
         if node.operation in MOVES and scalars[0] is not None:
             value = node.inputs[0].value

@@ -194,7 +194,7 @@ def test_a_state_that_becomes_public_stays_shared():
 
 def test_a_carry_cannot_become_secret():
     step = lp.secure(lambda n, x: n + x.sum(), public=("n",), carry={0: 0})
-    with pytest.raises(ValueError, match="carry: n is public, but it becomes secret"):
+    with pytest.raises(ValueError, match="carry: n is public, but what follows it is secret"):
         step.program(0.0, X)
 
 

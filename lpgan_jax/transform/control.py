@@ -12,7 +12,7 @@ from jax.extend.core import JaxprEqn
 
 from lpgan_jax.transform import evaluate
 from lpgan_jax.transform.graph import SEVERAL, Builder, Graph, Node, NotSecure, argument, structure
-from lpgan_jax.transform.plain import opened
+from lpgan_jax.transform.plain import opened, taken_by_scan
 
 _MOST_ITERATIONS = 1024  # of a `while_loop`, which is unrolled
 
@@ -67,7 +67,7 @@ def _scan(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node
         return None
     params = equation.params
     length, reverse = params["length"], params["reverse"]
-    consts, carried = params["num_consts"], params["num_carry"]
+    consts, carried = taken_by_scan(equation)
     program = opened(params["jaxpr"])
     outer = [n.secret for n in inputs]
     secret = outer

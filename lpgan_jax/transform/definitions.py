@@ -55,6 +55,12 @@ def _reshape(params: Any, x: Any) -> Any:
     return x.transpose(params["dimensions"]).reshape(params["new_sizes"])
 
 
+@_defined("one_minus_square")
+def _one_minus_square(params: Any, x: Any) -> Any:
+    """Of the derivative of tanh, from JAX 0.11 on."""
+    return 1 - lax.square(x)
+
+
 @_defined("stack")
 def _stack(params: Any, *parts: Any) -> Any:
     return lax.concatenate([jnp.expand_dims(x, params["axis"]) for x in parts], params["axis"])

@@ -188,7 +188,9 @@ class Secure:
             self._programs[key] = self._trace(key)
         program = self._programs[key]
         if plan is not None and program.plan is not plan:
-            program = self._programs[key] = dataclasses.replace(program, plan=plan)
+            program = dataclasses.replace(program, plan=plan)
+            _ = program.setting  # an error if it is the plan of another program
+            self._programs[key] = program
         return program
 
     def _trace(self, arguments: Arguments) -> Program:

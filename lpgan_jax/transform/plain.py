@@ -124,10 +124,20 @@ def program(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> Plain:
     return run
 
 
+def taken_by_scan(equation: JaxprEqn) -> tuple[int, int]:
+    """(constants, carried values) among the operands of a scan."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # JAX from 0.11 on keeps the tree of (constants, carry, xs) instead.
+    constants, carried, _ = params["ft_in"].update(range(len(equation.invars))).unpack()
+    return len(list(constants)), len(list(carried))
+
+
 def _scan(equation: JaxprEqn) -> Plain:
     params = equation.params
     body = program(*opened(params["jaxpr"]))
-    constants, carried = params["num_consts"], params["num_carry"]
+    constants, carried = taken_by_scan(equation)
 
     def run(*operands: Any) -> list[Any]:
         consts, xs = operands[:constants], operands[constants + carried :]

@@ -662,12 +662,13 @@ def _times_mean(node: Node, s: Node, x: Node) -> tuple[Node | None, float]:
     return None, 0.0
 
 
-@_rewrite("eq")
+@_rewrite("eq", "gt")
 def no_variance(builder: Builder, node: Node) -> Node | None:
-    """Whether a mean of squares is 0, of the derivative of max(0, variance)."""
-    for zero, x in (node.inputs, node.inputs[::-1]):
+    """Whether a mean of squares is 0, of the derivative of max(0, variance): it never is."""
+    pairs = (node.inputs, node.inputs[::-1]) if _is(node, "eq") else (node.inputs[::-1],)
+    for zero, x in pairs:
         if zero.scalar == 0 and (found := _mean(x)) and _is(found[0], "square"):
-            return builder.constant(np.broadcast_to(False, node.shape))
+            return builder.constant(np.broadcast_to(_is(node, "gt"), node.shape))
     return None
 
 
@@ -826,6 +827,20 @@ def derivative_of_max(builder: Builder, node: Node) -> Node | None:
     if x is second:
         bit = builder.add("not", [bit], boolean, jnp.logical_not)
     return builder.add("convert_element_type", [bit], node, lambda v: jnp.asarray(v, jnp.float64))
+
+
+@_rewrite("select_n")
+def derivative_of_max_by_order(builder: Builder, node: Node) -> Node | None:
+    """[x > y], as JAX from 0.11 on writes the derivative of max, with a half where x = y."""
+    which, no, yes = node.inputs if len(node.inputs) == 3 else (node,) * 3
+    if not (_is(which, "gt") and which.secret and yes.scalar == 1 and _chooses(no, 0, 0.5)):
+        return None
+    if set(no.inputs[0].inputs) != set(which.inputs):
+        return None
+    mirrored = builder.known("gt", *which.inputs[::-1])
+    if mirrored is not None:  # one comparison for both sides, one of which has the ties
+        which = builder.add("not", [mirrored], which, jnp.logical_not)
+    return builder.add("convert_element_type", [which], node, lambda v: jnp.asarray(v, jnp.float64))
 
 
 def _chooses(node: Node, no: float, yes: float) -> bool:

@@ -1,65 +1,19 @@
 """Functions as JAX users write them, under sharing, against plain JAX."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import own_models
 import pytest
+from secured import LSB, close, expected, in_the_clear, largest_error
 
 import lpgan_jax as lp
-from lpgan_jax import clear, shadow
+from lpgan_jax import shadow
 from lpgan_jax.fixed_point import encode
 from lpgan_jax.party import deal, simulate
 from lpgan_jax.secret import Secret
 from lpgan_jax.transform.rules import RULES
-
-LSB = 2.0**-18
-
-
-def as_float64(tree):
-    def leaf(value):
-        array = jnp.asarray(value)
-        return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
-
-    return jax.tree.map(leaf, tree)
-
-
-def expected(step, *args):
-    """In float64; in float32 where the code insists on it (whose error is below 1 LSB here)."""
-    try:
-        return step(*as_float64(args))
-    except TypeError:
-        with jax.enable_x64(False):
-            return step(*jax.tree.map(jnp.asarray, args))
-
-
-def largest_error(got, want):
-    errors = jax.tree.map(
-        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), got, want
-    )
-    return max(jax.tree.leaves(errors))
-
-
-def in_the_clear(step, args):
-    """What the program computes with numbers of any size and precision."""
-    program = step.program(*args)
-    secret, public = step._parted(args)
-    public = program.public(public)
-    secret = [jnp.asarray(v, jnp.float64) for v in secret]
-
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
-    def run(secret, public):
-        secrets = [
-            Secret(v * 2.0**scale, scale) for v, scale in zip(secret, program.scales, strict=True)
-        ]
-        outputs = program.run(clear.Clear(), secrets, public)
-        return [v.share * 2.0**-v.frac_bits for v in outputs]
-
-    return program.outputs(run(secret, public), public)
-
 
 # What the functions themselves are off by, in LSB: series are within 2^-26 and up to 1/4 LSB, which
 # later layers and divisions amplify; roots take Adam's epsilon into the root.
@@ -176,14 +130,6 @@ def test_shadow_mode_runs_it_too():
     outputs = jax.jit(lambda k: shadow.run(program.run, k, secrets, public))(jax.random.key(0))
     got = program.outputs([v.share.view(np.int64) * 2.0**-v.frac_bits for v in outputs], public)
     assert largest_error(got, expected(example.step, *example.args)) < 8 * LSB
-
-
-def close(function, *args, lsb=4.0, public=()):
-    step = lp.secure(function, public=public)
-    outputs = jax.jit(step)(lp.key(4), *step.share(lp.key(3), *args))
-    want = expected(function, *args)
-    error = largest_error(lp.reveal(outputs), want)
-    assert error / LSB < lsb
 
 
 RNG = np.random.default_rng(1)

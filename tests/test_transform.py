@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import own_models
 import pytest
-from secured import LSB, close, expected, in_the_clear, largest_error
+from secured import FAST, LSB, close, expected, in_the_clear, largest_error
 
 import lpgan_jax as lp
 from lpgan_jax import shadow
@@ -38,16 +38,13 @@ def test_the_program_is_the_function(name):
     assert error / LSB < CLEAR[name]
 
 
-QUICKLY = {"xla_backend_optimization_level": "0"}
-
-
 def shared_result(name, calibrated=False):
     """(what comes out of a step on shares, what should)."""
     example = own_models.EXAMPLES[name]()
     examples = example.args if calibrated else None
     step = lp.secure(example.step, public=example.public, carry=example.carry, calibrate=examples)
     k1, k2 = jax.random.split(lp.key(5))
-    run = jax.jit(step, compiler_options=QUICKLY)
+    run = FAST(step)
     return lp.reveal(run(k2, *step.share(k1, *example.args))), expected(example.step, *example.args)
 
 
@@ -84,11 +81,10 @@ def assert_dealt_is_used(step, *args):
     secret, public = step._parted(step.share(lp.key(1), *args))
     secrets = [Secret(s.words, s.frac_bits) for s in secret]
     public = step.program(*args).public(public)
-    jit = functools.partial(jax.jit, compiler_options=QUICKLY)
     key = lp.key(2)
-    both = jit(lambda k, s, p: simulate(program, k, s, p))(key, secrets, public)
-    corrections = jit(lambda k, p: deal(program, k, secrets, p))(key, public)
-    seeds = jit(lp.party.server_seeds)(key)
+    both = FAST(lambda k, s, p: simulate(program, k, s, p))(key, secrets, public)
+    corrections = FAST(lambda k, p: deal(program, k, secrets, p))(key, public)
+    seeds = FAST(lp.party.server_seeds)(key)
 
     def seat(seed, own, corrections, public):
         return lp.party.online(program, seed, corrections, own, public)
@@ -96,7 +92,7 @@ def assert_dealt_is_used(step, *args):
     zeros = [jnp.zeros_like(c) for c in corrections]
     given = [jnp.stack(pair) for pair in zip(zeros, corrections, strict=True)]
     servers = jax.vmap(seat, in_axes=(0, 0, 0, None), axis_name=lp.party.AXIS)
-    online = jit(servers)(seeds, secrets, given, public)
+    online = FAST(servers)(seeds, secrets, given, public)
     jax.tree.map(np.testing.assert_array_equal, online, both)
 
 

@@ -1,6 +1,5 @@
 """What is public, secret and static; types; and what is refused, with what to write instead."""
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from secured import FAST, LSB
 
 import lpgan_jax as lp
 from lpgan_jax.transform.graph import NotSecure
 
-LSB = 2.0**-18
-FAST = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 X = np.random.default_rng(1).normal(size=(3, 4))
 
 

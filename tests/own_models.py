@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -265,6 +266,24 @@ def dp_sgd() -> Example:
     return Example(step, (params, x, LABELS, noise, 0.1), ("rate",), {0: 0})
 
 
+def dp_sgd_of_jax_privacy() -> Example:
+    """The library's own clipping; noise from DS added to the sum."""
+    from jax_privacy import clipping
+
+    module, x = MLP(), _normal(4, 6)
+    params = _float64(_init(module, x))
+    noise = jax.tree.map(lambda p: 0.1 * _normal(*p.shape), params)
+    clipped = clipping.clipped_grad(
+        _cross_entropy(module), l2_clip_norm=1.0, batch_argnums=(1, 2), normalize_by=4.0
+    )
+
+    def step(params: Any, x: Any, labels: Any, noise: Any, rate: Any) -> Any:
+        grads = jax.tree.map(lambda g, n: g + n / len(x), clipped(params, x, labels), noise)
+        return jax.tree.map(lambda p, g: p - rate * g, params, grads), grads
+
+    return Example(step, (params, x, LABELS, noise, 0.1), ("rate",), {0: 0})
+
+
 EXAMPLES: dict[str, Callable[[], Example]] = {
     "mlp": mlp,
     "mlp (nnx)": mlp_nnx,
@@ -285,3 +304,5 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "ddpm": ddpm,
     "dp-sgd": dp_sgd,
 }
+if importlib.util.find_spec("jax_privacy"):
+    EXAMPLES["dp-sgd, jax_privacy"] = dp_sgd_of_jax_privacy

@@ -1,65 +1,19 @@
 """Functions as JAX users write them, under sharing, against plain JAX."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import own_models
 import pytest
+from secured import FAST, LSB, close, expected, in_the_clear, largest_error
 
 import lpgan_jax as lp
-from lpgan_jax import clear, shadow
+from lpgan_jax import shadow
 from lpgan_jax.fixed_point import encode
 from lpgan_jax.party import deal, simulate
 from lpgan_jax.secret import Secret
 from lpgan_jax.transform.rules import RULES
-
-LSB = 2.0**-18
-
-
-def as_float64(tree):
-    def leaf(value):
-        array = jnp.asarray(value)
-        return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
-
-    return jax.tree.map(leaf, tree)
-
-
-def expected(step, *args):
-    """In float64; in float32 where the code insists on it (whose error is below 1 LSB here)."""
-    try:
-        return step(*as_float64(args))
-    except TypeError:
-        with jax.enable_x64(False):
-            return step(*jax.tree.map(jnp.asarray, args))
-
-
-def largest_error(got, want):
-    errors = jax.tree.map(
-        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), got, want
-    )
-    return max(jax.tree.leaves(errors))
-
-
-def in_the_clear(step, args):
-    """What the program computes with numbers of any size and precision."""
-    program = step.program(*args)
-    secret, public = step._parted(args)
-    public = program.public(public)
-    secret = [jnp.asarray(v, jnp.float64) for v in secret]
-
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
-    def run(secret, public):
-        secrets = [
-            Secret(v * 2.0**scale, scale) for v, scale in zip(secret, program.scales, strict=True)
-        ]
-        outputs = program.run(clear.Clear(), secrets, public)
-        return [v.share * 2.0**-v.frac_bits for v in outputs]
-
-    return program.outputs(run(secret, public), public)
-
 
 # What the functions themselves are off by, in LSB: series are within 2^-26 and up to 1/4 LSB, which
 # later layers and divisions amplify; roots take Adam's epsilon into the root.
@@ -84,16 +38,13 @@ def test_the_program_is_the_function(name):
     assert error / LSB < CLEAR[name]
 
 
-QUICKLY = {"xla_backend_optimization_level": "0"}
-
-
 def shared_result(name, calibrated=False):
     """(what comes out of a step on shares, what should)."""
     example = own_models.EXAMPLES[name]()
     examples = example.args if calibrated else None
     step = lp.secure(example.step, public=example.public, carry=example.carry, calibrate=examples)
     k1, k2 = jax.random.split(lp.key(5))
-    run = jax.jit(step, compiler_options=QUICKLY)
+    run = FAST(step)
     return lp.reveal(run(k2, *step.share(k1, *example.args))), expected(example.step, *example.args)
 
 
@@ -130,11 +81,10 @@ def assert_dealt_is_used(step, *args):
     secret, public = step._parted(step.share(lp.key(1), *args))
     secrets = [Secret(s.words, s.frac_bits) for s in secret]
     public = step.program(*args).public(public)
-    jit = functools.partial(jax.jit, compiler_options=QUICKLY)
     key = lp.key(2)
-    both = jit(lambda k, s, p: simulate(program, k, s, p))(key, secrets, public)
-    corrections = jit(lambda k, p: deal(program, k, secrets, p))(key, public)
-    seeds = jit(lp.party.server_seeds)(key)
+    both = FAST(lambda k, s, p: simulate(program, k, s, p))(key, secrets, public)
+    corrections = FAST(lambda k, p: deal(program, k, secrets, p))(key, public)
+    seeds = FAST(lp.party.server_seeds)(key)
 
     def seat(seed, own, corrections, public):
         return lp.party.online(program, seed, corrections, own, public)
@@ -142,7 +92,7 @@ def assert_dealt_is_used(step, *args):
     zeros = [jnp.zeros_like(c) for c in corrections]
     given = [jnp.stack(pair) for pair in zip(zeros, corrections, strict=True)]
     servers = jax.vmap(seat, in_axes=(0, 0, 0, None), axis_name=lp.party.AXIS)
-    online = jit(servers)(seeds, secrets, given, public)
+    online = FAST(servers)(seeds, secrets, given, public)
     jax.tree.map(np.testing.assert_array_equal, online, both)
 
 
@@ -176,14 +126,6 @@ def test_shadow_mode_runs_it_too():
     outputs = jax.jit(lambda k: shadow.run(program.run, k, secrets, public))(jax.random.key(0))
     got = program.outputs([v.share.view(np.int64) * 2.0**-v.frac_bits for v in outputs], public)
     assert largest_error(got, expected(example.step, *example.args)) < 8 * LSB
-
-
-def close(function, *args, lsb=4.0, public=()):
-    step = lp.secure(function, public=public)
-    outputs = jax.jit(step)(lp.key(4), *step.share(lp.key(3), *args))
-    want = expected(function, *args)
-    error = largest_error(lp.reveal(outputs), want)
-    assert error / LSB < lsb
 
 
 RNG = np.random.default_rng(1)

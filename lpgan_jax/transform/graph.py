@@ -137,7 +137,7 @@ def constant(value: Any, dtype: Any = None) -> Node:
     """A public value that is known while tracing."""
     array = np.asarray(value)
     dtype = np.dtype(dtype or array.dtype)
-    kept = array.astype(plain.widened(dtype), copy=False)
+    kept = plain.literal(array, dtype)
     return Node(
         "constant",
         (),

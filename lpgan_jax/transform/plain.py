@@ -45,10 +45,13 @@ def widened(value: Any) -> Any:
     return value
 
 
-def literal(value: Any) -> np.ndarray:
-    """A constant of a program as a NumPy array, floats as float64."""
+def literal(value: Any, dtype: Any = None) -> np.ndarray:
+    """A constant of a program as a NumPy array, of its type or another; floats as float64."""
     array = np.asarray(value)
-    return array.astype(widened(array.dtype), copy=False)
+    wanted = widened(np.dtype(dtype or array.dtype))
+    if array.dtype != wanted and array.size > 1 and not any(array.strides):  # stays one number
+        return np.broadcast_to(array.flat[0].astype(wanted), array.shape)
+    return array.astype(wanted, copy=False)
 
 
 def operation(equation: JaxprEqn) -> Plain:

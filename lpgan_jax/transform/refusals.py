@@ -95,7 +95,7 @@ _INDICES = {
 """Which of an operation's inputs are indices."""
 
 _KEYS = frozenset(["random_seed", "random_wrap"])
-_OTHERWISE = "write it with operations of the documents' table, or do it outside"
+_OTHERWISE = "write it with the operations of docs/primitives.md, or do it outside"
 
 
 @structure("pure_callback", "io_callback", "debug_callback", "debug_print")

@@ -701,6 +701,8 @@ def _integers(factors: Sequence[float], bits: int) -> tuple[list[int], int]:
 
     Factors that add up to 1 still do, so that a moving average of a constant stays what it is.
     """
+    if all(c == round(c) for c in factors):  # of integers, say, which must stay exact
+        return [round(c) for c in factors], 0
     shift = bits - math.ceil(math.log2(max(map(abs, factors))))
     whole = [round(c * 2.0**shift) for c in factors]
     if abs(sum(factors) - 1) < _EQUAL:

@@ -191,7 +191,10 @@ def _update(
 
 
 def optax_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optax optimizer that a configuration names: what the secure ones compute on shares."""
+    """The optax optimizer that a configuration names, of all parameters as one vector."""
     if config.name == "sgd":
-        return optax.sgd(config.learning_rate, config.momentum or None)
-    return optax.adam(config.learning_rate, config.b1, config.b2, eps=0.0, eps_root=config.eps_root)
+        optimizer = optax.sgd(config.learning_rate, config.momentum or None)
+    else:
+        rate, eps_root = config.learning_rate, config.eps_root
+        optimizer = optax.adam(rate, config.b1, config.b2, eps=0.0, eps_root=eps_root)
+    return optax.flatten(optimizer)

@@ -83,8 +83,8 @@ HITS = {
         "rsqrt_derivative": 4,
         "sum_around_the_mean": 4,
         "tanh_derivative": 1,
-        "over_root": 7,
-        "public_factors_of_a_root": 7,
+        "over_root": 1,
+        "public_factors_of_a_root": 1,
         "fuse_sums": 8,
     }
 }
@@ -173,6 +173,11 @@ def test_flax_normalises_as_cheaply_by_default():
     assert costs[1] == costs[0]
 
 
+def as_float64(value):
+    array = np.asarray(value)
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "most"), [("sgd", 40.0), ("adam", 400.0)])
 def test_twenty_steps_on_shares_are_the_twins(optimizer, most):
@@ -180,7 +185,7 @@ def test_twenty_steps_on_shares_are_the_twins(optimizer, most):
     settings = settings_of("digits", optimizer, optimizer)
     step, twin, state = plain_step(settings)
     twin = plaintext_twin(settings, build(settings), np.float64)
-    state = want = jax.tree.map(lambda v: np.asarray(v, np.float64), state)
+    state = want = jax.tree.map(as_float64, state)
     run = jax.jit(step, compiler_options={"xla_backend_optimization_level": "0"})
     rng = np.random.default_rng(1)
     shared = None

@@ -239,6 +239,15 @@ def test_check_names_the_operation_that_is_wrong(monkeypatch):
     assert found.error > 1000
 
 
+def test_a_step_may_be_traced_inside_of_a_jit():
+    def function(x):
+        return x.mean() * jnp.sqrt(2.0)
+
+    shared = lp.secure(function).share(lp.key(1), X)
+    got = jax.jit(lp.secure(function))(lp.key(2), *shared)
+    assert np.abs(lp.reveal(got) - X.mean() * 2**0.5) < 2 * LSB
+
+
 def test_cost_takes_a_function_as_it_is():
     example = own_models.mlp()
     step = lp.secure(example.step, carry=example.carry)

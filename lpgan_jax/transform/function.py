@@ -206,7 +206,8 @@ class Secure:
             raise better from error
         inputs = [argument(x.shape, x.dtype, not x.public, x.name) for x in arguments.leaves]
         builder = Builder(REWRITES)
-        outputs = builder.inline(*opened(traced), inputs)
+        with jax.ensure_compile_time_eval():  # constants, also where `step` itself is traced
+            outputs = builder.inline(*opened(traced), inputs)
         pairs = []
         for after, before in self._carried(arguments, results):
             result, own = outputs[after], inputs[before]

@@ -501,6 +501,14 @@ class Values:
         whole = jnp.broadcast_to(jnp.asarray(array, jnp.float64), shape)
         return self.party.only_s1(self.party.encoded(whole, frac_bits))
 
+    def rounded(self, value: Value) -> Value:
+        """A value that is made at its scale now if it is a multiple that takes a truncation."""
+        if len(value.terms) != 1 or not value.terms[0].is_plain:
+            return value
+        if _exponent(value.terms[0].coefficient) is not None:
+            return value
+        return self.stored(_at_scale(value.stored, value.form.frac_bits))
+
     # Putting terms together ---------------------------------------------------------------------
 
     def combined(self, value: Value) -> Secret:

@@ -92,7 +92,7 @@ def _slice(values: Values, node: Node, x: Value) -> Value:
 @rule("split")
 def _split(values: Values, node: Node, x: Value) -> list[Value]:
     axis, sizes = int(node.params["axis"]), [int(n) for n in node.params["sizes"]]
-    ends = np.cumsum(sizes)
+    ends, x = np.cumsum(sizes), values.rounded(x)
 
     def piece(start: int, end: int) -> Value:
         shape = (*x.shape[:axis], end - start, *x.shape[axis + 1 :])
@@ -149,16 +149,18 @@ def _kept(values: Values, source: Stored, keep: Any, shape: tuple[int, ...]) -> 
 
 @rule("concatenate")
 def _concatenate(values: Values, node: Node, *parts: Any) -> Value:
-    axis = int(node.params["dimension"])
-    whole, form = [lifted(values, x) for x in parts], values.form
+    """Side by side at the finest scale among them, or twice f; a common factor stays outside."""
+    axis, form = int(node.params["dimension"]), values.form
+    whole = [lifted(values, x) for x in parts]
+    factor, _ = max(whole, key=lambda x: x.size).factored()
 
     def make() -> secret.Secret:
-        sources = [x.stored for x in whole]
+        sources = [x.times(1 / factor).stored for x in whole]
         scales = {s.frac_bits for s in sources}
-        scale = scales.pop() if len(scales) == 1 else form.frac_bits
+        scale = min(max(scales), 2 * form.frac_bits) if len(scales) > 1 else scales.pop()
         return secret.concatenate([s.at(scale) for s in sources], axis)
 
-    return values.now(node.shape, make)
+    return values.now(node.shape, make, factor)
 
 
 @rule("select_n")

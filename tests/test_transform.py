@@ -190,6 +190,12 @@ def test_what_depends_on_a_step_is_public():
     assert np.abs(first - X * 2e-4).max() < LSB
 
 
+def test_a_sum_that_becomes_a_mean_may_be_large():
+    x = np.random.default_rng(3).normal(size=3000)
+    # The factor 1/144 has 17 bits after the sum: half of 2^-17 of a root of 4.5, and an LSB.
+    close(lambda x: ((x**2).mean(), jnp.sqrt(((x / 12) ** 2).sum())), x, lsb=5.5)
+
+
 def test_schedules_count_in_integers():
     schedules = [
         optax.warmup_cosine_decay_schedule(1e-4, 3e-3, 3, 100),

@@ -58,23 +58,33 @@ class Format:
         frac_bits: its fraction bits.
         log_range: |value| < 2^log_range in real terms.
         measured: whether examples were looked at; else it is what everything has.
+        summed: bits that a sum may need beyond the range, until a factor makes it a mean.
     """
 
     frac_bits: int
     log_range: int = LOG_RANGE
     measured: bool = False
+    summed: int = 0
 
     @property
     def finest(self) -> int:
         """Fraction bits at which the value can still be truncated."""
-        return TOP - self.log_range
+        return TOP - self.log_range - self.summed
 
     def times(self, factor: float) -> Format:
         """That of the value times a public factor."""
-        if not self.measured or factor == 0:
+        if factor == 0 or not (self.measured or self.summed):
             return self
         k = round(math.log2(abs(factor)))
+        if not self.measured:
+            return dataclasses.replace(self, summed=max(0, self.summed + k))
         return Format(self.frac_bits - k, self.log_range + k, True)
+
+    def of_sum(self, count: int) -> Format:
+        """That of a sum of so many values; of a measured one it is known."""
+        if self.measured or count < 1:
+            return self
+        return dataclasses.replace(self, summed=math.ceil(math.log2(count)))
 
 
 def _module(node: Node) -> str:
@@ -661,11 +671,11 @@ def _log_range(form: Format, terms: Sequence[Term], exact: bool) -> int:
     Factors that are powers of two move the scale; others are integers, the largest of them in full.
     """
     if exact:
-        ranges = [_stored(t).form.times(t.coefficient).log_range for t in terms]
+        ranges = [TOP - _stored(t).form.times(t.coefficient).finest for t in terms]
     else:
         largest = max((abs(t.coefficient) for t in terms), default=1.0)
         ranges = [
-            _stored(t).form.log_range + math.floor(math.log2(abs(t.coefficient) / largest))
+            TOP - _stored(t).form.finest + math.floor(math.log2(abs(t.coefficient) / largest))
             for t in terms
         ]
     return max([form.log_range, *ranges])

@@ -164,7 +164,8 @@ def test_indices_that_are_public():
         table = jnp.zeros((5, 4)).at[rows].add(x)
         part = jax.lax.dynamic_slice(x, (0, start), (3, 2))
         known = jnp.zeros((3, 4)).at[0, 1].add(0.5)  # while tracing
-        return table, x * known, x[rows[:2]], part, jnp.cumsum(x, 1), jnp.pad(x, 1)
+        tiled = jax.lax.optimization_barrier(jnp.tile(x, (2, 3)))
+        return table, x * known, tiled, x[rows[:2]], part, jnp.cumsum(x, 1), jnp.pad(x, 1)
 
     close(function, X, np.array([0, 3, 3]), 1, public=("rows", "start"), lsb=2)
 

@@ -61,6 +61,21 @@ def _one_minus_square(params: Any, x: Any) -> Any:
     return 1 - lax.square(x)
 
 
+@_defined("tile")
+def _tile(params: Any, x: Any) -> Any:
+    reps = params["reps"]
+    spread = jnp.expand_dims(x, tuple(range(0, 2 * x.ndim, 2)))
+    repeated = [n for pair in zip(reps, x.shape, strict=True) for n in pair]
+    whole = [r * n for r, n in zip(reps, x.shape, strict=True)]
+    return jnp.broadcast_to(spread, repeated).reshape(whole)
+
+
+@structure("optimization_barrier")
+def _barrier(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
+    """What says how to compile changes no value."""
+    return inputs
+
+
 @_defined("stack")
 def _stack(params: Any, *parts: Any) -> Any:
     return lax.concatenate([jnp.expand_dims(x, params["axis"]) for x in parts], params["axis"])

@@ -149,7 +149,7 @@ def _picked(node: Node) -> tuple[Node, int]:
 # Nothing to do ------------------------------------------------------------------------------------
 
 
-@_rewrite("copy", "copy_p", "stop_gradient", "reduce_precision", "optimization_barrier")
+@_rewrite("copy", "copy_p", "stop_gradient", "reduce_precision")
 def same(builder: Builder, node: Node) -> Node | None:
     """What changes nothing."""
     return node.inputs[0] if len(node.inputs) == 1 and not node.results else None

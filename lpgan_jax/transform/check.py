@@ -15,6 +15,7 @@ from lpgan_jax.clear import Clear, scaled
 from lpgan_jax.simulation import options_to_run_once
 from lpgan_jax.transform.evaluate import Evaluation, evaluation
 from lpgan_jax.transform.graph import Graph, Node
+from lpgan_jax.transform.rules.functions import at_least
 from lpgan_jax.transform.rules.registry import lifted
 from lpgan_jax.transform.values import Setting
 
@@ -84,6 +85,10 @@ def _plain(run: Evaluation, node: Node) -> Any:
     operands = (
         _plain(run, n) if n.results else _real(run, n).astype(_type(n)) for n in node.inputs
     )
+    if node.operation == "over_root":  # by a root that is never 0
+        x, v, eps = operands
+        least = at_least(run.values, lifted(run.values, run.known[id(node.inputs[1])]).stored, eps)
+        return node.plain(x, v, least)
     return node.plain(*operands)
 
 

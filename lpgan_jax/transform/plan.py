@@ -11,6 +11,7 @@ root has 8, and, if there are examples, the gradients that are have 4.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ MARGIN_BITS = 4
 _MOST_BITS = 46
 _GUARD_BITS = 8
 _GRADIENT_BITS = 4
+_SQUARES = ("square", "mul", "inner")
 _LINEAR = MOVES | {
     "add",
     "add_any",
@@ -96,12 +98,16 @@ class Plan:
             largest[id(after)] = largest[id(before)] = both
         nodes = _planned(graph)
         adaptive = any(n.operation == "over_root" for n in nodes)
+        wide, _ = _reached(graph)
 
         def form(node: Node) -> Format | None:
             if node.is_integer or not largest[id(node)]:
                 return None
             more = _GRADIENT_BITS if adaptive and node.place.backward else 0
-            return _format(largest[id(node)], frac_bits, SIGNIFICANT_BITS + more)
+            found = _format(largest[id(node)], frac_bits, SIGNIFICANT_BITS + more)
+            if id(node) in wide and node.operation in _SQUARES:
+                return dataclasses.replace(found, frac_bits=Setting(frac_bits).doubled(found))
+            return found
 
         formats = map(form, nodes)
         return Plan(frac_bits, tuple(n.operation for n in nodes), tuple(formats))

@@ -370,6 +370,21 @@ def over_root(builder: Builder, node: Node) -> Node | None:
     return make(builder, "over_root", x, v, inside)
 
 
+@_rewrite("mul")
+def times_inverse_root(builder: Builder, node: Node) -> Node | None:
+    """x * rsqrt(v + eps) of a running average v, as of RMSprop: small x and v keep their bits."""
+    for x, root in (node.inputs, node.inputs[::-1]):
+        if not (_is(root, "rsqrt") and x.secret and x.shape == root.shape == node.shape):
+            continue
+        v, offset = _split(root.inputs[0], "add") or (root.inputs[0], 0.0)
+        terms = [_split(n, "mul") for n in v.inputs] if _is(v, "add") else []
+        rates = [found[1] for found in terms if found is not None]
+        if len(rates) == 2 and abs(sum(rates) - 1) < 1e-6:
+            eps = builder.constant(np.float64(offset), node.dtype)
+            return make(builder, "over_root", x, v, eps)
+    return None
+
+
 @_rewrite("div")
 def inverse_root_over_its_square(builder: Builder, node: Node) -> Node | None:
     """r / x with r = 1/sqrt(x), of its derivative, as r^3."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lpgan_jax.mpc import division, elementary, normalise, roots
@@ -213,9 +214,8 @@ def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Valu
     nominal = values.frac_bits + 8  # at which a numerator of ordinary size is multiplied
 
     def squares(stored: Stored) -> Secret:
-        scale = min(stored.frac_bits, values.setting.doubled(stored.form))
-        u = stored.at(scale - scale % 2).settled(values.party).unmasked()
-        least = jnp.maximum(jnp.asarray(eps, jnp.float64), 2.0**-u.frac_bits)
+        u = stored.at(_square_bits(values, stored)).settled(values.party).unmasked()
+        least = at_least(values, stored, eps)
         return Secret(u.words + values.words_of(least, u.frac_bits, u.shape), u.frac_bits)
 
     def run(party: Party, times: Secret, u: Secret) -> Secret:
@@ -232,6 +232,17 @@ def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Valu
         (v.stored, squares),
         factor=factor,
     )
+
+
+def _square_bits(values: Values, stored: Stored) -> int:
+    """The even scale at which a root is taken of a value's squares."""
+    scale = min(stored.frac_bits, values.setting.doubled(stored.form))
+    return scale - scale % 2
+
+
+def at_least(values: Values, stored: Stored, eps: Any) -> jax.Array:
+    """What is added to a value before a root is taken of it: eps, and 1 LSB at the least."""
+    return jnp.maximum(jnp.asarray(eps, jnp.float64), 2.0 ** -_square_bits(values, stored))
 
 
 @rule("erfc", together=True)

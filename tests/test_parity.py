@@ -179,9 +179,13 @@ def as_float64(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "most"), [("sgd", 40.0), ("adam", 400.0)])
+@pytest.mark.parametrize(("optimizer", "most"), [("sgd", 32.0), ("adam", 4000.0)])
 def test_twenty_steps_on_shares_are_the_twins(optimizer, most):
-    """The largest error of a parameter, in LSB, against float64."""
+    """The largest error of a parameter, in LSB, against float64.
+
+    By hand it is 30 with SGD and 2,300 (median 200) with Adam, whose steps are 262 LSB, also for
+    gradients of a few LSB, of whose second moments 36 bits tell little.
+    """
     settings = settings_of("digits", optimizer, optimizer)
     step, twin, state = plain_step(settings)
     twin = plaintext_twin(settings, build(settings), np.float64)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from jax.extend.core import JaxprEqn
 
 from lpgan_jax.transform import evaluate
 from lpgan_jax.transform.graph import SEVERAL, Builder, Graph, Node, NotSecure, argument, structure
-from lpgan_jax.transform.plain import opened, taken_by_scan
+from lpgan_jax.transform.plain import Plain, opened, taken_by_scan
 
 _MOST_ITERATIONS = 1024  # of a `while_loop`, which is unrolled
 
@@ -60,13 +62,64 @@ def _while(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Nod
     raise NotSecure(f"while_loop: more than {_MOST_ITERATIONS} iterations ({builder.place})")
 
 
+@dataclass(frozen=True)
+class _Scan:
+    """A scan some of which is secret.
+
+    Attributes:
+        body: an iteration.
+        secret: which of its inputs are secret.
+        consts: how many of its inputs, the first, are the same in each iteration.
+        carried: how many come next, which it gives anew; the others are scanned over.
+        length: iterations.
+        reverse: from the last to the first.
+    """
+
+    body: Graph
+    secret: tuple[bool, ...]
+    consts: int
+    carried: int
+    length: int
+    reverse: bool
+
+    @functools.cached_property
+    def nodes(self) -> list[Node]:
+        """The operations of an iteration, in order."""
+        return self.body.nodes()
+
+    @functools.cached_property
+    def shipped(self) -> tuple[Node, ...]:
+        """Public values that the secret part of an iteration takes."""
+        return tuple(evaluate.frontier(self.nodes, [n for n in self.body.outputs if n.secret]))
+
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What each secret input is."""
+        end = self.consts + self.carried
+        kinds = ["const" if i < self.consts else "carry" if i < end else "x" for i in self._secret]
+        return tuple(kinds)
+
+    @property
+    def _secret(self) -> list[int]:
+        return [i for i, s in enumerate(self.secret) if s]
+
+    @functools.cached_property
+    def outputs(self) -> tuple[int, ...]:
+        """The numbers of the secret outputs: a carry that becomes secret is so from the start."""
+        return tuple(
+            i
+            for i, n in enumerate(self.body.outputs)
+            if n.secret or (i < self.carried and self.secret[self.consts + i])
+        )
+
+
 @structure("scan")
 def _scan(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
     """A scan of what is public, and one of what is secret that takes the first one's values."""
     if not any(n.secret for n in inputs):
         return None
     params = equation.params
-    length, reverse = params["length"], params["reverse"]
+    length = params["length"]
     consts, carried = taken_by_scan(equation)
     program = opened(params["jaxpr"])
     outer = [n.secret for n in inputs]
@@ -84,79 +137,47 @@ def _scan(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node
         if after == secret:
             break
         secret = after
-    body = Graph(body_inputs, outputs)
-    nodes = body.nodes()
-    shipped = evaluate.frontier(nodes, [n for n in outputs if n.secret])
-    public = _public_scan(
-        builder, body, nodes, shipped, inputs, secret, consts, carried, length, reverse
+    scan = _Scan(
+        Graph(body_inputs, outputs), tuple(secret), consts, carried, length, params["reverse"]
     )
-    ours = [n for n, s in zip(inputs, secret, strict=True) if s]
-    kinds = [
-        "const" if i < consts else "carry" if i < consts + carried else "x"
-        for i, s in enumerate(secret)
-        if s
-    ]
-    secret_outputs = [
-        (i, n) for i, n in enumerate(outputs) if n.secret or (i < carried and secret[consts + i])
-    ]
+    public = _public_scan(builder, scan, inputs)
     results = [
         jax.ShapeDtypeStruct(n.shape if i < carried else (length, *n.shape), n.dtype)
-        for i, n in secret_outputs
+        for i, n in enumerate(outputs)
+        if i in scan.outputs
     ]
-    plain = _plain(
-        body,
-        secret,
-        consts,
-        carried,
-        length,
-        reverse,
-        kinds,
-        shipped,
-        [i for i, _ in secret_outputs],
-    )
     node = builder.add(
         "scan",
-        [*ours, *public[len(public) - len(shipped) :]],
+        [
+            *(n for n, s in zip(inputs, secret, strict=True) if s),
+            *public[len(public) - len(scan.shipped) :],
+        ],
         SEVERAL,
-        plain,
+        _plain(scan),
         {
-            "body": body,
-            "kinds": tuple(kinds),
+            "body": scan.body,
+            "kinds": scan.kinds,
             "length": length,
-            "reverse": reverse,
+            "reverse": scan.reverse,
             "carried": carried,
-            "shipped": tuple(shipped),
-            "outputs": tuple(i for i, _ in secret_outputs),
+            "shipped": scan.shipped,
+            "outputs": scan.outputs,
         },
         results,
     )
-    by_output = {i: builder.output(node, k) for k, (i, _) in enumerate(secret_outputs)}
+    by_output = {i: builder.output(node, k) for k, i in enumerate(scan.outputs)}
     others = iter(public)
     return [by_output[i] if i in by_output else next(others) for i in range(len(outputs))]
 
 
-def _public_scan(
-    builder: Builder,
-    body: Graph,
-    nodes: Sequence[Node],
-    shipped: Sequence[Node],
-    inputs: Sequence[Node],
-    secret: Sequence[bool],
-    consts: int,
-    carried: int,
-    length: int,
-    reverse: bool,
-) -> list[Node]:
+def _public_scan(builder: Builder, scan: _Scan, inputs: Sequence[Node]) -> list[Node]:
     """Public results of a scan, and what the secret part needs of each iteration, stacked."""
-    own = [i for i, s in enumerate(secret) if not s]
+    body, consts, carried, length = scan.body, scan.consts, scan.carried, scan.length
+    own = [i for i, s in enumerate(scan.secret) if not s]
     carry = [i for i in own if consts <= i < consts + carried]
-    results = [
-        i
-        for i, n in enumerate(body.outputs)
-        if not n.secret and not (i < carried and secret[consts + i])
-    ]
+    results = [i for i in range(len(body.outputs)) if i not in scan.outputs]
     finals = [i for i in results if i < carried]
-    stacked = [body.outputs[i] for i in results if i >= carried] + list(shipped)
+    stacked = [body.outputs[i] for i in results if i >= carried] + list(scan.shipped)
     if not finals and not stacked:
         return []
 
@@ -166,7 +187,7 @@ def _public_scan(
 
         def step(state: dict[int, Any], x: dict[int, Any]) -> Any:
             values = {**given, **state, **x}
-            known = evaluate.plain_values(nodes, {id(body.inputs[i]): values[i] for i in own})
+            known = evaluate.plain_values(scan.nodes, {id(body.inputs[i]): values[i] for i in own})
 
             def read(node: Node) -> Any:
                 return jnp.asarray(known[id(node)] if node.value is None else node.value)
@@ -175,7 +196,7 @@ def _public_scan(
             new = {i: v.astype(state[i].dtype) for i, v in new.items()}
             return new, [read(n) for n in stacked]
 
-        state, ys = lax.scan(step, {i: given[i] for i in carry}, xs, length, reverse)
+        state, ys = lax.scan(step, {i: given[i] for i in carry}, xs, length, scan.reverse)
         return [state[consts + i] for i in finals] + list(ys)
 
     shapes = [jax.ShapeDtypeStruct(body.outputs[i].shape, body.outputs[i].dtype) for i in finals]
@@ -191,38 +212,28 @@ def _public_scan(
     return [builder.output(node, k) for k in range(len(shapes))]
 
 
-def _plain(
-    body: Graph,
-    secret: Sequence[bool],
-    consts: int,
-    carried: int,
-    length: int,
-    reverse: bool,
-    kinds: Sequence[str],
-    shipped: Sequence[Node],
-    outputs: Sequence[int],
-) -> Any:
+def _plain(scan: _Scan) -> Plain:
     """The secret scan in float64, for comparisons with it."""
-    own = [i for i, s in enumerate(secret) if s]
-    nodes = body.nodes()
+    body, consts, carried = scan.body, scan.consts, scan.carried
+    own = [i for i, s in enumerate(scan.secret) if s]
 
     def plain(*operands: Any) -> list[Any]:
         given = dict(zip(own, map(jnp.asarray, operands[: len(own)]), strict=True))
         stacks = list(map(jnp.asarray, operands[len(own) :]))
-        carry = [i for i, kind in zip(own, kinds, strict=True) if kind == "carry"]
-        xs = {i: given[i] for i, kind in zip(own, kinds, strict=True) if kind == "x"}
+        carry = [i for i, kind in zip(own, scan.kinds, strict=True) if kind == "carry"]
+        xs = {i: given[i] for i, kind in zip(own, scan.kinds, strict=True) if kind == "x"}
 
         def step(state: dict[int, Any], x: Any) -> Any:
             scanned, taken = x
             values = {**given, **state, **scanned}
             known = {id(body.inputs[i]): values[i] for i in own}
-            known |= {id(n): v for n, v in zip(shipped, taken, strict=True)}
-            known = evaluate.plain_values(nodes, known, secret=True)
+            known |= {id(n): v for n, v in zip(scan.shipped, taken, strict=True)}
+            known = evaluate.plain_values(scan.nodes, known, secret=True)
             results: list[Any] = [
                 jnp.asarray(known[id(n)]) if id(n) in known else None for n in body.outputs
             ]
             new = {i: results[i - consts].astype(state[i].dtype) for i in carry}
-            return new, [results[i] for i in outputs if i >= carried]
+            return new, [results[i] for i in scan.outputs if i >= carried]
 
         init = {
             i: given[i].astype(jnp.float64)
@@ -230,7 +241,7 @@ def _plain(
             else given[i]
             for i in carry
         }
-        state, ys = lax.scan(step, init, (xs, stacks), length, reverse)
-        return [state[consts + i] for i in outputs if i < carried] + list(ys)
+        state, ys = lax.scan(step, init, (xs, stacks), scan.length, scan.reverse)
+        return [state[consts + i] for i in scan.outputs if i < carried] + list(ys)
 
     return plain

@@ -102,12 +102,11 @@ def of_one_save(files: Sequence[Path], step: int | None) -> list[Any]:
 
 def _header(path: Path, server: str, step: int | None) -> tuple[str, str, int]:
     """(name of the save, the payload's checksum, where the payload starts)."""
-    try:
-        with open(path, "rb") as file:
-            line = file.readline(_LONGEST_HEADER)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing, expected the shares of {server}") from None
+    if not path.is_file():  # a pipe would make us wait
+        raise CheckpointError(f"{path}: missing, expected the shares of {server}")
+    with open(path, "rb") as file:
+        line = file.readline(_LONGEST_HEADER)
+        size = os.fstat(file.fileno()).st_size
     try:
         header = json.loads(line)
     except (ValueError, RecursionError):

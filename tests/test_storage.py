@@ -100,6 +100,15 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         lp.load(tmp_path / "one")
 
 
+def test_a_pipe_and_a_directory_are_no_shares(tmp_path):
+    lp.save(tmp_path, {"a": shared(2)})
+    for make in (os.mkfifo, os.mkdir):
+        (tmp_path / "s2.msgpack").unlink()
+        make(tmp_path / "s2.msgpack")
+        with pytest.raises(CheckpointError, match=r"s2.msgpack: missing, expected the shares"):
+            lp.load(tmp_path)
+
+
 def tampered(path, change):
     """Rewrite a file's share, with a header that fits it."""
     from lpgan_jax import share_file
@@ -109,6 +118,10 @@ def tampered(path, change):
     change(share)
     name = json.loads(line)["save"]
     path.write_bytes(share_file.encoded(path.stem, None, name, share))
+
+
+def nested(depth):
+    return {"a": nested(depth - 1)} if depth else np.zeros(2, np.uint64)
 
 
 def described(share, change):
@@ -124,6 +137,8 @@ def described(share, change):
         (lambda s: s["words"].update(a=np.zeros(2)), "tree.a: expected uint64 arrays"),
         (lambda s: s["words"].update(b=np.zeros(2, np.uint64)), "tree: expected uint64"),
         (lambda s: s.pop("tree"), "expected files that"),
+        (lambda s: s.update(tree=np.zeros(2)), "expected files that"),
+        (lambda s: s.update(words=nested(400)), "expected files that"),
         (lambda s: described(s, lambda t: t["dict"].update(b={"public": 1})), "same public values"),
     ],
 )
@@ -140,6 +155,8 @@ def test_a_tampered_half_is_refused(tmp_path, change, message):
         lambda t: t["dict"]["a"].update(frac_bits=99),
         lambda t: t["dict"]["a"].update(shared="b"),
         lambda t: t.update(dict={"0": {"other": {}}}, more=1),
+        lambda t: t["dict"].update(b=t["dict"]["a"]),  # a small file would take any memory
+        lambda t: t["dict"].clear(),
     ],
 )
 def test_a_description_that_save_did_not_write_is_refused(tmp_path, change):
@@ -173,5 +190,7 @@ def test_what_cannot_be_saved_is_named(tmp_path):
         lp.save(tmp_path, {"key": lp.key(0)})
     with pytest.raises(ValueError, match=r"two leaves named 'a\.b'"):
         lp.save(tmp_path, {"a.b": shared(1), "a": {"b": shared(1)}})
+    with pytest.raises(TypeError, match=r"w: uint64 given.*into an `lp\.Shared`"):
+        lp.save(tmp_path, {"w": shared(3).words})  # both files would have both halves
     with pytest.raises(ValueError, match=r"w: uint64\[3\] given, expected shares"):
         lp.save(tmp_path, {"w": lp.Shared(np.zeros(3, np.uint64), 18)})

@@ -41,7 +41,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
             stand in both files.
 
     Raises:
-        TypeError: a leaf is neither shared nor numbers; names it.
+        TypeError: a leaf is neither shared nor numbers, or uint64, as shares are that are in no
+            `Shared`; names it.
         ValueError: shares are not uint64[2, ...], or two leaves have the same name.
         OSError: a file cannot be written.
     """
@@ -76,17 +77,26 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     """
     files = _files(path)
     first, second = share_file.of_one_save(files, None)
-    for share in (first, second):
-        if not isinstance(share, dict) or share.keys() != {"words", "tree"}:
-            raise CheckpointError(f"{path}: expected files that `lpgan_jax.save` wrote")
+    if not (_is_save(first) and _is_save(second)):
+        raise CheckpointError(f"{path}: expected files that `lpgan_jax.save` wrote")
     if first["tree"] != second["tree"]:
         raise CheckpointError(f"{files[1]}: expected the same public values as at the other server")
     words = share_file.paired(first["words"], second["words"], files[1])
     try:
         tree = _restored(serialization.msgpack_restore(first["tree"]), words)
+        if words:
+            raise ValueError("words")
     except Exception as error:  # msgpack's errors have no common class
         raise CheckpointError(f"{path}: expected a tree that `lpgan_jax.save` wrote") from error
     return tree if like is None else _alike(tree, like, path)
+
+
+def _is_save(share: Any) -> bool:
+    if not isinstance(share, dict) or share.keys() != {"words", "tree"}:
+        return False
+    words, tree = share["words"], share["tree"]
+    flat = isinstance(words, dict) and not any(isinstance(w, dict) for w in words.values())
+    return flat and isinstance(tree, bytes)
 
 
 def _files(path: str | os.PathLike[str]) -> list[Path]:
@@ -122,17 +132,22 @@ def _public(value: Any, name: str) -> Any:
             f"{name or 'tree'}: {type(value).__name__} given, expected `Shared`, an array of "
             "numbers or a number"
         )
+    if dtype == np.uint64:  # both halves of a secret, perhaps, which would stand in both files
+        raise TypeError(
+            f"{name or 'tree'}: uint64 given, which is public here: put shares into an `lp.Shared`"
+        )
     return np.asarray(value)
 
 
-def _restored(node: Mapping[str, Any], words: Mapping[str, Any]) -> Any:
+def _restored(node: Mapping[str, Any], words: dict[str, Any]) -> Any:
+    """The tree of a description, which takes each of the words once."""
     if "shared" in node:
         frac_bits = node["frac_bits"]
         if type(frac_bits) is not int or not 0 <= frac_bits <= _FINEST:
             raise ValueError("frac_bits")
         if node["dtype"] not in ("float32", "int32", "uint32", "bool"):
             raise ValueError("dtype")
-        return Shared(jnp.asarray(words[node["shared"]]), frac_bits, np.dtype(node["dtype"]))
+        return Shared(jnp.asarray(words.pop(node["shared"])), frac_bits, np.dtype(node["dtype"]))
     ((kind, content),) = node.items()
     if kind == "public":
         return jnp.asarray(content) if isinstance(content, np.ndarray) else content

@@ -22,15 +22,20 @@ class Batch(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    count: np.ndarray
+    schedule: optax.ScaleByScheduleState
     decay: np.ndarray
+    count: np.ndarray  # of something else than steps: secret
 
 
 STATE = {
     "w": X,
     "b": np.zeros(2),
-    "opt_state": [Optimizer(np.int32(3), np.float64(0.5)), X[0]],
-    "count": np.int32(7),  # of something else: secret
+    "opt_state": [
+        Optimizer(optax.ScaleByScheduleState(np.int32(3)), np.float64(0.5), np.arange(3)),
+        X[0],
+    ],
+    "count": np.int32(7),
+    "opt_state.secret": X[0],
 }
 
 
@@ -47,9 +52,20 @@ def update(state, batch, *others):
         (("state['w']",), ["state['w']"]),
         (("state.w",), ["state['w']"]),
         (("state.opt_state[0].decay",), ["state['opt_state'][0].decay"]),
-        (("state['opt_state'][0]",), ["state['opt_state'][0].decay"]),
+        (
+            ("state['opt_state'][0]",),
+            ["state['opt_state'][0].decay", "state['opt_state'][0].count"],
+        ),
         (("state['count']",), ["state['count']"]),
-        (("state.opt_state",), ["state['opt_state'][0].decay", "state['opt_state'][1]"]),
+        (
+            ("state.opt_state",),
+            [
+                "state['opt_state'][0].decay",
+                "state['opt_state'][0].count",
+                "state['opt_state'][1]",
+            ],
+        ),
+        (("state['opt_state.secret']",), ["state['opt_state.secret']"]),
         ((1,), ["batch.images", "batch.rate"]),
         (("others[1]",), ["others[1]"]),
         (("others", "batch.rate"), ["batch.rate", "others[0]", "others[1]"]),
@@ -58,8 +74,8 @@ def update(state, batch, *others):
 def test_what_is_public(public, found):
     step = lp.secure(update, public=public)
     leaves = step.program(STATE, Batch(X, 0.1), X, X).leaves
-    count = "state['opt_state'][0].count"  # of an optimizer
-    assert {leaf.name for leaf in leaves if leaf.public} == {*found, count}
+    steps = "state['opt_state'][0].schedule.count"  # of an optax state
+    assert {leaf.name for leaf in leaves if leaf.public} == {*found, steps}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +114,8 @@ def test_static_arguments():
     assert abs(lp.reveal(out) - (X**2).mean()) < 2 * LSB
     step.program(X, 3, "mean")
     step.program(X, 2, "mean")
-    assert calls == [(2, "mean"), (3, "mean")]  # one program each
+    assert step.program(X, 1.0, "mean") is not step.program(X, True, "mean")  # though 1.0 == True
+    assert calls[:2] == [(2, "mean"), (3, "mean")]  # one program each
     with pytest.raises(TypeError, match="power: a static argument must have a hash; list has none"):
         step.program(X, [2], "mean")
     with pytest.raises(TypeError, match="power: a static argument is being traced"):
@@ -172,6 +189,12 @@ def test_what_a_public_key_generates_is_public():
     with jax.enable_x64(False):
         want = function(jnp.asarray(X, jnp.float32), key)
     assert np.abs(got - want).max() < 4 * LSB
+
+
+def test_a_public_key_is_none_that_makes_masks():
+    step = lp.secure(lambda x, key: x + jax.random.normal(key, x.shape), public=("key",))
+    with pytest.raises(TypeError, match="key: a public ChaCha20 key: who knows DS's keys knows"):
+        step.share(lp.key(1), X, lp.key(1))
 
 
 def test_a_state_that_becomes_public_stays_shared():

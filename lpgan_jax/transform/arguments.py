@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from lpgan_jax import prng
 from lpgan_jax.transform.shared import is_shared
 
 _MOST_NAMES = 40
@@ -41,17 +43,17 @@ class Arguments:
     Attributes:
         leaves: of the arguments, in order.
         structure: of their tree, with None for those that are static.
-        static: (position, value) of the static ones.
+        static: (position, type, value) of the static ones; True, 1 and 1.0 are not the same.
     """
 
     leaves: tuple[Leaf, ...]
     structure: Any
-    static: tuple[tuple[int, Any], ...]
+    static: tuple[tuple[int, type, Any], ...]
 
     def together(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """The arguments with these leaves, and the static ones."""
         arguments = list(jax.tree.unflatten(self.structure, leaves))
-        for position, value in self.static:
+        for position, _, value in self.static:
             arguments[position] = value
         return tuple(arguments)
 
@@ -94,44 +96,44 @@ class Declaration:
         """
         names = self.names(len(args))
         static = tuple(
-            (i, self._hashable(names[i], v))
+            (i, type(v), self._hashable(names[i], v))
             for i, v in enumerate(args)
             if any(p in (i, names[i]) for p in self._static)
         )
-        numbers = {i for i, _ in static}
+        numbers = {i for i, *_ in static}
         traced = tuple(None if i in numbers else v for i, v in enumerate(args))
         flat, structure = jax.tree_util.tree_flatten_with_path(traced, is_leaf=is_shared)
-        found = [(names[p[0].idx] + jax.tree_util.keystr(p[1:]), p, v) for p, v in flat]
-        self._check([n for n, _, _ in found], names)
+        found = [
+            (names[p[0].idx] + jax.tree_util.keystr(p[1:]), _spelled(names[p[0].idx], p[1:]), p, v)
+            for p, v in flat
+        ]
+        self._check([n for n, *_ in found], {s for _, ways, *_ in found for s in ways}, names)
         leaves = tuple(
-            Leaf(name, _shape(value), traced_dtype(name, value), self._is_public(name, path, value))
-            for name, path, value in found
+            Leaf(
+                name,
+                _shape(value),
+                traced_dtype(name, value),
+                self._is_public(ways, path) or _counts_steps(traced, path, value),
+            )
+            for name, ways, path, value in found
         )
         for leaf in leaves:
-            if not leaf.public and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-                raise TypeError(
-                    f"{leaf.name}: a key cannot be secret: declare it public (what it generates "
-                    "is then known to all), or draw the numbers outside and hand them in"
-                )
+            _require_usable(leaf)
         return [v for _, v in flat], Arguments(leaves, structure, static)
 
-    def _is_public(self, name: str, path: Any, value: Any) -> bool:
-        # The step counter of an optax state, which is a named tuple; not what data call a count.
-        counts = isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "count"
-        if counts and not is_shared(value) and _dtype(value).kind in "iu":
-            return True
-        return any(p == path[0].idx or _covers(p, name) for p in self._public)
+    def _is_public(self, ways: Sequence[str], path: Any) -> bool:
+        return any(p == path[0].idx or _plainly(p) in ways for p in self._public)
 
-    def _check(self, leaves: list[str], names: list[str]) -> None:
-        known = {"public": [*leaves, *names], "static": names}
+    def _check(self, leaves: list[str], ways: set[str], names: list[str]) -> None:
+        known = {"public": ways.union(names), "static": set(names)}
         for what, declared in (("public", self._public), ("static", self._static)):
             for one in declared:
                 if isinstance(one, int) and not isinstance(one, bool):
                     there = 0 <= one < len(names)
                 else:
-                    there = any(_covers(one, name) for name in known[what])
+                    there = _plainly(one) in known[what]
                 if not there:
-                    rows = known[what][: len(leaves) if what == "public" else None]
+                    rows = leaves if what == "public" else names
                     some = ", ".join(rows[:_MOST_NAMES]) + ", ..." * (len(rows) > _MOST_NAMES)
                     raise ValueError(f"{what}: there is no {one!r} among the arguments: {some}")
 
@@ -149,10 +151,48 @@ class Declaration:
         return value
 
 
-def _covers(pattern: str | int, name: str) -> bool:
-    """Whether a path names a leaf or what it is part of; ['x'] and .x are the same."""
-    short, whole = (re.sub(r"\[['\"]([^'\"]*)['\"]\]", r".\1", str(s)) for s in (pattern, name))
-    return whole == short or (whole.startswith(short) and whole[len(short)] in ".[")
+def _spelled(name: str, path: Any) -> list[str]:
+    """What may name a leaf: the paths of all that it is part of, and its own; with .x for ['x']."""
+    ways = [name.partition("[")[0], name]
+    for key in path:
+        by_name = isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)
+        ways.append(f"{ways[-1]}.{key.key}" if by_name else f"{ways[-1]}{key}")
+    return ways
+
+
+def _plainly(path: str | int) -> str:
+    return re.sub(r"\[['\"]([^'\"]*)['\"]\]", r".\1", str(path))
+
+
+def _counts_steps(args: Any, path: Any, value: Any) -> bool:
+    """Whether a leaf is the step counter of an optax state; data may have a count too."""
+    if str(path[-1]) != ".count" or is_shared(value) or _dtype(value).kind not in "iu":
+        return False
+    state = args
+    for key in path[:-1]:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            state = getattr(state, key.name)
+        elif isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
+            state = state[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
+        else:  # of a class that does not say
+            return False
+    return type(state).__module__.partition(".")[0] == optax.__name__
+
+
+def _require_usable(leaf: Leaf) -> None:
+    """Raise TypeError for a key that is secret, or one that masks may come from."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return
+    if not leaf.public:
+        raise TypeError(
+            f"{leaf.name}: a key cannot be secret: declare it public (what it generates is then "
+            "known to all), or draw the numbers outside and hand them in"
+        )
+    if leaf.dtype == prng.abstract_key().dtype:
+        raise TypeError(
+            f"{leaf.name}: a public ChaCha20 key: who knows DS's keys knows the masks, so take one "
+            "of another generator, jax.random.key"
+        )
 
 
 def _shape(value: Any) -> tuple[int, ...]:

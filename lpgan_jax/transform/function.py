@@ -348,8 +348,9 @@ def secure(
     Args:
         function: of pytrees of arrays; ordinary float32 JAX, with `jax.grad`, Flax and optax.
         public: arguments that all may know, or parts of them, by name ("rate"), position or path
-            ("batch.rate", "state.opt_state[0].count", "state['w']"); integers called `count` are
-            public anyway. A key must be: what it generates is known to all.
+            ("batch.rate", "state.opt_state[0].decay", "state['w']"); the step counters of optax
+            states, `count`, are public anyway. A key must be, and is none of `lpgan_jax.key`: what
+            it generates is known to all.
         static: arguments that are handed to the function as they are, by name or position; each
             value of them, which must have a hash, makes a program of its own.
         carry: {output: argument} of outputs that are that argument in the next call.

@@ -150,6 +150,17 @@ def test_elementwise_functions():
     close(function, X)
 
 
+def test_functions_that_run_together_may_take_each_other():
+    """Neither all exponentials can come first, nor all tanh."""
+    step = lp.secure(lambda x, y: (jnp.tanh(jnp.exp(x) + y), jnp.exp(jnp.tanh(y) + x)))
+    assert step.check(X, X[::-1]) is None
+
+
+def test_a_public_mask_of_a_softmax():
+    step = lp.secure(lambda x, mask: jax.nn.softmax(x + mask), public=("mask",))
+    assert step.check(X, np.where(np.arange(X.shape[-1]) < 2, -1e9, 0.0)) is None
+
+
 def test_the_largest_and_its_gradient():
     def function(x, y):
         value, pull = jax.vjp(lambda v: v.max(-1), x)

@@ -737,10 +737,18 @@ def _saturated(builder: Builder, x: Node) -> Node:
         return builder.add("select_n", [x.inputs[0], *cases], x, x.plain, x.params)
     if _is(x, "add"):
         for logits, bias in (x.inputs, x.inputs[::-1]):
-            if not bias.secret and (bias.value is None or bias.value.min(initial=0.0) < _LEAST):
+            if not bias.secret and not _is_saturated(bias):
                 least = number(builder, _LEAST, bias)
                 return make(builder, "add", logits, make(builder, "max", bias, least))
     return x
+
+
+def _is_saturated(public: Node) -> bool:
+    """Whether a public value is known to be `_LEAST` at the least."""
+    if public.value is not None:
+        return bool(public.value.min(initial=0.0) >= _LEAST)
+    found = _split(public, "max")
+    return found is not None and found[1] >= _LEAST
 
 
 def _winner(builder: Builder, x: Node, given: Node, axes: tuple[int, ...]) -> Node:

@@ -54,17 +54,19 @@ class Requests:
 
         def result(party: Party) -> Secret:
             if id(node) not in self._results:
-                self._run_all(party)
+                # If none waits, another's operands take this one, which so comes before them.
+                waiting, self._waiting = self._waiting or [(node, operands)], []
+                self._run_all(party, waiting)
             return self._results[id(node)]
 
         return result
 
-    def _run_all(self, party: Party) -> None:
-        waiting, self._waiting = self._waiting, []
+    def _run_all(self, party: Party, waiting: list[tuple[Node, Any]]) -> None:
+        formed = [(node, [form(stored) for stored, form in operands]) for node, operands in waiting]
         by_scale: dict[tuple[int, ...], list[tuple[Node, list[Secret]]]] = {}
-        for node, operands in waiting:
-            secrets = [form(stored) for stored, form in operands]
-            by_scale.setdefault(tuple(s.frac_bits for s in secrets), []).append((node, secrets))
+        for node, secrets in formed:
+            if id(node) not in self._results:
+                by_scale.setdefault(tuple(s.frac_bits for s in secrets), []).append((node, secrets))
         for group in by_scale.values():
             if len(group) == 1:
                 ((node, secrets),) = group

@@ -278,6 +278,28 @@ def test_a_function_that_is_traced_otherwise_the_second_time_is_found():
     assert "traced otherwise the second time" in problem
 
 
+def test_a_secure_function_is_traced_anew():
+    step = lp.secure(lambda x: x + np.random.default_rng().normal())
+    (problem,) = lp.audit(step, jax.ShapeDtypeStruct((2,), np.float32)).problems
+    assert "the function is traced otherwise the second time" in problem
+
+
+def test_what_is_written_into_shares_is_a_share():
+    """But not a function of one server's."""
+
+    def function(x):
+        return x.at[0].add(x[1]), x.at[0].set(x[1]), lax.dynamic_update_slice(x, x[1:], (0,))
+
+    step = lp.secure(function)
+    assert lp.audit(step, jax.ShapeDtypeStruct((3,), np.float32)).problems == []
+
+    def applied(key, x):
+        return party.simulate(lambda seat, v, _: v.at[0].apply(lambda u: u * u), key, x)
+
+    problems = lp.audit(applied, (3,)).problems
+    assert "the function: result is no sum of fresh shares" in problems
+
+
 def test_public_arguments_are_public():
     public = jax.ShapeDtypeStruct((3,), np.float64)
     report = lp.audit(lambda key, x, p: (P.sec_relu(key, x), 2 * p, x * (p > 0)), SHAPE, public)

@@ -193,17 +193,26 @@ class Secure:
             self._programs[key] = program
         return program
 
-    def _trace(self, arguments: Arguments) -> Program:
+    def traced(self, *args: Any) -> Any:
+        """The function's own jaxpr, traced anew, for arguments of these shapes."""
+        return self._traced(self._declared.look_at(args)[1])[0]
+
+    def _traced(self, arguments: Arguments) -> tuple[Any, Any]:
+        """(the function's jaxpr, the shapes of its results)."""
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in arguments.leaves]
         try:
             with jax.enable_x64(False):  # as the ordinary code that it is
-                traced, results = jax.make_jaxpr(
+                traced: tuple[Any, Any] = jax.make_jaxpr(
                     lambda *flat: self._function(*arguments.together(flat)), return_shape=True
                 )(*shapes)
         except Exception as error:
             if (better := translated(error)) is None:
                 raise
             raise better from error
+        return traced
+
+    def _trace(self, arguments: Arguments) -> Program:
+        traced, results = self._traced(arguments)
         inputs = [argument(x.shape, x.dtype, not x.public, x.name) for x in arguments.leaves]
         builder = Builder(REWRITES)
         with jax.ensure_compile_time_eval():  # constants, also where `step` itself is traced

@@ -54,7 +54,8 @@ BIJECTIVE = {"add", "sub", "xor", "neg", "not"}
 # Linear, modulo a power of two and over bits: primitive -> over which of them (None: both).
 LINEAR: dict[str, bool | None] = {
     **dict.fromkeys([*MOVES, *JOINS, "pad", "convert_element_type", "gather", "dynamic_slice"]),
-    **dict.fromkeys(["add", "sub", "neg", "reduce_sum", "cumsum"], False),
+    **dict.fromkeys(["scatter", "dynamic_update_slice"]),  # their indices are public: `STEERING`
+    **dict.fromkeys(["add", "sub", "neg", "reduce_sum", "cumsum", "scatter-add"], False),
     **dict.fromkeys(["xor", "not", "reduce_xor", "bitcast_convert_type"], True),
 }
 # The same in one operand, if all others are public.
@@ -173,6 +174,8 @@ def summed(equation: Any, operands: Sequence[Value]) -> Sum | None:
         return None
     of = sum_of(operands, LINEAR.get(name, LINEAR_IN_ONE.get(name)))
     if name == "convert_element_type" and not _keeps_sums(equation, of):
+        return None
+    if name == "scatter" and equation.params["update_jaxpr"] is not None:  # a function of what was
         return None
     return of
 

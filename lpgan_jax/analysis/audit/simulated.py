@@ -18,7 +18,7 @@ from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name
 from lpgan_jax.analysis.audit.report import Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.servers import audit_program
-from lpgan_jax.analysis.audit.tracing import trace_twice
+from lpgan_jax.analysis.audit.tracing import differences, trace_twice
 from lpgan_jax.analysis.audit.values import (
     NO_WORD,
     PUBLIC,
@@ -244,8 +244,12 @@ def audit(function: Callable[..., Any], *shapes: Shape) -> Report:
     Raises:
         TypeError, ValueError: as `cost_model.cost`.
     """
-    if (parts := getattr(function, "parts", None)) is not None:
-        return audit_program(*parts(*shapes))
+    if hasattr(function, "parts"):
+        secure: Any = function
+        report = audit_program(*secure.parts(*shapes))
+        programs = [secure.traced(*shapes) for _ in range(2)]
+        report.problems[:0] = differences("the function", *programs)
+        return report
     operands = arguments(function, shapes)
     names: list[str] = []
     traced, again = trace_twice("the function", naming_results(function, names), *operands)

@@ -23,12 +23,17 @@ def trace_twice(
         # JAX keeps the trace of a function that it knows.
         return jax.make_jaxpr(lambda *args: function(*args), axis_env=[(AXIS, 2)])(*operands)
 
-    first, second = trace(), trace()
+    first = trace()
+    return first, differences(whose, first, trace())
+
+
+def differences(whose: str, first: ClosedJaxpr, second: ClosedJaxpr) -> list[str]:
+    """What to say if a function's second program is another one."""
     for one, other in itertools.zip_longest(_lines(first), _lines(second)):
         if one != other:
             where = " and ".join(dict.fromkeys(str(line[0]) for line in (one, other) if line))
-            return first, [f"{whose}: the function is traced otherwise the second time ({where})"]
-    return first, []
+            return [f"{whose}: the function is traced otherwise the second time ({where})"]
+    return []
 
 
 def _lines(program: ClosedJaxpr) -> Iterator[tuple[Any, ...]]:

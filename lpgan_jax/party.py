@@ -43,7 +43,7 @@ from lpgan_jax import prng, traces
 from lpgan_jax.fixed_point import encode
 from lpgan_jax.prng import require_cryptographic
 from lpgan_jax.ring.words import RING64, Ring
-from lpgan_jax.traces import named
+from lpgan_jax.traces import StaleKey, named
 
 AXIS = "party"
 _SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
@@ -455,10 +455,17 @@ def bound(key: jax.Array, tree: Any) -> Any:
     """The tree, whose arrays may be batched by `vmap` only together with the key.
 
     Raises:
-        StaleKey: some of it belongs to a trace that the key does not belong to.
+        StaleKey: some of it belongs to a trace that the key does not belong to; or it lies on
+            several devices, under `shard_map` or `pmap`.
         ValueError: some of it is batched, and the key is not.
     """
     traces.require_own_keys(key, tree)
+    if axes := traces.mapped_axes() - {AXIS}:
+        raise StaleKey(
+            f"key: inside of a shard_map or pmap (over {', '.join(sorted(axes))}), where it may be "
+            "the same on all devices, whose data would share their masks: use vmap over keys and "
+            "data, and jit, which splits it over devices"
+        )
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, _bind(key, leaves))
 
@@ -499,8 +506,8 @@ def simulate(
         TypeError: the key is not of a cryptographic PRNG.
         ValueError: under `vmap`, the secrets or the public values are batched and the key is not.
         StaleKey: the secrets or the public values belong to the body of a `scan`, `jit` or the
-            like, and the key comes from outside of it. (Of neither is what `function` closes over
-            looked at: hand over whatever may change.)
+            like, and the key comes from outside of it; or the body is a `shard_map`'s. (What
+            `function` closes over is not looked at: hand over whatever may change.)
     """
     keys = server_seeds(key)
     secrets, public = bound(key, (secrets, public))

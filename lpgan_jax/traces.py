@@ -71,6 +71,14 @@ def require_own_keys(keys: Any, data: Any) -> None:
         )
 
 
+def mapped_axes() -> set[str]:
+    """The axes of devices of which a `shard_map` or `pmap` around runs its body on each."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {str(name) for name, kind in axes if kind == manual}
+
+
 def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as a call of this name in a traced program, which every transformation keeps.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from scipy import stats
 
 from lpgan_jax import FixedPoint, key, share
@@ -17,6 +18,7 @@ from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.party import Source, StaleParty, Words, server_seeds, simulate
 from lpgan_jax.secret import Secret
 from lpgan_jax.shares import share_words
+from lpgan_jax.traces import StaleKey
 
 ZEROS = jnp.zeros((2, 16), jnp.uint64)
 EXECUTIONS = 6
@@ -414,3 +416,21 @@ def test_vmap_over_the_data_of_an_online_program_with_one_seed_is_refused():
 
     with pytest.raises(ValueError, match="batch of keys"):
         jax.make_jaxpr(program, axis_env=[(party_module.AXIS, 2)])(seeds[0], shares)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_body_that_runs_on_several_devices_is_refused(check_vma):
+    """The key may be the same on all of them; nothing tells."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    own, everywhere = PartitionSpec(None, "data"), PartitionSpec()
+    mapped = jax.shard_map(
+        P.sec_relu,
+        mesh=mesh,
+        in_specs=(everywhere, own),
+        out_specs=own,
+        check_vma=check_vma,
+    )
+    with pytest.raises(StaleKey, match=r"inside of a shard_map or pmap \(over data\)"):
+        jax.eval_shape(mapped, key(1), ZEROS)
+    with pytest.raises(StaleKey, match="inside of a shard_map or pmap"):
+        jax.pmap(P.sec_relu, in_axes=(None, 1), out_axes=1)(key(1), ZEROS[:, None])

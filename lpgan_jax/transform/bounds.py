@@ -48,16 +48,47 @@ def _bounds(node: Node, known: dict[int, Interval]) -> Interval:
 
 
 def _sub(node: Node, operands: list[Interval]) -> Interval:
-    x, y = node.inputs
     low, high = operands[0][0] - operands[1][1], operands[0][1] - operands[1][0]
-    return low, (min(high, 0.0) if largest_of(y) is x else high)
+    return low, (high if largest_over(node) is None else min(high, 0.0))
 
 
-def largest_of(node: Node) -> Node | None:
-    """x of max(x) over some axes, in x's shape."""
-    while node.operation in ("reshape", "broadcast_in_dim", "squeeze", "expand_dims"):
-        node = node.inputs[0]
-    return node.inputs[0] if node.operation == "reduce_max" else None
+def largest_over(node: Node) -> tuple[int, ...] | None:
+    """The axes of x - max(x), where each element is less its own largest; None of others."""
+    x, y = node.inputs
+    found = y
+    while found.operation in SHAPES:
+        found = found.inputs[0]
+    if found.operation != "reduce_max" or found.inputs[0] is not x:
+        return None
+    axes = tuple(map(int, found.params["axes"]))
+    return axes if repeats(y, found, axes) else None
+
+
+SHAPES = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
+
+
+def repeats(node: Node, few: Node, axes: tuple[int, ...]) -> bool:
+    """Whether a node is `few`, repeated along these axes (by the shapes of the moves alone)."""
+    kept = [n for a, n in enumerate(node.shape) if a not in axes]
+    if few.size != math.prod(kept) or few.size == 1:
+        return few.size == math.prod(kept)
+    probe = np.arange(few.size, dtype=np.float64)
+    moved = _moved(node, few, probe.reshape(few.shape))
+    wanted = np.broadcast_to(np.expand_dims(probe.reshape(kept), axes), node.shape)
+    return bool(np.array_equal(moved, wanted))
+
+
+def _moved(node: Node, stop: Node, value: np.ndarray) -> np.ndarray:
+    if node is stop:
+        return value
+    inner = _moved(node.inputs[0], stop, value)
+    if node.operation == "broadcast_in_dim":
+        axes = tuple(map(int, node.params["broadcast_dimensions"]))
+        shape = [1] * len(node.shape)
+        for axis, size in zip(axes, inner.shape, strict=True):
+            shape[axis] = size
+        return np.broadcast_to(inner.reshape(shape), node.shape)
+    return inner.reshape(node.shape)
 
 
 def _product(x: Interval, y: Interval) -> Interval:
@@ -83,8 +114,8 @@ def _sum(node: Node, operands: list[Interval]) -> Interval:
     count = math.prod(x.shape[a] for a in axes)
     low, high = _product(operands[0], (count, count))
     if x.operation == "exp" and x.inputs[0].operation == "sub":
-        shifted, largest = x.inputs[0].inputs
-        if largest_of(largest) is shifted:
+        over = largest_over(x.inputs[0])
+        if over is not None and set(over) <= set(axes):
             low = max(low, 1.0)  # that of the largest itself
     return low, high
 

@@ -63,11 +63,10 @@ def _one_minus_square(params: Any, x: Any) -> Any:
 
 @_defined("tile")
 def _tile(params: Any, x: Any) -> Any:
-    reps = params["reps"]
-    spread = jnp.expand_dims(x, tuple(range(0, 2 * x.ndim, 2)))
-    repeated = [n for pair in zip(reps, x.shape, strict=True) for n in pair]
-    whole = [r * n for r, n in zip(reps, x.shape, strict=True)]
-    return jnp.broadcast_to(spread, repeated).reshape(whole)
+    """An axis of copies in front of each, and a reshape."""
+    both = [n for pair in zip(params["reps"], x.shape, strict=True) for n in pair]
+    copies = lax.broadcast_in_dim(x, both, range(1, len(both), 2))
+    return copies.reshape([r * n for r, n in zip(params["reps"], x.shape, strict=True)])
 
 
 @structure("optimization_barrier")
@@ -136,10 +135,22 @@ def _select(params: Any, which: Any, *cases: Any) -> Any:
 # One element --------------------------------------------------------------------------------------
 
 
-@_defined("pow")
-def _pow(params: Any, x: Any, y: Any) -> Any:
-    """e^(y ln x) of x > 0; a constant y has forms of its own."""
+@structure("pow")
+def _pow(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
+    """e^(y ln x) of x > 0, with a sign if y is an integer; a constant y: `constant_power`."""
+    x, y = inputs
+    if not (x.secret or y.secret) or y.value is not None:
+        return None
+    return builder.call(_signed_power if x.secret and y.is_integer else _power, inputs)
+
+
+def _power(x: Any, y: Any) -> Any:
     return jnp.exp(y * jnp.log(x))
+
+
+def _signed_power(x: Any, y: Any) -> Any:
+    size = _power(jnp.abs(x), y)
+    return jnp.where(y % 2 == 1, jnp.sign(x) * size, size)
 
 
 @_defined("exp2")

@@ -63,6 +63,10 @@ _INSTEAD = {
             "clz",
             "nextafter",
             "reduce_xor",
+            "and",
+            "or",
+            "xor",
+            "not",
         ],
         _BITS,
     ),
@@ -101,6 +105,13 @@ _OTHERWISE = "write it with the operations of docs/primitives.md, or do it outsi
 @structure("pure_callback", "io_callback", "debug_callback", "debug_print")
 def _callback(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
     raise refusal(equation.primitive.name, "there is no host inside", builder.place)
+
+
+@structure("and", "or", "xor", "not")
+def _bitwise(builder: Builder, equation: JaxprEqn, inputs: list[Node]) -> list[Node] | None:
+    if any(n.secret and n.dtype != bool for n in inputs):
+        raise refusal(equation.primitive.name, "the bits of a secret number", builder.place)
+    return None
 
 
 def refusal(operation: str, why: str, place: Place) -> NotSecure:

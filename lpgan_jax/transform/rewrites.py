@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.nn.activation import LOG_RANGE
-from lpgan_jax.transform.bounds import largest_of
+from lpgan_jax.transform.bounds import SHAPES, largest_over, repeats
 from lpgan_jax.transform.graph import Builder, Node, Rewrite
 from lpgan_jax.transform.plain import Plain
 
@@ -45,6 +45,7 @@ _PLAIN: dict[str, Plain] = {
     "max": jnp.maximum,
     "min": jnp.minimum,
     "square": jnp.square,
+    "sqrt": jnp.sqrt,
     "rsqrt": jax.lax.rsqrt,
     "logistic": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
@@ -92,19 +93,16 @@ def _negated(node: Node) -> Node | None:
     return found[0] if found is not None and found[1] == -1 else None
 
 
-_SHAPES = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
-
-
 def _same_elements(node: Node) -> Node:
     """What a node only gives another shape."""
-    while node.operation in _SHAPES and node.size == node.inputs[0].size:
+    while node.operation in SHAPES and node.size == node.inputs[0].size:
         node = node.inputs[0]
     return node
 
 
 def _few(node: Node) -> Node:
     """What a node repeats, or gives another shape."""
-    while node.operation in _SHAPES:
+    while node.operation in SHAPES:
         node = node.inputs[0]
     return node
 
@@ -234,7 +232,7 @@ def reshaped_twice(builder: Builder, node: Node) -> Node | None:
 def there_and_back(builder: Builder, node: Node) -> Node | None:
     """Another shape, and then that of before."""
     before = node.inputs[0]
-    while before.operation in _SHAPES and before.size == before.inputs[0].size == node.size:
+    while before.operation in SHAPES and before.size == before.inputs[0].size == node.size:
         before = before.inputs[0]
         if before.shape == node.shape:
             return before
@@ -279,16 +277,17 @@ def of_a_multiple(builder: Builder, node: Node) -> Node | None:
 
 @_rewrite("integer_pow")
 def small_power(builder: Builder, node: Node) -> Node | None:
-    """x^1 and x^2."""
+    """x^0, x^1 and x^2."""
     (x,) = node.inputs
     match node.params["y"]:
+        case 0:
+            return number(builder, 1.0, node)
         case 1:
             return x
         case 2:
             return make(builder, "square", x)
     if node.params["y"] < 0 and x.secret:
-        inverse = make(builder, "reciprocal", x)  # first: a small power has few bits left
-        return make(builder, "pow", inverse, number(builder, -node.params["y"], x))
+        return make(builder, "pow", x, number(builder, node.params["y"], x))
     return None
 
 
@@ -307,6 +306,18 @@ def never_infinite(builder: Builder, node: Node) -> Node | None:
     return None
 
 
+@_rewrite("lt", "le", "gt", "ge")
+def below_infinity(builder: Builder, node: Node) -> Node | None:
+    """x < inf."""
+    x, y = node.inputs
+    for one, other in ((x, y), (y, x)):
+        if one.scalar is not None and math.isinf(one.scalar) and other.secret:
+            under = (one is y) == (one.scalar > 0)
+            found = under == (node.operation in ("lt", "le"))
+            return builder.constant(np.broadcast_to(found, node.shape))
+    return None
+
+
 @_rewrite("max", "min")
 def with_infinity(builder: Builder, node: Node) -> Node | None:
     """max(-inf, x)."""
@@ -315,6 +326,13 @@ def with_infinity(builder: Builder, node: Node) -> Node | None:
         if one.scalar is not None and math.isinf(one.scalar) and other.shape == node.shape:
             return other if (one.scalar < 0) == _is(node, "max") else None
     return None
+
+
+@_rewrite("max", "min")
+def of_itself(builder: Builder, node: Node) -> Node | None:
+    """max(x, x)."""
+    x, y = node.inputs
+    return x if x is y and x.shape == node.shape else None
 
 
 @_rewrite("clamp")
@@ -365,7 +383,8 @@ def over_root(builder: Builder, node: Node) -> Node | None:
         return make(builder, "mul", x, make(builder, "rsqrt", v))
     if not x.secret or not 0 <= eps <= _UNSEEN:
         return None
-    v, offset = _split(v, "add") or (v, 0.0)
+    inner, offset = _split(v, "add") or (v, 0.0)
+    v, offset = (inner, offset) if offset > 0 else (v, 0.0)
     inside = builder.constant(np.float64(offset + eps**2), node.dtype)
     return make(builder, "over_root", x, v, inside)
 
@@ -401,7 +420,7 @@ def by_few(builder: Builder, node: Node) -> Node | None:
     if not y.secret:
         return None
     few = y
-    while few.operation in _SHAPES and few.inputs[0].size <= few.size:
+    while few.operation in SHAPES and few.inputs[0].size <= few.size:
         few = few.inputs[0]
     if x.secret and few.size == node.size:
         return None
@@ -421,28 +440,37 @@ def _reshaped(builder: Builder, node: Node, inner: Node, stop: Node) -> Node:
 
 @_rewrite("pow")
 def constant_power(builder: Builder, node: Node) -> Node | None:
-    """x^c."""
+    """x^c; of whole c also where x is negative."""
     x, y = node.inputs
-    if y.scalar is None or not x.secret:
+    if y.value is None or not x.secret or not y.size:
         return None
     if y.scalar == 0.5:
-        return make(builder, "mul", x, make(builder, "rsqrt", x))
+        return make(builder, "sqrt", x)
     if y.scalar == -0.5:
         return make(builder, "rsqrt", x)
-    if y.scalar == round(y.scalar) and 0 < y.scalar < 64:
-        result = x
-        for bit in bin(int(y.scalar))[3:]:
-            result = make(builder, "square", result)
-            result = make(builder, "mul", result, x) if bit == "1" else result
-        return result
-    return make(builder, "exp", make(builder, "mul", y, make(builder, "log", x)))
+    whole = y.value.astype(np.int64)
+    if (whole != y.value).any() or np.abs(whole).max() >= 64:
+        return make(builder, "exp", make(builder, "mul", y, make(builder, "log", x)))
+    return builder.call(lambda x: _whole_power(x, whole), [x])[0]
+
+
+def _whole_power(x: Any, y: np.ndarray) -> Any:
+    """x^y by the bits of y; of a negative one, that of 1 / x: a small power has few bits left."""
+    if (y < 0).any():
+        x, y = jnp.where(y < 0, 1 / x, x), np.abs(y)
+    result = jnp.ones_like(x)
+    while y.any():
+        result = result * jnp.where(y % 2 == 1, x, 1)
+        x, y = x * x, y // 2
+    return result
 
 
 @_rewrite("over_root")
 def public_factors_of_a_root(builder: Builder, node: Node) -> Node | None:
-    """(a x) / sqrt(p v + eps) with public a and p, as of Adam's corrections: they come after."""
+    """(a x) / sqrt(p v + eps) with public a, p > 0, as of Adam's corrections: they come after."""
     x, v, eps = node.inputs
-    (x, a), (v, p) = _public_factor(builder, x), _public_factor(builder, v)
+    (x, a), (inner, p) = _public_factor(builder, x), _public_factor(builder, v)
+    v, p = (inner, p) if p is not None and _is_positive(p) else (v, None)
     if a is None and p is None:
         return None
     one = builder.constant(np.float64(1.0), node.dtype)
@@ -466,6 +494,18 @@ def _public_factor(builder: Builder, node: Node) -> tuple[Node, Node | None]:
                 if p.shape == ():
                     return x, p
     return node, None
+
+
+def _is_positive(node: Node) -> bool:
+    """Whether a public number is known to be: a constant, or made of 1 - b^t of a step t."""
+    if node.scalar is not None:
+        return node.scalar > 0
+    if _is(node, "sub") and _is(node.inputs[1], "pow"):
+        one, power = node.inputs
+        base = power.inputs[0].scalar
+        return one.scalar == 1 and base is not None and 0 <= base < 1
+    made = node.operation in ("div", "mul", "sqrt", "convert_element_type", *SHAPES)
+    return made and all(map(_is_positive, node.inputs))
 
 
 @_rewrite("mul")
@@ -619,9 +659,10 @@ def sum_around_the_mean(builder: Builder, node: Node) -> Node | None:
         centred, lead = _picked(_multiple(multiple)[0])
         if not _is(centred, "sub"):
             continue
-        mean, own = _mean(_few(centred.inputs[1])), tuple(a + lead for a in axes)
+        few, own = _few(centred.inputs[1]), tuple(a + lead for a in axes)
+        mean = _mean(few)
         of_axes = mean and mean[0] is centred.inputs[0] and mean[1] == own
-        if of_axes and _repeats(spread, _few(spread), axes):
+        if of_axes and repeats(centred.inputs[1], few, own) and repeats(spread, _few(spread), axes):
             return number(builder, 0.0, node)
     return None
 
@@ -653,7 +694,7 @@ def _around_the_mean(builder: Builder, product: Node, shift: Node) -> Node | Non
             if mean is None or abs(c * inner / (slope * factor) + 1) > 1e-6:
                 continue
             _, axes, _ = _mean(mean) or (x, (), 1.0)
-            if not all(_repeats(n, _few(n), axes) for n in (spread, shift)):
+            if not all(repeats(n, _few(n), axes) for n in (spread, shift)):
                 continue
             centred = _centred(builder, x, mean, axes)
             scaled = make(builder, "mul", centred, number(builder, factor, x))
@@ -679,10 +720,14 @@ def _times_mean(node: Node, s: Node, x: Node) -> tuple[Node | None, float]:
 
 @_rewrite("eq", "gt")
 def no_variance(builder: Builder, node: Node) -> Node | None:
-    """Whether a mean of squares is 0, of the derivative of max(0, variance): it never is."""
+    """Whether a variance is 0, of the derivative of max(0, variance): it never is."""
     pairs = (node.inputs, node.inputs[::-1]) if _is(node, "eq") else (node.inputs[::-1],)
     for zero, x in pairs:
-        if zero.scalar == 0 and (found := _mean(x)) and _is(found[0], "square"):
+        if zero.scalar != 0 or not (found := _mean(x)) or not _is(found[0], "square"):
+            continue
+        (centred,) = found[0].inputs
+        mean = _mean(_few(centred.inputs[1])) if _is(centred, "sub") else None
+        if mean and mean[0] is centred.inputs[0]:
             return builder.constant(np.broadcast_to(_is(node, "gt"), node.shape))
     return None
 
@@ -708,11 +753,9 @@ def masked_softmax(builder: Builder, node: Node) -> Node | None:
     if not _is(difference, "sub"):
         return None
     x, spread = difference.inputs
-    if largest_of(spread) is not x or (y := _saturated(builder, x)) is x:
+    if largest_over(difference) is None or (y := _saturated(builder, x)) is x:
         return None
-    found = spread
-    while found.operation in _SHAPES:
-        found = found.inputs[0]
+    found = _few(spread)
     largest = builder.add(found.operation, [y], found, found.plain, found.params)
     moved = _reshaped(builder, spread, largest, found)
     return make(builder, "exp", make(builder, "sub", y, moved))
@@ -720,7 +763,7 @@ def masked_softmax(builder: Builder, node: Node) -> Node | None:
 
 def _saturated(builder: Builder, x: Node) -> Node:
     """x, where what a mask makes very small is `_LEAST`."""
-    if x.operation in (*_SHAPES, "transpose"):
+    if x.operation in (*SHAPES, "transpose"):
         inner = _saturated(builder, x.inputs[0])
         if inner is x.inputs[0]:
             return x
@@ -769,11 +812,11 @@ def _winner(builder: Builder, x: Node, given: Node, axes: tuple[int, ...]) -> No
 def largest(builder: Builder, node: Node) -> Node | None:
     """x == max(x), of the derivative of max: the bits that found it tell which one it was."""
     for x, y in (node.inputs, node.inputs[::-1]):
-        source = y
-        while source.operation in _SHAPES:
-            source = source.inputs[0]
+        source = _few(y)
         if source.operation in ("reduce_max", "reduce_min") and source.inputs[0] is x:
             axes = tuple(map(int, source.params["axes"]))
+            if not repeats(y, source, axes):
+                continue
             if _is(source, "reduce_min"):
                 x = make(builder, "neg", x)
             shape = tuple(n for a, n in enumerate(x.shape) if a not in axes)
@@ -803,35 +846,11 @@ def given_to_the_winner(builder: Builder, node: Node) -> Node | None:
         axes = one.params["axes"]
         shape = tuple(n for a, n in enumerate(one.shape) if a not in axes)
         few = g
-        while few.operation in _SHAPES and few.shape != shape:
+        while few.operation in SHAPES and few.shape != shape:
             few = few.inputs[0]
-        if few.shape == shape and few.secret and _repeats(g, few, axes):
+        if few.shape == shape and few.secret and repeats(g, few, axes):
             return _winner(builder, one.inputs[0], few, axes)
     return None
-
-
-def _repeats(node: Node, few: Node, axes: tuple[int, ...]) -> bool:
-    """Whether a node is `few`, repeated along these axes (by the shapes of the moves alone)."""
-    kept = [n for a, n in enumerate(node.shape) if a not in axes]
-    if few.size != math.prod(kept):
-        return False
-    probe = np.arange(few.size, dtype=np.float64)
-    moved = _moved(node, few, probe.reshape(few.shape))
-    wanted = np.broadcast_to(np.expand_dims(probe.reshape(kept), axes), node.shape)
-    return bool(np.array_equal(moved, wanted))
-
-
-def _moved(node: Node, stop: Node, value: np.ndarray) -> np.ndarray:
-    if node is stop:
-        return value
-    inner = _moved(node.inputs[0], stop, value)
-    if _is(node, "broadcast_in_dim"):
-        axes = tuple(map(int, node.params["broadcast_dimensions"]))
-        shape = [1] * len(node.shape)
-        for axis, size in zip(axes, inner.shape, strict=True):
-            shape[axis] = size
-        return np.broadcast_to(inner.reshape(shape), node.shape)
-    return inner.reshape(node.shape)
 
 
 @_rewrite("div")

@@ -700,7 +700,7 @@ def _weighted(
         finest = max(p.frac_bits for p in scaled)
     else:
         bits = min(_FACTOR_BITS, room - finest)
-        whole, shift = _integers(factors, bits)
+        whole, shift = _integers(factors, bits, TOP - finest)
         scaled = [
             dataclasses.replace(p.at_scale(finest).times_int(k), frac_bits=finest + shift)
             for p, k in zip(parts, whole, strict=True)
@@ -714,14 +714,16 @@ def _weighted(
     return functools.reduce(lambda x, y: x + y, broadcast)
 
 
-def _integers(factors: Sequence[float], bits: int) -> tuple[list[int], int]:
+def _integers(factors: Sequence[float], bits: int, most: int) -> tuple[list[int], int]:
     """(integers k, shift) with factors close to k / 2^shift, the largest of about `bits` bits.
+
+    Tiny ones have fewer, with a shift of `most`.
 
     Factors that add up to 1 still do, so that a moving average of a constant stays what it is.
     """
     if all(c == round(c) for c in factors):  # of integers, say, which must stay exact
         return [round(c) for c in factors], 0
-    shift = bits - math.ceil(math.log2(max(map(abs, factors))))
+    shift = min(bits - math.ceil(math.log2(max(map(abs, factors)))), most)
     whole = [round(c * 2.0**shift) for c in factors]
     if abs(sum(factors) - 1) < _EQUAL:
         largest = max(range(len(whole)), key=lambda i: abs(whole[i]))

@@ -101,7 +101,7 @@ def times_public(values: Values, x: Value, factor: Any) -> Value:
     shape = np.broadcast_shapes(x.shape, np.shape(factor))
     form = source.form
     f = form.frac_bits
-    if isinstance(factor, np.ndarray):
+    if isinstance(factor, np.ndarray) and not _is_wide(factor, f):
         largest = float(np.abs(factor).max(initial=0.0)) or 1.0
         _, shift = public_constant(2.0 ** np.ceil(np.log2(largest)), 20)
         shift = max(0, shift + 20)
@@ -129,6 +129,15 @@ def times_public(values: Values, x: Value, factor: Any) -> Value:
         return arithmetic.truncate_by(values.party, fine, shift + dropped)
 
     return values.later(shape, make, c)
+
+
+def _is_wide(factor: np.ndarray, frac_bits: int) -> bool:
+    """Whether an array has elements so large that one scale leaves too few bits to small ones."""
+    _, exponents = np.frexp(factor[(factor != 0) & (factor != np.rint(factor))])
+    largest = np.frexp(np.abs(factor).max(initial=0.0))[1]
+    shift = _FACTOR_BITS - largest
+    few = exponents.min(initial=largest) + shift < _LEAST_FACTOR_BITS
+    return bool(few and shift < frac_bits - 2)
 
 
 def floating(array: jax.Array, bits: int, most: int) -> tuple[jax.Array, jax.Array]:

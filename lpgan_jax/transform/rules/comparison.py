@@ -11,6 +11,7 @@ import numpy as np
 
 from lpgan_jax.mpc import compare
 from lpgan_jax.mpc.arithmetic import masked
+from lpgan_jax.mpc.normalise import TOP
 from lpgan_jax.secret import Secret, concatenate
 from lpgan_jax.transform.rules.arithmetic import product
 from lpgan_jax.transform.rules.moves import moved
@@ -53,6 +54,7 @@ class Comparisons:
             math.ceil(c * 2.0**scale) if strict else math.floor(c * 2.0**scale) + 1
             for c, strict in requests
         ]
+        limits = [max(-(2**TOP), min(limit, 2**TOP)) for limit in limits]  # beyond which none lies
         ordinary = not self._integer and all(c == 0 for c, _ in requests)
         width = min(values.party.ring.bits, scale + source.form.log_range + 1) if ordinary else None
         with at(values.party, self._place):
@@ -138,6 +140,9 @@ def _extreme(values: Values, node: Node, x: Any, y: Any) -> Value:
         x, y = y, x
     integer = all(n.is_integer for n in node.inputs)
     d, threshold = difference(values, x, y)
+    beyond = abs(threshold) >= 2.0 ** (TOP - values.form.frac_bits)
+    if beyond and (threshold < 0) == (node.operation == "max"):
+        return d
     over = complement(values, below(values, d, threshold, False, integer))
     above = product(values, over, d - Value(values, d.shape, [Term(threshold)]))
     if node.operation == "max":

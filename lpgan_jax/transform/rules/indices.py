@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lpgan_jax.secret import Secret
@@ -19,12 +20,17 @@ def _gather(values: Values, node: Node, x: Any, indices: Any) -> Value:
     indices = jnp.asarray(indices)
     names = ("dimension_numbers", "slice_sizes", "indices_are_sorted", "unique_indices", "mode")
     options = {name: node.params[name] for name in names if name in node.params}
-    fill = 0 if options.get("mode") == lax.GatherScatterMode.FILL_OR_DROP else None
+    filled = options.get("mode") == lax.GatherScatterMode.FILL_OR_DROP
 
     def move(v: jax.Array) -> jax.Array:
-        return lax.gather(v, indices, **options, fill_value=fill)
+        return lax.gather(v, indices, **options, fill_value=0 if filled else None)
 
-    return moved(values, x, node.shape, move, part=node.size < x.size)
+    found = moved(values, x, node.shape, move, part=node.size < x.size)
+    fill = node.params.get("fill_value")
+    if not filled or fill is None or fill == 0 or not np.isfinite(fill):  # 0 in the place of NaN
+        return found
+    outside = 1 - move(jnp.ones(x.shape))
+    return found + values.public(fill * outside)
 
 
 @rule("dynamic_slice")

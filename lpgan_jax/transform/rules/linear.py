@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lpgan_jax.mpc import arithmetic
 from lpgan_jax.ring import Convolution, matmul
 from lpgan_jax.secret import Secret
 from lpgan_jax.transform.rules.arithmetic import _words, factor_scales, product
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
+
+_SMALL = 4  # public factors below 2^-4 get more than f fraction bits
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -73,13 +76,18 @@ def bilinear(values: Values, node: Node, of: Bilinear, x: Any, y: Any) -> Value:
 
     def with_public() -> Secret:
         known = source.at(min(source.frac_bits, source.form.frac_bits))
-        scaled = jnp.round(jnp.asarray(public, jnp.float64) * 2.0**f)
+        bits = f
+        if isinstance(public, np.ndarray):  # of small constants, such as those of a mean, more
+            _, exponent = np.frexp(np.abs(public).max(initial=0.0))
+            room = values.form.finest - known.frac_bits
+            bits = max(f, min(f - int(exponent), room)) if exponent < -_SMALL else f
+        scaled = jnp.round(jnp.asarray(public, jnp.float64) * 2.0**bits)
 
         def apply(v: jax.Array) -> jax.Array:
             words = _words(scaled, v)
             return of(v, words) if secret is x else of(words, v)
 
-        return known.map(apply).divided_by_power_of_two(f)
+        return known.map(apply).divided_by_power_of_two(bits)
 
     return values.now(node.shape, with_public, factor)
 

@@ -112,7 +112,8 @@ def _pad(values: Values, node: Node, x: Any, fill: Any) -> Value:
 
     cut = any(n < 0 for low, high, _ in config for n in (low, high))
     x = lifted(values, x)
-    padded = moved(values, x, node.shape, zeros, part=cut) if x.terms else x
+    nothing = Value(values, node.shape, [])
+    padded = moved(values, x, node.shape, zeros, part=cut) if x.terms else nothing
     if known_scalar(fill) == 0:
         return padded
     outside = 1 - zeros(jnp.ones(x.shape))

@@ -1,0 +1,93 @@
+"""Functions that look like an idiom which has a cheaper form, and are none; and others that are
+easily taken for something else: in the clear, against plain JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from secured import LSB, as_float64
+
+import lpgan_jax as lp
+from lpgan_jax import clear
+from lpgan_jax.transform.graph import NotSecure
+
+RNG = np.random.default_rng(8)
+X, Y = RNG.normal(size=(2, 3, 3))
+V = np.abs(Y) + 1.5
+ROWS = np.array([[0.0, 0.0, 0.0], [1.0, -2.0, 3.0]])
+N = np.array([5, -7, 12])
+
+
+def close_eagerly(function, *args, lsb=8.0, **options):
+    """As `secured.close_in_the_clear`, without a compilation; in proportion to what is above 1."""
+    step = lp.secure(function, **options)
+    program = step.program(*args)
+    secret, public = step._parted(args)
+    public = program.public(public)
+    secrets = [clear.scaled(v, s) for v, s in zip(secret, program.scales, strict=True)]
+    party = clear.Clear()
+    outputs = [party.real(v) for v in program.run(party, secrets, public)]
+    got, want = program.outputs(outputs, public), function(*as_float64(args))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.shape(a) == np.shape(b)
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        np.testing.assert_array_less(np.abs(a - b) / np.maximum(1, np.abs(b)) / LSB, lsb)
+
+
+def shifted(x, largest):
+    e = jnp.exp(x - largest)
+    return e / e.sum(1, keepdims=True), jnp.log(e.sum(1))
+
+
+NEAR_MISSES = {
+    "a root of less than v": (lambda x, v: x / jnp.sqrt(v + (-1.0)), X, V),
+    "a root of -2 v": (lambda x, v: x / jnp.sqrt(-2.0 * v), X, -V),
+    "the largest of all, not of a row": (lambda x: shifted(x, x.max()), 4 * X),
+    "the largest of a column, not of a row": (lambda x: shifted(x, x.max(0)), 4 * X),
+    "the largest of columns, for rows": (lambda x: (x == x.max(0)[:, None]) + x, np.round(X)),
+    "means of columns, for rows": (lambda x, s: (s * (x - x.mean(0)[:, None])).sum(0), X, Y[0]),
+    "max of one and the same": (
+        jax.grad(lambda x: jnp.maximum(jnp.tanh(x), jnp.tanh(x)).sum()),
+        X,
+    ),
+    "rows of zeros": (lambda x: jnp.where((x**2).mean(1) == 0, 1.0, (x**2).mean(1) > 0), ROWS),
+    "whole powers of negative numbers": (
+        lambda x: (x**2.0, x**-2.0, jax.grad(lambda x: (x**3.0).sum())(x)),
+        X,
+    ),
+    "powers by a constant array": (
+        lambda x: (x[:, :1] ** jnp.arange(5), x[:, :1] ** jnp.array([-2, 0, 3])),
+        X,
+    ),
+    "no power": (lambda n, x: (n**0, x**0.5), N, np.array([0.0, 1.0, 4.0])),
+    "infinite limits": (lambda x: (jnp.where(x < jnp.inf, x, 0), -jnp.inf >= x), X),
+    "what cancels, with a margin": (lambda x: jnp.pad(x - x, 1) + 1, X),
+    "elements outside": (
+        lambda x: x.at[jnp.array([0, 7])].get(mode="fill", fill_value=-1.5),
+        X,
+    ),
+    "large and small factors": (lambda x: x * jnp.array([1e6, 1e-3, 1.0]), X),
+    "small matrices": (lambda x: (x @ (jnp.eye(3) * 1e-5 + 1e-6)) * 1e5, X),
+    "tiles": (lambda x: jnp.tile(x, (2, 1, 3)), X),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses(name):
+    close_eagerly(*NEAR_MISSES[name])
+
+
+def test_public_factors_of_any_sign():
+    def function(x, v, p, n):
+        return x / jnp.sqrt(p * v + 1.0), x**n
+
+    for p in (0.0, -0.1, 2.0):
+        close_eagerly(function, X, V, p, np.array([0, 2, 3]), public=("p", "n"))
+
+
+@pytest.mark.parametrize("gate", [jnp.bitwise_and, jnp.bitwise_or, jnp.bitwise_xor])
+def test_the_bits_of_numbers_are_refused(gate):
+    with pytest.raises(NotSecure, match="bits"):
+        lp.secure(lambda n: gate(n, 3)).program(N)
+    with pytest.raises(NotSecure, match="not: "):
+        lp.secure(lambda n: ~n).program(N)

@@ -31,7 +31,7 @@ MARGIN_BITS = 4
 _MOST_BITS = 46
 _GUARD_BITS = 8
 _GRADIENT_BITS = 4
-_SQUARES = ("square", "mul", "inner")
+_SQUARES = ("square", "inner")
 _LINEAR = MOVES | {
     "add",
     "add_any",
@@ -105,7 +105,7 @@ class Plan:
                 return None
             more = _GRADIENT_BITS if adaptive and node.place.backward else 0
             found = _format(largest[id(node)], frac_bits, SIGNIFICANT_BITS + more)
-            if id(node) in wide and node.operation in _SQUARES:
+            if id(node) in wide and (node.operation in _SQUARES or _is_product(node)):
                 return dataclasses.replace(found, frac_bits=Setting(frac_bits).doubled(found))
             return found
 

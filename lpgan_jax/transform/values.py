@@ -36,7 +36,7 @@ _MUCH_SMALLER = 64
 _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
 _SQUARE_BITS = 6  # that a running average of squares has beyond a square's
-_RATE_BITS = 10  # that its rate has at least
+_RATE_BITS = 2  # that its rate may have less, to spare a truncation
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
@@ -591,7 +591,7 @@ class Values:
         change = Value(self, value.shape, both, form).stored.raw
         before = source.at(min(source.frac_bits, self.setting.doubled(source.form)))
         bits = self.frac_bits + 4 + math.ceil(math.log2(c))
-        if (room := form.finest - change.frac_bits) >= _RATE_BITS:
+        if (room := form.finest - change.frac_bits) >= bits - _RATE_BITS:
             bits = min(bits, room)
         step = arithmetic.scale_public(
             self.party, change, c, before.frac_bits, form.log_range, bits

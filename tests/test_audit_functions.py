@@ -284,6 +284,11 @@ def test_a_secure_function_is_traced_anew():
     assert "the function is traced otherwise the second time" in problem
 
 
+def test_a_bit_that_is_repeated_is_a_sum_of_fresh_shares():
+    step = lp.secure(lambda x: lax.cond(x[0] > 0, lambda v: 2 * v, lambda v: v - 1, x))
+    assert lp.audit(step, jax.ShapeDtypeStruct((3,), np.float32)).problems == []
+
+
 def test_what_is_written_into_shares_is_a_share():
     """But not a function of one server's."""
 

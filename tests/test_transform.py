@@ -190,6 +190,19 @@ def test_branches_and_loops():
     close(function, X, True, public=("flag",))
 
 
+def test_a_scan_of_what_is_public():
+    def function(x, rates):
+        return x * jax.lax.scan(lambda total, rate: (total + rate, total), 0.0, rates)[1]
+
+    step = lp.secure(function, public=("rates",), calibrate=(X, np.arange(4.0)))
+    assert step.check(X, np.arange(4.0)) is None
+
+
+def test_a_log_shows_no_shares():
+    (shared,) = lp.secure(lambda x: x).share(lp.key(1), X)
+    assert "words" not in repr([shared])
+
+
 def test_what_depends_on_a_step_is_public():
     """A rate of 2e-4 keeps its bits; so does a bias correction."""
 

@@ -191,6 +191,14 @@ def test_what_a_public_key_generates_is_public():
     assert np.abs(got - want).max() < 4 * LSB
 
 
+def test_what_is_closed_over_is_listed():
+    weights = np.arange(8.0).reshape(4, 2)
+    step = lp.secure(lambda x, rate: (x @ weights) * rate, public=("rate",))
+    table = step.explain(X, 0.5)
+    assert table.public == ("rate", "a constant float32[4, 2] of the program")
+    assert "Public: rate, a constant float32[4, 2] of the program. All" in str(table)
+
+
 def test_a_public_key_is_none_that_makes_masks():
     step = lp.secure(lambda x, key: x + jax.random.normal(key, x.shape), public=("key",))
     with pytest.raises(TypeError, match="key: a public ChaCha20 key: who knows DS's keys knows"):

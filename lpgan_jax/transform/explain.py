@@ -58,7 +58,7 @@ class Explanation:
 
     Attributes:
         rows: of all operations on secrets.
-        public: names of argument leaves that all may know.
+        public: names of argument leaves that all may know, and what the function closes over.
     """
 
     rows: tuple[Row, ...]
@@ -140,7 +140,9 @@ def explained(
         if (cost := layers.get(name)) is not None:
             sent = cost.rounds, cost.online_bytes, cost.dealer_bytes_s2
             rows.append(Row("rescaling", place, setting.frac_bits, None, *sent))
-    return Explanation(tuple(rows), tuple(x.name for x in program.leaves if x.public))
+    public_leaves = [x.name for x in program.leaves if x.public]
+    constants = [f"a constant {array} of the program" for array in program.closed_over]
+    return Explanation(tuple(rows), (*public_leaves, *constants))
 
 
 def _bits_left(

@@ -43,6 +43,7 @@ class Program:
         hits: how often each rewrite applied.
         plan: how its values are kept.
         pairs: (result, argument) nodes of what is handed on to the next call.
+        closed_over: arrays that the function closes over, such as "float64[3]": public constants.
     """
 
     graph: Graph
@@ -51,6 +52,7 @@ class Program:
     hits: dict[str, int]
     plan: Plan
     pairs: Sequence[tuple[Node, Node]] = ()
+    closed_over: tuple[str, ...] = ()
 
     @functools.cached_property
     def setting(self) -> Setting:
@@ -234,7 +236,9 @@ class Secure:
         require_rules(graph, RULES)
         structure = jax.tree.structure(results)
         plan = Plan.default(graph, self._fxp.frac_bits)
-        return Program(graph, arguments.leaves, structure, builder.hits, plan, pairs)
+        arrays = [v for v in opened(traced)[1] if np.size(v) > 1]
+        closed = tuple(f"{v.dtype}{list(np.shape(v))}" for v in arrays)
+        return Program(graph, arguments.leaves, structure, builder.hits, plan, pairs, closed)
 
     def _carried(self, arguments: Arguments, results: Any) -> list[tuple[int, int]]:
         """(output leaf, argument leaf) of what is handed on to the next call."""

@@ -26,7 +26,7 @@ class Shared:
         dtype: of the value in ordinary code: float32, int32, uint32 or bool.
     """
 
-    words: Any
+    words: Any = field(repr=False)  # whoever reads both shares in a log knows the secret
     frac_bits: int = field(metadata={"static": True})
     dtype: Any = field(default=np.dtype(np.float32), metadata={"static": True})
 

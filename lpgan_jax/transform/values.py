@@ -309,9 +309,33 @@ class SecretBit:
         bit.__dict__["negated"] = self
         return bit
 
+    def number(self, party: Party) -> Secret:
+        """0 or 1, as a share; local."""
+        return compare.arithmetic(party, self.bit)
+
     def moved(self, shape: tuple[int, ...], move: Move) -> SecretBit:
         """Its elements, moved or repeated."""
-        return SecretBit(shape, lambda: jax.tree.map(move, self.bit))
+        return MovedBit(self, shape, move)
+
+
+class MovedBit(SecretBit):
+    """The elements of another bit, moved or repeated: their shares too, not what makes them."""
+
+    def __init__(self, parent: SecretBit, shape: tuple[int, ...], move: Move) -> None:
+        """`move`: of the parent's elements."""
+        super().__init__(shape, lambda: jax.tree.map(move, parent.bit))
+        self._parent, self._move = parent, move
+
+    @functools.cached_property
+    def negated(self) -> SecretBit:
+        """See `SecretBit.negated`."""
+        bit = MovedBit(self._parent.negated, self.shape, self._move)
+        bit.__dict__["negated"] = self
+        return bit
+
+    def number(self, party: Party) -> Secret:
+        """See `SecretBit.number`."""
+        return self._parent.number(party).rearrange(self._move)
 
 
 @dataclass(frozen=True, eq=False)
@@ -550,7 +574,7 @@ class Values:
         if exact and any(t.bit is not None for t in secrets):
             finest = f
         parts = [self._part(term, finest, exact) for term in secrets]
-        parts += [compare.arithmetic(self.party, t.bit.bit) for t in bits if t.bit is not None]
+        parts += [t.bit.number(self.party) for t in bits if t.bit is not None]
         if parts:
             result = _weighted(parts, factors, value.shape, room)
             if small:  # to the scale at which the others are added, if there is room for them

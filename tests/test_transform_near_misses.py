@@ -85,6 +85,22 @@ def test_near_misses(name):
     close_eagerly(*NEAR_MISSES[name])
 
 
+def test_a_loop_over_what_is_public():
+    def function(x, q):
+        return x * jax.lax.scan(lambda c, row: (c + row, c * row), q[0], q)[1]
+
+    close_eagerly(function, X, Y, public=("q",))
+
+
+def test_small_factors_of_products():
+    def function(q):
+        v = 0.1 * (q @ q.T) @ q
+        w = (v * v).sum(1, keepdims=True) * v
+        return (w * v).sum(1, keepdims=True) * w * 100
+
+    close_eagerly(function, X / 2)
+
+
 def test_limits_and_masks_on_shares():
     """What lies beyond all values, at the scale of a product too."""
 

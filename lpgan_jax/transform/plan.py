@@ -164,7 +164,7 @@ def _planned(graph: Graph) -> list[Node]:
     """The secret values of a program in order, with those in the bodies of its loops."""
     found = []
     for node in graph.nodes():
-        if node.operation == "scan":
+        if node.operation == "scan" and node.secret:
             found += _planned(node.params["body"])
         elif node.secret and not node.results:
             found.append(node)

@@ -162,6 +162,6 @@ def require_rules(graph: Graph, known: Iterable[str]) -> None:
 def _all(graph: Graph) -> Sequence[Node]:
     found: list[Node] = []
     for node in graph.nodes():
-        found += _all(node.params["body"]) if node.operation == "scan" else []
+        found += _all(node.params["body"]) if node.operation == "scan" and node.secret else []
         found.append(node)
     return found

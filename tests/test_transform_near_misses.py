@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from secured import LSB, as_float64
+from secured import LSB, as_float64, close
 
 import lpgan_jax as lp
 from lpgan_jax import clear
@@ -15,6 +15,7 @@ RNG = np.random.default_rng(8)
 X, Y = RNG.normal(size=(2, 3, 3))
 V = np.abs(Y) + 1.5
 ROWS = np.array([[0.0, 0.0, 0.0], [1.0, -2.0, 3.0]])
+MASK = jnp.tril(jnp.ones((3, 3), bool))
 N = np.array([5, -7, 12])
 
 
@@ -68,6 +69,13 @@ NEAR_MISSES = {
     ),
     "large and small factors": (lambda x: x * jnp.array([1e6, 1e-3, 1.0]), X),
     "small matrices": (lambda x: (x @ (jnp.eye(3) * 1e-5 + 1e-6)) * 1e5, X),
+    "the largest of what a mask leaves": (
+        lambda x: (
+            jnp.argmax(jnp.where(MASK, x, -1e9), 1),
+            jax.grad(lambda x: (jnp.max(x, 1, where=MASK, initial=-jnp.inf) ** 2).sum())(x),
+        ),
+        X,
+    ),
     "tiles": (lambda x: jnp.tile(x, (2, 1, 3)), X),
 }
 
@@ -75,6 +83,37 @@ NEAR_MISSES = {
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses(name):
     close_eagerly(*NEAR_MISSES[name])
+
+
+def test_a_loop_over_what_is_public():
+    def function(x, q):
+        return x * jax.lax.scan(lambda c, row: (c + row, c * row), q[0], q)[1]
+
+    close_eagerly(function, X, Y, public=("q",))
+
+
+def test_small_factors_of_products():
+    def function(q):
+        v = 0.1 * (q @ q.T) @ q
+        w = (v * v).sum(1, keepdims=True) * v
+        return (w * v).sum(1, keepdims=True) * w * 100
+
+    close_eagerly(function, X / 2)
+
+
+def test_limits_and_masks_on_shares():
+    """What lies beyond all values, at the scale of a product too."""
+
+    def function(x):
+        limited = jnp.minimum(x, 1e16), jnp.maximum(x, -1e30), jnp.where(x * x < 1e9, x, 0)
+        return limited, jnp.max(jnp.where(MASK[1], x, -1e9)), x * 1e-12
+
+    close(function, X[0], lsb=2)
+
+
+def test_a_mask_that_is_added():
+    bias = np.where(MASK, 0, -1e9)
+    close_eagerly(lambda x, bias: jax.nn.softmax(x + bias), X, bias, public=("bias",))
 
 
 def test_public_factors_of_any_sign():

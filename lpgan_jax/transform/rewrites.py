@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.nn.activation import LOG_RANGE
-from lpgan_jax.transform.bounds import SHAPES, largest_over, repeats
+from lpgan_jax.transform.bounds import SHAPES, repeats
 from lpgan_jax.transform.graph import Builder, Node, Rewrite
 from lpgan_jax.transform.plain import Plain
 
@@ -753,12 +753,20 @@ def masked_softmax(builder: Builder, node: Node) -> Node | None:
     if not _is(difference, "sub"):
         return None
     x, spread = difference.inputs
-    if largest_over(difference) is None or (y := _saturated(builder, x)) is x:
+    if not _is(_few(spread), "reduce_max") or (y := _saturated(builder, x)) is x:
         return None
-    found = _few(spread)
-    largest = builder.add(found.operation, [y], found, found.plain, found.params)
-    moved = _reshaped(builder, spread, largest, found)
-    return make(builder, "exp", make(builder, "sub", y, moved))
+    if _few(spread).inputs[0] is not y:
+        return None
+    return make(builder, "exp", make(builder, "sub", y, spread))
+
+
+@_rewrite("reduce_max", "argmax")
+def masked_largest(builder: Builder, node: Node) -> Node | None:
+    """The largest of what a mask leaves; if that is nothing, `_LEAST`."""
+    (x,) = node.inputs
+    if not x.secret or x.is_integer or (y := _saturated(builder, x)) is x:
+        return None
+    return builder.add(node.operation, [y], node, node.plain, node.params)
 
 
 def _saturated(builder: Builder, x: Node) -> Node:
@@ -813,6 +821,8 @@ def largest(builder: Builder, node: Node) -> Node | None:
     """x == max(x), of the derivative of max: the bits that found it tell which one it was."""
     for x, y in (node.inputs, node.inputs[::-1]):
         source = _few(y)
+        if source.operation == "reduce_max" and x.secret and not x.is_integer:
+            x = _saturated(builder, x)
         if source.operation in ("reduce_max", "reduce_min") and source.inputs[0] is x:
             axes = tuple(map(int, source.params["axes"]))
             if not repeats(y, source, axes):

@@ -576,7 +576,7 @@ class Values:
         parts = [self._part(term, finest, exact) for term in secrets]
         parts += [t.bit.number(self.party) for t in bits if t.bit is not None]
         if parts:
-            result = _weighted(parts, factors, value.shape, room)
+            result = _weighted(parts, factors, value.shape, room, f + TOP)
             if small:  # to the scale at which the others are added, if there is room for them
                 result = self._truncated(result, min(result.frac_bits, f + self.frac_bits))
         else:
@@ -711,9 +711,16 @@ def _at_scale(source: Stored, frac_bits: int) -> Stored:
 
 
 def _weighted(
-    parts: Sequence[Secret], factors: Sequence[float], shape: tuple[int, ...], room: int
+    parts: Sequence[Secret],
+    factors: Sequence[float],
+    shape: tuple[int, ...],
+    room: int,
+    finest_sum: int,
 ) -> Secret:
-    """The sum of factor * part, at whatever scale up to `room` it comes; local."""
+    """The sum of factor * part, at whatever scale up to `room` it comes; local.
+
+    Tiny factors make it finer than that, as fine as can be truncated.
+    """
     exponents = [_exponent(c) for c in factors]
     finest = max((p.frac_bits for p in parts), default=0)
     if all(e is not None for e in exponents):
@@ -724,7 +731,7 @@ def _weighted(
         finest = max(p.frac_bits for p in scaled)
     else:
         bits = min(_FACTOR_BITS, room - finest)
-        whole, shift = _integers(factors, bits, TOP - finest)
+        whole, shift = _integers(factors, bits, finest_sum - finest)
         scaled = [
             dataclasses.replace(p.at_scale(finest).times_int(k), frac_bits=finest + shift)
             for p, k in zip(parts, whole, strict=True)

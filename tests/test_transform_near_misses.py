@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from secured import LSB, as_float64, close
 
 import lpgan_jax as lp
@@ -130,3 +132,46 @@ def test_the_bits_of_numbers_are_refused(gate):
         lp.secure(lambda n: gate(n, 3)).program(N)
     with pytest.raises(NotSecure, match="not: "):
         lp.secure(lambda n: ~n).program(N)
+
+
+UNARY = {
+    "tanh": jnp.tanh,
+    "leaky": jax.nn.leaky_relu,
+    "clip": lambda x: jnp.clip(x, -0.6, 0.8),
+    "softmax": jax.nn.softmax,
+    "other axis": lambda x: jnp.exp(x - x.max()) / jnp.exp(x - x.max()).sum(1, keepdims=True),
+    "centred": lambda x: x - x.mean(0),
+    "normal": lambda x: (x - x.mean(0)) / jnp.sqrt(x.var(0) + 0.1),
+    "cube": lambda x: 0.1 * x**3.0,
+    "sums": lambda x: 0.5 * jnp.cumsum(x, 0),
+    "turned": lambda x: x.T[::-1],
+    "mask": lambda x: jnp.where((x > 0) & MASK, x - 1, 0.3),
+    "gram": lambda x: 0.1 * x @ x.T,
+    "tiles": lambda x: jnp.tile(x[:, :1], (1, 3)) - x,
+}
+BINARY = {
+    "mul": lambda x, y: x * y,
+    "max": jnp.maximum,
+    "root": lambda x, y: x / jnp.sqrt(y * y + 0.5),
+    "average": lambda x, y: 0.99 * x + 0.01 * y,
+    "choice": lambda x, y: jnp.where(x > y, 0.5 * x, y),
+}
+STEP = st.tuples(st.sampled_from([*UNARY, *BINARY]), st.integers(0, 2), st.integers(0, 2))
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(st.lists(STEP, min_size=2, max_size=4), st.booleans())
+def test_compositions(steps, public):
+    """Random programs of a secret and another argument, and gradients; the sum counts LSB 36 times."""
+
+    def function(x, y):
+        def composed(x):
+            known = [x, y]
+            for name, i, j in steps:
+                one, other = known[-1 - i % len(known)], known[-1 - j % len(known)]
+                known.append(UNARY[name](one) if name in UNARY else BINARY[name](one, other))
+            return (known[-1] * jnp.arange(9.0).reshape(3, 3)).sum()
+
+        return jax.value_and_grad(composed)(x)
+
+    close_eagerly(function, X, Y, lsb=128.0, public=("y",) if public else ())

@@ -162,7 +162,7 @@ STEP = st.tuples(st.sampled_from([*UNARY, *BINARY]), st.integers(0, 2), st.integ
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.lists(STEP, min_size=2, max_size=4), st.booleans())
 def test_compositions(steps, public):
-    """Random programs of a secret and another argument, and gradients; the sum counts LSB 36 times."""
+    """Random programs and their gradients; what is summed counts 36 times."""
 
     def function(x, y):
         def composed(x):

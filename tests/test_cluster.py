@@ -453,6 +453,7 @@ def _wait_for_step(state, role, step, seconds=120.0):
     raise AssertionError(f"{role} did not get to step {step}")
 
 
+@pytest.mark.slow
 def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     both = ("generator", "discriminator")
     settings = settings.model_copy(update={"steps": 120, "checkpoint_every": 20, "results": both})

@@ -544,6 +544,7 @@ def test_a_layer_sends_what_was_predicted(wires):
         assert (wire.sent, wire.messages) == (cost.online_bytes, cost.messages)
 
 
+@pytest.mark.slow
 def test_a_training_step_sends_what_was_predicted(wires):
     size = 2
     model = DCGAN(channels=1, noise_size=3, features=2, base_size=2, depth=1)

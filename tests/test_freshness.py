@@ -339,6 +339,7 @@ assert raises([*corrections, corrections[-1]]), "too many corrections were accep
 """
 
 
+@pytest.mark.slow
 def test_deal_and_online_on_two_devices_are_bit_identical_to_simulate(request):
     """S1 gets zeros for corrections. In a process of its own, with two CPU devices."""
     environment = {

@@ -235,6 +235,7 @@ def small_gan(optimizer):
     return gan, gan.init(rng), batch
 
 
+@pytest.mark.slow
 def test_a_step_has_the_protocols_distribution():
     """How far each parameter lies from the mean over runs: two-sample KS at level 10^-6.
 

@@ -163,6 +163,7 @@ def _kind(row):
     return row["mode"], row["frac_bits"]
 
 
+@pytest.mark.slow
 def test_tables_depend_on_the_seeds_alone(swept, tmp_path):
     """The same runs in another number of processes: the same rows, to the last digit."""
     out, sweep, *_ = swept

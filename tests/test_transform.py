@@ -66,7 +66,7 @@ def test_every_step_on_shares(name, calibrated):
 
 
 def test_every_message_is_hidden():
-    example = own_models.lenet()
+    example = own_models.mlp()
     step = lp.secure(example.step, public=example.public, carry=example.carry)
     shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(np.shape(v), np.float32), example.args)
     assert lp.audit(step, *shapes).problems == []

@@ -253,6 +253,7 @@ def test_steps_in_the_clear_are_the_twins(model, size, config):
     assert_close(unscaled(images), twin.generate(state, noise), 50 * error)
 
 
+@pytest.mark.slow
 def test_secure_steps_are_the_twins():
     """The whole protocol, on shares, with its one-LSB roundings.
 

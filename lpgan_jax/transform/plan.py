@@ -29,6 +29,7 @@ SIGNIFICANT_BITS = 22
 MARGIN_BITS = 4
 
 _MOST_BITS = 46
+_TOO_LARGE = 2.0**20
 _GUARD_BITS = 8
 _GRADIENT_BITS = 4
 _SQUARES = ("square", "inner")
@@ -86,7 +87,7 @@ class Plan:
             pairs: (result, argument) nodes of what is handed on to the next call.
 
         Raises:
-            NotSecure: a value is not finite.
+            NotSecure: a value is not finite, or beyond 2^20.
         """
         largest: dict[int, float] = {}
         _measure(graph.nodes(), values, largest)
@@ -103,6 +104,11 @@ class Plan:
         def form(node: Node) -> Format | None:
             if node.is_integer or not largest[id(node)]:
                 return None
+            if largest[id(node)] > _TOO_LARGE:
+                raise NotSecure(
+                    f"{node.operation}: {largest[id(node)]:.3g} on the examples leaves no fraction "
+                    f"bits: scale it down, or mask with less ({node.place})"
+                )
             more = _GRADIENT_BITS if adaptive and node.place.backward else 0
             found = _format(largest[id(node)], frac_bits, SIGNIFICANT_BITS + more)
             if id(node) in wide and (node.operation in _SQUARES or _is_product(node)):

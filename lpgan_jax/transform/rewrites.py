@@ -743,7 +743,7 @@ def of_a_variance(builder: Builder, node: Node) -> Node | None:
 
 # The largest --------------------------------------------------------------------------------------
 
-_LEAST = -(2.0 ** (LOG_RANGE - 1))  # where a softmax is 0, whatever else there is
+_LEAST = -0.75 * 2.0 ** (LOG_RANGE - 1)  # where a softmax is 0, whatever else there is
 
 
 @_rewrite("exp")

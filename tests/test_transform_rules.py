@@ -306,7 +306,8 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_in_the_clear(name):
-    close_in_the_clear(PROGRAMS[name], W, X)
+    # A second derivative multiplies what a series is off by, 1/4 LSB, with slopes.
+    close_in_the_clear(PROGRAMS[name], W, X, lsb=6.0 if name == "hessian" else 2.0)
 
 
 OPTIMIZERS = {

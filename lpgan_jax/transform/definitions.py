@@ -61,6 +61,15 @@ def _one_minus_square(params: Any, x: Any) -> Any:
     return 1 - lax.square(x)
 
 
+@_defined("polynomial")
+def _polynomial(params: Any, x: Any, *coefficients: Any) -> Any:
+    """By Horner's rule, the lowest degree first; of series, from JAX 0.11 on."""
+    *others, result = coefficients
+    for coefficient in reversed(others):
+        result = result * x + coefficient
+    return result
+
+
 @_defined("tile")
 def _tile(params: Any, x: Any) -> Any:
     """An axis of copies in front of each, and a reshape."""

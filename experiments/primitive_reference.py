@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from protocol_reference import publish
 
 import lpgan_jax as lp
 from lpgan_jax import tables
@@ -327,11 +328,7 @@ def main() -> None:
         print(f"{name}: {known[name]:.3f} LSB", flush=True)
         rows = [{"operation": n, "error_lsb": known[n]} for n in sorted(known)]
         tables.write_csv(MEASURED, rows, FIELDS)
-    text = document()
-    if not args.check:
-        DOCUMENT.write_text(text)
-    elif DOCUMENT.read_text() != text:
-        sys.exit(f"{DOCUMENT} is not what the code says: run {Path(__file__).name}")
+    publish(__file__, DOCUMENT, document(), args.check)
 
 
 if __name__ == "__main__":

@@ -172,16 +172,20 @@ def document() -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+def publish(script: str, page: Path, text: str, check: bool) -> None:
+    """Write a script's page, or exit with an error if it is not that."""
+    if not check:
+        page.write_text(text)
+    elif page.read_text() != text:
+        sys.exit(f"{page} is not what the code says: run {Path(script).name}")
+
+
 def main() -> None:
     """Write the page, or compare it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="only compare")
     args = parser.parse_args()
-    text = document()
-    if not args.check:
-        DOCUMENT.write_text(text)
-    elif DOCUMENT.read_text() != text:
-        sys.exit(f"{DOCUMENT} is not what the code says: run {Path(__file__).name}")
+    publish(__file__, DOCUMENT, document(), args.check)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from lpgan_jax.party import simulate
 from lpgan_jax.prng import KEY_WORDS, abstract_key
 from lpgan_jax.ring.contraction import ring_product_p
 from lpgan_jax.shares import PARTIES
+from lpgan_jax.tables import aligned
 
 UNPLACED = "(no place)"
 """The layer of what happens outside of every `Party.at`: inputs, seeds, and a bare protocol."""
@@ -130,14 +131,7 @@ class Cost:
         header += ["multiply-adds", "DS's"]
         rows = [header, *(row._cells(name) for name, row in self.layers.items())]
         rows.append(self._cells("in all"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        lines = aligned(rows)
         rule = "-" * max(map(len, lines))
         lines = [lines[0], rule, *lines[1:-1], rule, lines[-1], ""]
         lines.append(

@@ -1,4 +1,4 @@
-"""Tables of figures as CSV files."""
+"""Tables of figures: CSV files, and aligned text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ from lpgan_jax.files import atomic_write
 
 Row = dict[str, Any]
 """Figures by name: numbers, text, or None for none."""
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Rows of cells as lines of equal columns; those numbered `left` begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def to_csv(rows: Iterable[Row], fields: Sequence[str]) -> str:

@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from secured import FAST, LSB
 
 import lpgan_jax as lp
 
-LSB = 2.0**-18
-FAST = {"xla_backend_optimization_level": "0"}
 X = np.random.default_rng(3).normal(size=(4, 6))
 
 
 def on_shares(step, *args):
     shared = step.share(lp.key(1), *args)
-    return lp.reveal(jax.jit(step, compiler_options=FAST)(lp.key(2), *shared))
+    return lp.reveal(FAST(step)(lp.key(2), *shared))
 
 
 def small_and_large(x):

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from lpgan_jax.clear import Clear, scaled
-from lpgan_jax.cost_model import UNPLACED, program_cost
+from lpgan_jax.cost_model import UNPLACED, Cost, program_cost
 from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret
 from lpgan_jax.simulation import options_to_run_once
+from lpgan_jax.tables import aligned
 from lpgan_jax.transform import evaluate
 from lpgan_jax.whole import bits_left
 
@@ -76,15 +77,7 @@ class Explanation:
     def __str__(self) -> str:
         shown = [r for r in self.rows if r.bytes or r.dealer_bytes or r.bits_left is not None]
         header = ["primitive", "scale", "bits left", "rounds", "a server sends", "DS to S2"]
-        table = [[*header, "place"], *(_cells(row) for row in shown)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if 0 < i < len(header) else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in table
-        ]
+        lines = aligned([[*header, "place"], *map(_cells, shown)], left=(0, len(header)))
         lines.insert(1, "-" * max(map(len, lines)))
         lines += ["", f"Public: {', '.join(self.public) or 'nothing'}. All else is secret."]
         for row in self.too_large:
@@ -98,6 +91,10 @@ def _cells(row: Row) -> list[str]:
     left = "" if row.bits_left is None else f"{row.bits_left:.1f}"
     numbers = [f"{n:,}" if n else "" for n in (row.rounds, row.bytes, row.dealer_bytes)]
     return [row.primitive, str(row.scale), left, *numbers, row.place.replace(f"{os.getcwd()}/", "")]
+
+
+def _sent(cost: Cost) -> tuple[int, int, int]:
+    return cost.rounds, cost.online_bytes, cost.dealer_bytes_s2
 
 
 def explained(
@@ -124,22 +121,12 @@ def explained(
         if not node.secret or node.results:
             continue
         number = numbers[id(node)]
-        cost = layers.get(number)
-        rows.append(
-            Row(
-                node.operation,
-                str(node.place),
-                0 if node.is_integer else setting.format(node).frac_bits,
-                left.get(number),
-                cost.rounds if cost else 0,
-                cost.online_bytes if cost else 0,
-                cost.dealer_bytes_s2 if cost else 0,
-            )
-        )
+        scale = 0 if node.is_integer else setting.format(node).frac_bits
+        sent = _sent(layers.get(number, Cost()))
+        rows.append(Row(node.operation, str(node.place), scale, left.get(number), *sent))
     for name, place in ((UNPLACED, "arguments"), ("outputs", "results")):
-        if (cost := layers.get(name)) is not None:
-            sent = cost.rounds, cost.online_bytes, cost.dealer_bytes_s2
-            rows.append(Row("rescaling", place, setting.frac_bits, None, *sent))
+        if name in layers:
+            rows.append(Row("rescaling", place, setting.frac_bits, None, *_sent(layers[name])))
     public_leaves = [x.name for x in program.leaves if x.public]
     constants = [f"a constant {array} of the program" for array in program.closed_over]
     return Explanation(tuple(rows), (*public_leaves, *constants))

@@ -30,7 +30,6 @@ MARGIN_BITS = 4
 
 _MOST_BITS = 46
 _TOO_LARGE = 2.0**20
-_GUARD_BITS = 8
 _GRADIENT_BITS = 4
 _SQUARES = ("square", "inner")
 _LINEAR = MOVES | {
@@ -292,7 +291,7 @@ def input_scales(
             return 0
         form = setting.format(node)
         if id(node) in guarded:
-            return min(form.frac_bits + _GUARD_BITS, form.finest)
+            return setting.guarded(form)
         return setting.doubled(form) if id(node) in wide else form.frac_bits
 
     bits = {id(n): own(n) for n in (*graph.inputs, *graph.outputs)}

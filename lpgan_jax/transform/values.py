@@ -35,6 +35,7 @@ _FACTOR_BITS = 24
 _MUCH_SMALLER = 64
 _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
+GUARD_BITS = 8  # that what is divided by a root has beyond its format's
 _SQUARE_BITS = 6  # that a running average of squares has beyond a square's
 _RATE_BITS = 2  # that its rate may have less, to spare a truncation
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
@@ -106,8 +107,15 @@ class Setting:
     place: Callable[[Node], str] = _module
 
     def format(self, node: Node) -> Format:
-        """How a node's value is kept."""
-        return self.formats.get(id(node)) or Format(self.frac_bits)
+        """How a node's value is kept; a sum may be as many times as large as its terms."""
+        form = self.formats.get(id(node)) or Format(self.frac_bits)
+        if node.operation in ("reduce_sum", "inner"):
+            return form.of_sum(node.inputs[0].size // max(1, node.size))
+        return form
+
+    def guarded(self, form: Format) -> int:
+        """Fraction bits of a value of a format that is divided by a root."""
+        return min(form.frac_bits + GUARD_BITS, form.finest)
 
     def doubled(self, form: Format) -> int:
         """Fraction bits of a value of a format that is as small as a square."""

@@ -15,7 +15,7 @@ from lpgan_jax.party import Party
 from lpgan_jax.secret import Secret, concatenate
 from lpgan_jax.transform.bounds import Interval
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
-from lpgan_jax.transform.values import Stored, Term
+from lpgan_jax.transform.values import GUARD_BITS, Stored, Term
 
 Form = Callable[[Stored], Secret]
 Run = Callable[..., Secret]
@@ -213,7 +213,7 @@ def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
 def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Value:
     """x / sqrt(v + eps); of eps, 1 LSB of v at the least, so that v may be 0."""
     factor, numerator = x.factored()
-    nominal = values.frac_bits + 8  # at which a numerator of ordinary size is multiplied
+    nominal = values.frac_bits + GUARD_BITS  # at which a numerator of ordinary size is multiplied
 
     def squares(stored: Stored) -> Secret:
         u = stored.at(_square_bits(values, stored)).settled(values.party).unmasked()
@@ -230,7 +230,7 @@ def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Valu
         values,
         node,
         run,
-        (numerator, lambda s: s.at(min(s.frac_bits, s.form.frac_bits + 8)).unmasked()),
+        (numerator, lambda s: s.at(min(s.frac_bits, values.setting.guarded(s.form))).unmasked()),
         (v.stored, squares),
         factor=factor,
     )

@@ -24,13 +24,7 @@ Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 @rule("reduce_sum")
 def _reduce_sum(values: Values, node: Node, x: Value) -> Value:
     axes = tuple(map(int, node.params["axes"]))
-    _sums(values, node, x)
     return linear(values, node, x, lambda v: _sum(v, axes))
-
-
-def _sums(values: Values, node: Node, x: Any) -> None:
-    """Make room for a sum, which may be as many times as large as its terms."""
-    values.form = values.form.of_sum(math.prod(x.shape) // max(1, node.size))
 
 
 def _sum(v: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -95,7 +89,6 @@ def bilinear(values: Values, node: Node, of: Bilinear, x: Any, y: Any) -> Value:
 @rule("inner")
 def _inner(values: Values, node: Node, x: Any, y: Any) -> Value:
     axes = tuple(map(int, node.params["axes"]))
-    _sums(values, node, x)
     if any(isinstance(v, Value) and v.is_bits for v in (x, y)):
         return linear(values, node, product(values, x, y), lambda v: _sum(v, axes))
     return bilinear(values, node, lambda u, v: _sum(u * v, axes), x, y)

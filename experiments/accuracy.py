@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax import FixedPoint, tables
+from lpgan_jax import FixedPoint
+from lpgan_jax.common import tables
 from lpgan_jax import protocols as P
-from lpgan_jax.files import atomic_write
-from lpgan_jax.shares import share_words
-from lpgan_jax.tables import Row
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.common.tables import Row
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMAND = "python experiments/accuracy.py"

@@ -22,14 +22,14 @@ import numpy as np
 
 import lpgan_jax as lp
 from lpgan_jax import protocols as P
-from lpgan_jax import tables
-from lpgan_jax.files import atomic_write
+from lpgan_jax.common import tables
+from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc import arithmetic, boolean, patent
-from lpgan_jax.party import Party, simulate
-from lpgan_jax.prng import KEY_WORDS
-from lpgan_jax.secret import Secret
-from lpgan_jax.shares import share_words
-from lpgan_jax.tables import Row
+from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.prng import KEY_WORDS
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.common.tables import Row
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMAND = "python experiments/compare_patent.py"

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax import config, data
+from lpgan_jax.training import config, data
 from lpgan_jax.gan import NETWORKS
 from lpgan_jax.models.twin import from_flax
-from lpgan_jax.simulation import Simulation, reveal_tree, share_state
-from lpgan_jax.trainers import plaintext_twin
-from lpgan_jax.training import DataSource, build
+from lpgan_jax.training.simulation import Simulation, reveal_tree, share_state
+from lpgan_jax.training.trainers import plaintext_twin
+from lpgan_jax.training.loop import DataSource, build
 
 
 def largest(tree: object) -> float:

@@ -32,17 +32,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax import bench, config, key
+from lpgan_jax.training import bench, config
+from lpgan_jax import key
 from lpgan_jax import protocols as P
-from lpgan_jax.config import TrainConfig
-from lpgan_jax.files import atomic_write
-from lpgan_jax.fixed_point import encode
-from lpgan_jax.prng import CHACHA20
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.mpc.fixed_point import encode
+from lpgan_jax.mpc.prng import CHACHA20
 from lpgan_jax.ring import Conv2D, matmul
 from lpgan_jax.ring.matmul import matmul_digits
-from lpgan_jax.shares import share_words
-from lpgan_jax.simulation import Simulation, share_state
-from lpgan_jax.training import DataSource, build
+from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.training.simulation import Simulation, share_state
+from lpgan_jax.training.loop import DataSource, build
 
 FRAC_BITS = 18
 NO_GPU = """no GPU: JAX sees {devices} only.

@@ -21,7 +21,7 @@ from jax import lax
 from protocol_reference import publish
 
 import lpgan_jax as lp
-from lpgan_jax import tables
+from lpgan_jax.common import tables
 from lpgan_jax.transform.rules import RULES
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "primitives.md"

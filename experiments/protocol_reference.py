@@ -21,7 +21,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 
 import lpgan_jax as lp
 from lpgan_jax import protocols as P
-from lpgan_jax.prng import abstract_key
+from lpgan_jax.mpc.prng import abstract_key
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "protocols.md"
 COUNT = 4096

@@ -19,16 +19,16 @@ import matplotlib
 import numpy as np
 from flax import serialization
 
-from lpgan_jax import config, data
-from lpgan_jax.config import TrainConfig
-from lpgan_jax.features import classifier
-from lpgan_jax.files import atomic_write
-from lpgan_jax.images import save_png
+from lpgan_jax.training import config, data
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.study.features import classifier
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.training.images import save_png
 from lpgan_jax.models.twin import Generator
-from lpgan_jax.parameters import load_parameters
-from lpgan_jax.run_directory import RunDirectory
-from lpgan_jax.tables import Row, read_csv, write_csv
-from lpgan_jax.training import build, export, generate, quality
+from lpgan_jax.training.parameters import load_parameters
+from lpgan_jax.training.run_directory import RunDirectory
+from lpgan_jax.common.tables import Row, read_csv, write_csv
+from lpgan_jax.training.loop import build, export, generate, quality
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -109,9 +109,9 @@ from pathlib import Path
 
 import jax
 from flax import serialization
-from lpgan_jax import config
+from lpgan_jax.training import config
 from lpgan_jax.models.twin import generator_twin
-from lpgan_jax.training import build
+from lpgan_jax.training.loop import build
 
 model = build(config.load("{config}")).model
 variables = serialization.msgpack_restore(Path("generator.msgpack").read_bytes())

@@ -10,10 +10,10 @@ import itertools
 import re
 from pathlib import Path
 
-from lpgan_jax.config import TrainConfig
-from lpgan_jax.files import atomic_write
-from lpgan_jax.sweep.report import MARGIN, good_bits
-from lpgan_jax.tables import Row, read_csv
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.study.sweep.report import MARGIN, good_bits
+from lpgan_jax.common.tables import Row, read_csv
 
 DOCS = Path(__file__).parent.parent / "docs"
 

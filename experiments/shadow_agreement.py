@@ -22,16 +22,17 @@ import numpy as np
 import scipy.stats
 
 import lpgan_jax as lp
-from lpgan_jax import config, data, shadow
-from lpgan_jax.clear import Clear, scaled
-from lpgan_jax.files import atomic_write
+from lpgan_jax.training import config, data
+from lpgan_jax.mpc import emulated
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.common.files import atomic_write
 from lpgan_jax.gan import LPGAN, Batch, State
-from lpgan_jax.party import simulate
-from lpgan_jax.secret import is_secret
-from lpgan_jax.simulation import compiler_options, reveal_tree, share_state, share_tree, whole_tree
-from lpgan_jax.tables import Row, read_csv, write_csv
-from lpgan_jax.trainers import ShadowTrainer
-from lpgan_jax.training import DataSource, build
+from lpgan_jax.mpc.party import simulate
+from lpgan_jax.mpc.secret import is_secret
+from lpgan_jax.training.simulation import compiler_options, reveal_tree, share_state, share_tree, whole_tree
+from lpgan_jax.common.tables import Row, read_csv, write_csv
+from lpgan_jax.training.trainers import ShadowTrainer
+from lpgan_jax.training.loop import DataSource, build
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,17 +59,17 @@ def programs(
         return simulate(gan.train_step, keys[1], (state, shared), public)[0].params
 
     def shadowed(keys: jax.Array, state: State, batch: Batch) -> Any:
-        values = (state, shadow.whole_words(batch, f))
-        return shadow.run(gan.train_step, keys[1], values, public)[0].params
+        values = (state, emulated.whole_words(batch, f))
+        return emulated.run(gan.train_step, keys[1], values, public)[0].params
 
     compiled = [jax.jit(p, compiler_options=options) for p in (secure, shadowed)]
-    shares, words = share_state(gan, lp.key(0), state), shadow.whole_words(state, scales)
+    shares, words = share_state(gan, lp.key(0), state), emulated.whole_words(state, scales)
 
     def keys(run: int) -> jax.Array:
         return jax.random.split(lp.key(run), 2)
 
     floats = jax.tree.map(scaled, (state, batch), (scales, all_f))
-    exact = jax.jit(lambda v: gan.train_step(Clear(), v, public)[0].params)(floats)
+    exact = jax.jit(lambda v: gan.train_step(ExactSeat(), v, public)[0].params)(floats)
     exact = jax.tree.map(lambda v: np.asarray(v.share) * 2.0**-f, exact, is_leaf=is_secret)
     return {
         "secure": lambda run: reveal_tree(compiled[0](keys(2 * run + 1), shares, batch)),

@@ -9,11 +9,12 @@ jax.config.update("jax_enable_x64", True)
 
 from lpgan_jax import protocols  # noqa: E402
 from lpgan_jax.analysis.audit import audit  # noqa: E402
-from lpgan_jax.cost_model import cost  # noqa: E402
-from lpgan_jax.fixed_point import FixedPoint  # noqa: E402
-from lpgan_jax.prng import key  # noqa: E402
-from lpgan_jax.shares import share  # noqa: E402
-from lpgan_jax.training import sample, train  # noqa: E402
+from lpgan_jax.analysis.cost import cost  # noqa: E402
+from lpgan_jax.mpc.fixed_point import FixedPoint  # noqa: E402
+from lpgan_jax.mpc.prng import key  # noqa: E402
+from lpgan_jax.mpc.shares import share  # noqa: E402
+from lpgan_jax.training.loop import train  # noqa: E402
+from lpgan_jax.training.results import sample  # noqa: E402
 from lpgan_jax.transform import Plan, Shared, load, reveal, save, secure  # noqa: E402
 
 __all__ = [

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="mode",
         action="store_const",
         const="plaintext",
-        help="train the plaintext twin (Flax and optax) instead",
+        help="train in the clear instead: the same step, in Flax and optax",
     )
     modes.add_argument(
         "--shadow",
@@ -221,9 +221,9 @@ def _add_cluster_commands(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from lpgan_jax import config
-    from lpgan_jax.run_directory import RunDirectory
-    from lpgan_jax.training import train
+    from lpgan_jax.training import config
+    from lpgan_jax.training.loop import train
+    from lpgan_jax.training.run_directory import RunDirectory
 
     overrides = list(args.set)
     overrides += [] if args.steps is None else [f"steps={args.steps}"]
@@ -244,7 +244,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _quality(args: argparse.Namespace) -> None:
-    from lpgan_jax.training import quality
+    from lpgan_jax.study.runs import quality
 
     report = quality(args.run, args.num, seed=args.seed, inception=args.inception, report=print)
     coverage = "not measured" if report.coverage is None else f"{100 * report.coverage:.0f} %"
@@ -258,9 +258,9 @@ def _quality(args: argparse.Namespace) -> None:
 
 
 def _cost(args: argparse.Namespace) -> None:
-    from lpgan_jax import config
-    from lpgan_jax.cost_model import LAN, WAN, Network, program_cost
-    from lpgan_jax.programs import training_program
+    from lpgan_jax.analysis.cost import LAN, WAN, Network, program_cost
+    from lpgan_jax.training import config
+    from lpgan_jax.training.programs import training_program
 
     network = None
     if args.bandwidth is not None or args.latency is not None:
@@ -284,7 +284,7 @@ def _cost(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from lpgan_jax import bench, config
+    from lpgan_jax.training import bench, config
 
     if args.config is None and not args.micro:
         raise ValueError("bench: expected --config FILE, --micro, or both")
@@ -310,10 +310,11 @@ def _bench(args: argparse.Namespace) -> None:
 def _ranges(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from lpgan_jax import config, data
-    from lpgan_jax.prng import key
-    from lpgan_jax.ranges import ranges, table, verdict
-    from lpgan_jax.training import DataSource, build
+    from lpgan_jax.analysis.ranges import ranges, table, verdict
+    from lpgan_jax.mpc.prng import key
+    from lpgan_jax.training import config, data
+    from lpgan_jax.training.building import build
+    from lpgan_jax.training.source import DataSource
 
     if args.steps < 1:
         raise ValueError(f"--steps: expected at least 1, got {args.steps}")
@@ -321,7 +322,7 @@ def _ranges(args: argparse.Namespace) -> None:
     gan = build(settings)
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
     batches = (source.batch(step) for step in range(args.steps))
-    rows = ranges(gan, source.initial_state(gan), batches, key(settings.seed), args.rounding)
+    rows = ranges(gan, source.initial_state(gan.gan), batches, key(settings.seed), args.rounding)
     # As wide as the table needs, where nobody's terminal sets a limit.
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     print(f"{args.steps} steps, {settings.frac_bits} fraction bits: {verdict(rows)}")
@@ -329,8 +330,8 @@ def _ranges(args: argparse.Namespace) -> None:
 
 def _sweep(args: argparse.Namespace) -> int:
     """0, or 1 if a cell failed."""
-    from lpgan_jax import config
-    from lpgan_jax.sweep import run_sweep, write_report
+    from lpgan_jax.study.sweep import run_sweep, write_report
+    from lpgan_jax.training import config
 
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {args.workers}")
@@ -350,9 +351,9 @@ def _audit(args: argparse.Namespace) -> int:
     if getattr(jax.config, "jax_num_cpu_devices", 0) < 2:
         jax.config.update("jax_num_cpu_devices", 2)
 
-    from lpgan_jax import config
     from lpgan_jax.analysis.audit import audit_compiled, audit_program, largest_batch
-    from lpgan_jax.programs import sampling_program, training_program
+    from lpgan_jax.training import config
+    from lpgan_jax.training.programs import sampling_program, training_program
 
     overrides = [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
     settings = config.load(args.config, overrides)
@@ -388,9 +389,9 @@ def _audit(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
-    from lpgan_jax import config
     from lpgan_jax.cluster.roles import up
-    from lpgan_jax.run_directory import RunDirectory
+    from lpgan_jax.training import config
+    from lpgan_jax.training.run_directory import RunDirectory
 
     source = args.config
     if source is None:
@@ -406,9 +407,9 @@ def _up(args: argparse.Namespace) -> int:
 
 def _role(args: argparse.Namespace) -> int:
     """Play a role of a cluster: 0, or 1 if it was given up."""
-    from lpgan_jax import config
     from lpgan_jax.cluster.roles import play
     from lpgan_jax.cluster.worker import Job
+    from lpgan_jax.training import config
 
     if args.command == "serve":
         return play(Job("serve", args.server, args.config))
@@ -448,14 +449,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0; 1 for bad input and for an audit that found problems; 130 for Ctrl-C.
     """
     args = _parser().parse_args(argv)
-    from lpgan_jax.files import use_compilation_cache
+    from lpgan_jax.common.files import use_compilation_cache
 
     try:
         use_compilation_cache()
         if args.command == "train":
             _train(args)
         elif args.command == "sample":
-            from lpgan_jax.training import sample
+            from lpgan_jax.training.results import sample
 
             sample(args.run, args.num, args.out, seed=args.seed)
             print(f"{args.num} images, opened by SP, in {args.out}")
@@ -481,7 +482,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             names = certificates(args.config, args.out)
             print(f"certificates of {', '.join(names)} in {args.out}: each machine gets its own")
         else:
-            from lpgan_jax.training import export
+            from lpgan_jax.training.results import export
 
             export(args.run, args.out)
             print(f"parameters, reconstructed by SP, in {args.out}")

@@ -2,7 +2,7 @@
 
 Each takes DS's typed ChaCha20 key first, then secrets as `uint64[2, *shape]` (S1's share first),
 and returns the result's shares. They run both servers and DS in one program
-(`lpgan_jax.party.simulate`), and may be jitted, vmapped over keys and data, scanned and
+(`lpgan_jax.mpc.party.simulate`), and may be jitted, vmapped over keys and data, scanned and
 rematerialised. Elementwise protocols broadcast the axes after the party axis as NumPy does.
 
 A protocol is deterministic in its key, as functions of `jax.random` are: **a key must be used
@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from lpgan_jax.fixed_point import FixedPoint
 from lpgan_jax.mpc import (
     arithmetic,
     boolean,
@@ -43,14 +43,15 @@ from lpgan_jax.mpc import (
     patent,
     roots,
 )
-from lpgan_jax.nn.activation import leaky
-from lpgan_jax.nn.linear import SecConv, SecDeconv, SecFC
-from lpgan_jax.nn.normalization import SecBN
-from lpgan_jax.party import Party, simulate
-from lpgan_jax.prng import require_cryptographic
-from lpgan_jax.secret import Secret
-from lpgan_jax.shares import require_shares
-from lpgan_jax.traces import require_own_keys
+from lpgan_jax.mpc.activation import leaky
+from lpgan_jax.mpc.fixed_point import FixedPoint
+from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.prng import require_cryptographic
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.shares import require_shares
+from lpgan_jax.mpc.traces import require_own_keys
+from lpgan_jax.transform.function import secure
+from lpgan_jax.transform.shared import Shared
 
 __all__ = [
     "bit_decompose",
@@ -565,7 +566,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     """SLR: x where x > 0, else alpha * x, for |x| < 2^8.
 
     Error below 1 LSB and 2^-25 |x| (alpha's own rounding). Source: LP-GAN patent,
-    `nn.activation.leaky`.
+    `mpc.activation.leaky`.
 
     Cost: 5 rounds; 164 bits online; 567 bits from DS.
 
@@ -581,6 +582,23 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     return _run(function, key, f, x=x)
 
 
+# Layers: plain JAX under `secure` ------------------------------------------------------------------
+
+
+def _layer(
+    function: Callable[..., jax.Array], key: jax.Array, fxp: FixedPoint, *shares: jax.Array | None
+) -> jax.Array:
+    """A function of real arrays, on shares at f fraction bits."""
+    require_cryptographic(key)
+    given = [Shared(jnp.asarray(s), fxp.frac_bits) for s in shares if s is not None]
+    result: jax.Array = secure(function, frac_bits=fxp.frac_bits)(key, *given).words
+    return result
+
+
+def _biased(y: jax.Array, bias: Sequence[jax.Array]) -> jax.Array:
+    return y + bias[0] if bias else y
+
+
 @_protocol("fxp")
 def sec_fc(
     key: jax.Array, x: jax.Array, w: jax.Array, fxp: FixedPoint, bias: jax.Array | None = None
@@ -590,8 +608,8 @@ def sec_fc(
     _require_rank("w", w, 2, "I, O")
     if x.shape[2] != w.shape[1]:
         raise ValueError(f"x {x.shape[1:]} and w {w.shape[1:]} do not fit: the inner sizes differ")
-    layer = SecFC(w.shape[-1], bias is not None, fxp.frac_bits)
-    return _linear(layer, key, x, w, fxp, bias)
+    _check_bias(bias, w)
+    return _layer(lambda x, w, *b: _biased(x @ w, b), key, fxp, x, w, bias)
 
 
 @_protocol("fxp", "strides", "padding")
@@ -608,14 +626,16 @@ def sec_conv(
 
     The image is opened (masked) once, not its patches. Error below 1 LSB, unbiased, for results
     below 2^(62-2f). 2 rounds; one word online per element of x, w and the result; DS: 3 words per
-    element of the result. Source: LP-GAN patent, `nn.linear`.
+    element of the result. Source: LP-GAN patent.
     """
     _check_conv(x, w)
-    kernel_size = (w.shape[1], w.shape[2])
-    layer = SecConv(
-        w.shape[-1], bias is not None, fxp.frac_bits, 0.0, kernel_size, strides, padding
-    )
-    return _linear(layer, key, x, w, fxp, bias)
+    _check_bias(bias, w)
+
+    def function(x: jax.Array, w: jax.Array, *b: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=_NHWC)
+        return _biased(y, b)
+
+    return _layer(function, key, fxp, x, w, bias)
 
 
 @_protocol("fxp", "strides", "padding")
@@ -630,15 +650,24 @@ def sec_deconv(
 ) -> jax.Array:
     """SecDeconv: y[i*s + a - p] += x[i] w[a]; sizes (n-1)s + k - 2p; w [kh, kw, I, O], I of x.
 
-    As a convolution's input gradient: nothing is multiplied with inserted zeros. Cost and error as
-    `sec_conv`. Source: LP-GAN patent, `nn.linear`.
+    Nothing is multiplied with inserted zeros. Flax's ConvTranspose has the same kernel flipped in
+    both spatial axes. Cost and error as `sec_conv`. Source: LP-GAN patent.
     """
     _check_conv(x, w)
-    kernel_size = (w.shape[1], w.shape[2])
-    layer = SecDeconv(
-        w.shape[-1], bias is not None, fxp.frac_bits, 0.0, kernel_size, strides, padding
-    )
-    return _linear(layer, key, x, w, fxp, bias)
+    _check_bias(bias, w)
+    sizes = w.shape[1:3]
+    margins = [(k - 1 - p, k - 1 - q) for k, (p, q) in zip(sizes, padding, strict=True)]
+
+    def function(x: jax.Array, w: jax.Array, *b: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x, w[::-1, ::-1], (1, 1), margins, lhs_dilation=strides, dimension_numbers=_NHWC
+        )
+        return _biased(y, b)
+
+    return _layer(function, key, fxp, x, w, bias)
+
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def _check_conv(x: jax.Array, w: jax.Array) -> None:
@@ -648,25 +677,11 @@ def _check_conv(x: jax.Array, w: jax.Array) -> None:
         raise ValueError(f"x has {x.shape[-1]} channels, w expects {w.shape[-2]}")
 
 
-def _linear(
-    layer: SecFC | SecConv | SecDeconv,
-    key: jax.Array,
-    x: jax.Array,
-    w: jax.Array,
-    fxp: FixedPoint,
-    bias: jax.Array | None,
-) -> jax.Array:
+def _check_bias(bias: jax.Array | None, w: jax.Array) -> None:
     if bias is not None:
         _require_rank("bias", bias, 1, "O")
-        if bias.shape[-1] != layer.features:
-            raise ValueError(f"bias: expected {layer.features} values, got {bias.shape[-1]}")
-    f = fxp.frac_bits
-
-    def function(party: Party, s: dict[str, Secret]) -> Secret:
-        params = {"kernel": s["w"]} | ({"bias": s["bias"]} if "bias" in s else {})
-        return arithmetic.truncate(party, layer.forward(party, params, s["x"])[0], f)
-
-    return _run(function, key, f, x=x, w=w, bias=bias)
+        if bias.shape[-1] != w.shape[-1]:
+            raise ValueError(f"bias: expected {w.shape[-1]} values, got {bias.shape[-1]}")
 
 
 @_protocol("fxp", "eps")
@@ -683,7 +698,7 @@ def sec_batch_norm(
     x [..., C], gamma and beta [C]. Range: the squares of a channel's centred values sum to less
     than 2^(62-2f). Error: (1 + |gamma|) |x - mean| LSB and a few more, since 1/sqrt and its product
     with gamma have 1 LSB each, and 2^-17 relative. 13 rounds; 2 words online per element and 80 per
-    channel; DS: 3 words per element and 350 per channel. Source: LP-GAN patent, `SecBN`.
+    channel; DS: 3 words per element and 350 per channel. Source: LP-GAN patent.
 
     Raises:
         ValueError: eps is below 1 LSB at double fraction.
@@ -696,11 +711,13 @@ def sec_batch_norm(
             "expected x (2, ..., C), gamma and beta (2, C), "
             f"got {x.shape}, {gamma.shape}, {beta.shape}"
         )
-    f = fxp.frac_bits
-    layer = SecBN(epsilon=eps, frac_bits=f)
+    if eps < 2.0 ** (-2 * fxp.frac_bits):
+        raise ValueError(f"eps: expected at least 2^-{2 * fxp.frac_bits}, got {eps}")
 
-    def function(party: Party, s: dict[str, Secret]) -> Secret:
-        params = {"scale": s["gamma"], "bias": s["beta"]}
-        return arithmetic.truncate(party, layer.forward(party, params, s["x"])[0], f)
+    def function(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
+        axes = tuple(range(x.ndim - 1))
+        centred = x - x.mean(axes)
+        variance = jnp.square(centred).mean(axes)
+        return centred * (gamma * lax.rsqrt(variance + eps)) + beta
 
-    return _run(function, key, f, x=x, gamma=gamma, beta=beta)
+    return _layer(function, key, fxp, x, gamma, beta)

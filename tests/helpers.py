@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax import key
-from lpgan_jax.party import simulate
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import simulate
+from lpgan_jax.mpc.secret import Secret
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 

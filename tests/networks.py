@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from clusters import events
 
-from lpgan_jax import config
+from lpgan_jax.training import config
 from lpgan_jax.cluster.certificates import make_certificates
 from lpgan_jax.cluster.worker import Job
 

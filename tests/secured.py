@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax import clear
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc import exact
+from lpgan_jax.mpc.secret import Secret
 
 FAST = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 LSB = 2.0**-18
@@ -52,7 +52,7 @@ def in_the_clear(step, args):
         secrets = [
             Secret(v * 2.0**scale, scale) for v, scale in zip(secret, program.scales, strict=True)
         ]
-        outputs = program.run(clear.Clear(), secrets, public)
+        outputs = program.run(exact.ExactSeat(), secrets, public)
         return [v.share * 2.0**-v.frac_bits for v in outputs]
 
     return program.outputs(run(secret, public), public)

@@ -9,7 +9,8 @@ from jax.experimental import io_callback
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lpgan_jax as lp
-from lpgan_jax import config, optim, programs
+from lpgan_jax.training import config, programs
+from lpgan_jax import optim
 from lpgan_jax.analysis.audit import audit, audit_compiled, audit_program, check_compiled
 from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.servers import Dealer
@@ -17,9 +18,9 @@ from lpgan_jax.analysis.audit.values import Numbering, Value
 from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
-from lpgan_jax.party import AXIS, Dealt, Party, Source, Words, simulate
+from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.secret import Secret, is_secret
+from lpgan_jax.mpc.secret import Secret, is_secret
 
 SHAPE = (2, 3)
 PAIR = jax.ShapeDtypeStruct((2, *SHAPE), np.uint64)

@@ -7,11 +7,11 @@ import pytest
 from jax import lax
 
 import lpgan_jax as lp
-from lpgan_jax import party
+from lpgan_jax.mpc import party
 from lpgan_jax import protocols as P
 from lpgan_jax.mpc import arithmetic
-from lpgan_jax.secret import Secret
-from lpgan_jax.shares import share_words
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.shares import share_words
 
 FXP = lp.FixedPoint(18)
 SHAPE = (2, 3)

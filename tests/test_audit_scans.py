@@ -9,8 +9,8 @@ import pytest
 import lpgan_jax as lp
 from lpgan_jax.analysis.audit import audit_compiled, audit_program
 from lpgan_jax.mpc import arithmetic
-from lpgan_jax.party import Party, Source
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import Party, Source
+from lpgan_jax.mpc.secret import Secret
 
 LENGTH = 3
 ROWS = jax.ShapeDtypeStruct((2, LENGTH, 2), np.uint64)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from lpgan_jax import key
 from lpgan_jax import protocols as P
 from lpgan_jax.mpc import arithmetic, boolean
-from lpgan_jax.party import simulate
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import simulate
+from lpgan_jax.mpc.secret import Secret
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 AND, OR, MSB, DECOMPOSE = (

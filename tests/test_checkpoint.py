@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpgan_jax import files
-from lpgan_jax.checkpoint import CheckpointError, latest_step, load, save
-from lpgan_jax.files import atomic_write
+from lpgan_jax.common import files
+from lpgan_jax.training.checkpoint import CheckpointError, latest_step, load, save
+from lpgan_jax.common.files import atomic_write
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -171,7 +171,7 @@ def test_bad_numbers(tmp_path):
 KILLED_AT = """
 import os, signal, sys
 import numpy as np
-from lpgan_jax.checkpoint import save
+from lpgan_jax.training.checkpoint import save
 
 replace, seen = os.replace, 0
 def killing_replace(*names):

@@ -19,21 +19,22 @@ from flax import serialization
 from modes import open_to_others
 from PIL import Image
 
-from lpgan_jax import checkpoint, cli, config
+from lpgan_jax.training import checkpoint, config
+from lpgan_jax import cli
 from lpgan_jax.cluster import dealer, roles
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster, public_part
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.cost_model import program_cost
-from lpgan_jax.fixed_point import encode
-from lpgan_jax.parameters import save_parameters
-from lpgan_jax.party import server_seeds
-from lpgan_jax.programs import training_program
-from lpgan_jax.run_directory import RunDirectory
-from lpgan_jax.simulation import reveal_tree, share_state, share_tree
-from lpgan_jax.training import export
+from lpgan_jax.analysis.cost import program_cost
+from lpgan_jax.mpc.fixed_point import encode
+from lpgan_jax.training.parameters import save_parameters
+from lpgan_jax.mpc.party import server_seeds
+from lpgan_jax.training.programs import training_program
+from lpgan_jax.training.run_directory import RunDirectory
+from lpgan_jax.training.simulation import reveal_tree, share_state, share_tree
+from lpgan_jax.training.loop import export
 
 
 class Running:
@@ -141,7 +142,7 @@ def sp_gets_what_a_simulated_run_leaves(trained, settings, simulated, tmp_path):
     assert sorted(p.name for p in (run / "samples").iterdir()) == [
         f"step_{step:06d}.png" for step in (0, 6, 12)
     ]
-    from lpgan_jax.images import save_png
+    from lpgan_jax.training.images import save_png
 
     for step, images in simulated.images.items():
         save_png(tmp_path / "grid.png", images)
@@ -347,7 +348,7 @@ def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_n
     ours = np.asarray(Image.open(out)).astype(int)
     assert ours.std() > 0
     if own_noise:  # then the images are known
-        from lpgan_jax.images import save_png
+        from lpgan_jax.training.images import save_png
 
         noise = np.random.default_rng(9).normal(size=(2, 4, settings.model.noise_size))
         images = [simulated.last.generate(part) for part in noise]

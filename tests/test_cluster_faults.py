@@ -17,7 +17,7 @@ import pytest
 from clusters import SEED, Simulated, events, tiny
 from networks import ROLES, Machines, Roles, possible
 
-from lpgan_jax import checkpoint, config
+from lpgan_jax.training import checkpoint, config
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,7 +18,8 @@ import yaml
 from clusters import Deaf, events, tiny
 from flax import serialization
 
-from lpgan_jax import cli, config
+from lpgan_jax import cli
+from lpgan_jax.training import config
 from lpgan_jax.cluster import provider, servers, tcp
 from lpgan_jax.cluster.certificates import make_certificates
 from lpgan_jax.cluster.provider import _Pairs
@@ -33,8 +34,8 @@ from lpgan_jax.cluster.settings import (
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Layout, Malformed, Result, buffers, chunks, receive
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.config import ConfigError
-from lpgan_jax.run_directory import RunDirectory
+from lpgan_jax.training.config import ConfigError
+from lpgan_jax.training.run_directory import RunDirectory
 
 GUIDE = Path(__file__).parent.parent / "docs" / "deployment.md"
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from clusters import Deaf, tiny
 
-from lpgan_jax import checkpoint, config
+from lpgan_jax.training import checkpoint, config
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpgan_jax.config import (
+from lpgan_jax.training.config import (
     ConfigError,
     OptimizerConfig,
     TrainConfig,
@@ -55,7 +55,8 @@ def test_these_modules_do_not_import_jax():
         import sys, types
         package = sys.modules["lpgan_jax"] = types.ModuleType("lpgan_jax")  # without its __init__
         package.__path__ = ["lpgan_jax"]
-        from lpgan_jax import checkpoint, config, data, files, images, run_directory
+        from lpgan_jax.training import checkpoint, config, data, images, run_directory
+        from lpgan_jax.common import files
         sys.exit("jax" in sys.modules)
     """
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)

@@ -14,18 +14,21 @@ from jax.experimental import io_callback
 from jax.extend.core import get_opaque_trace_state
 
 import lpgan_jax as lp
-from lpgan_jax import cli, cost_model, optim, party, programs
+from lpgan_jax import cli, optim
+from lpgan_jax.analysis import cost as cost_model
+from lpgan_jax.mpc import party
+from lpgan_jax.training import programs
 from lpgan_jax import protocols as P
 from lpgan_jax.analysis import audit
-from lpgan_jax.cost_model import LAN, WAN, Cost, Network, program_cost
+from lpgan_jax.analysis.cost import LAN, WAN, Cost, Network, program_cost
 from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, compare
-from lpgan_jax.party import Party, simulate
+from lpgan_jax.mpc.party import Party, simulate
 from lpgan_jax.ring import matmul
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.secret import Secret
-from lpgan_jax.simulation import share_state, share_tree
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.training.simulation import share_state, share_tree
 
 FXP = lp.FixedPoint(18)
 SEED = 32  # bytes

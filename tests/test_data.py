@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lpgan_jax.config import DataConfig
-from lpgan_jax.data import Batches, from_arrays, load_images, load_labels
+from lpgan_jax.training.config import DataConfig
+from lpgan_jax.training.data import Batches, from_arrays, load_images, load_labels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
 
@@ -458,8 +458,8 @@ def test_bytes_of_a_pickle_do_not_become_pointers(tmp_path):
         (tmp_path / f"data_batch_{i}").write_bytes(pickle.dumps(batch, protocol=2))
     program = """if True:
         import sys
-        from lpgan_jax.config import DataConfig
-        from lpgan_jax.data import load_labels
+        from lpgan_jax.training.config import DataConfig
+        from lpgan_jax.training.data import load_labels
         of = DataConfig(dataset="cifar10", path=sys.argv[1], image_size=32, channels=3)
         try:
             load_labels(of)

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import lpgan_jax as lp
-from lpgan_jax import optim, party
-from lpgan_jax.deployed import batch_sharding, server_mesh, server_program, whole_sharding
+from lpgan_jax import optim
+from lpgan_jax.mpc import party
+from lpgan_jax.mpc.mesh import batch_sharding, server_mesh, server_program, whole_sharding
 from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.nn.activation import SLR
 from lpgan_jax.nn.linear import SecConv
 from lpgan_jax.nn.normalization import SecBN
-from lpgan_jax.secret import is_secret
-from lpgan_jax.simulation import share_state, share_tree
+from lpgan_jax.mpc.secret import is_secret
+from lpgan_jax.training.simulation import share_state, share_tree
 
 BATCH = 2
 # What a server may send: a value under a fresh mask, bits likewise, or a bit under a random bit.

@@ -12,13 +12,13 @@ from jax.sharding import Mesh, PartitionSpec
 from scipy import stats
 
 from lpgan_jax import FixedPoint, key, share
-from lpgan_jax import party as party_module
+from lpgan_jax.mpc import party as party_module
 from lpgan_jax import protocols as P
 from lpgan_jax.mpc import arithmetic, compare
-from lpgan_jax.party import Source, StaleParty, Words, server_seeds, simulate
-from lpgan_jax.secret import Secret
-from lpgan_jax.shares import share_words
-from lpgan_jax.traces import StaleKey
+from lpgan_jax.mpc.party import Source, StaleParty, Words, server_seeds, simulate
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.mpc.traces import StaleKey
 
 ZEROS = jnp.zeros((2, 16), jnp.uint64)
 EXECUTIONS = 6
@@ -287,8 +287,8 @@ from jax.sharding import Mesh, PartitionSpec
 import lpgan_jax
 from helpers import pair
 from lpgan_jax.mpc import arithmetic, compare, elementary, roots
-from lpgan_jax.party import AXIS, deal, online, server_seeds, simulate
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import AXIS, deal, online, server_seeds, simulate
+from lpgan_jax.mpc.secret import Secret
 
 assert jax.device_count() == 2
 

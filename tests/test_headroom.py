@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from helpers import pair_of, run, whole
 
-from lpgan_jax.clear import Clear
+from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch
-from lpgan_jax.headroom import headroom, table, worst
+from lpgan_jax.analysis.headroom import headroom, table, worst
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, compare, roots
-from lpgan_jax.nn.activation import LOG_RANGE, SLR, SR
+from lpgan_jax.mpc.activation import LOG_RANGE, SLR, SR
 from lpgan_jax.optim import adam, sgd
-from lpgan_jax.secret import Secret
-from lpgan_jax.whole import bits_left
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.plain import bits_left
 
 
 def gan_and_batches(model, optimizer, steps=2, size=4):
@@ -33,7 +33,7 @@ def gan_and_batches(model, optimizer, steps=2, size=4):
 
 def left_of(function, values, frac_bits=36):
     """Headroom, place by place, of one protocol."""
-    party = Clear()
+    party = ExactSeat()
     with party.at("here"):
         function(party, Secret(jnp.asarray(values, jnp.float64), frac_bits))
     assert {seen.place for seen in party.seen} == {"here"}
@@ -126,7 +126,7 @@ def test_both_networks_count_what_their_activations_take(frac_bits):
 
 def test_truncation_to_more_fraction_bits_is_an_error_as_on_shares():
     with pytest.raises(ValueError, match="cannot truncate 18 fraction bits to 36"):
-        arithmetic.truncate(Clear(), Secret(jnp.zeros(1), 18), 36)
+        arithmetic.truncate(ExactSeat(), Secret(jnp.zeros(1), 18), 36)
 
 
 def test_a_good_configuration_has_room_everywhere():

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lpgan_jax.images import grid, save_png
+from lpgan_jax.training.images import grid, save_png
 
 
 @settings(max_examples=60)

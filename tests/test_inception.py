@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpgan_jax.inception import average_pool, inception_features, load_inception, resize
+from lpgan_jax.study.inception import average_pool, inception_features, load_inception, resize
 
 
 def stem():

@@ -10,11 +10,11 @@ from helpers import pair, whole
 from jax import lax
 
 import lpgan_jax as lp
-from lpgan_jax import party, traces
+from lpgan_jax.mpc import party, traces
 from lpgan_jax import protocols as P
 from lpgan_jax.mpc import arithmetic
-from lpgan_jax.secret import Secret
-from lpgan_jax.traces import StaleKey, depth
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.traces import StaleKey, depth
 
 FXP = lp.FixedPoint(18)
 KEY = lp.key(1)

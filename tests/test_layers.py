@@ -17,7 +17,7 @@ from jax import lax
 from lpgan_jax.nn.activation import SLR, SR, SecTanh
 from lpgan_jax.nn.linear import SecConv, SecDeconv, SecFC
 from lpgan_jax.nn.normalization import SecBN
-from lpgan_jax.secret import is_secret
+from lpgan_jax.mpc.secret import is_secret
 
 F = 18
 E = 2.0**-F

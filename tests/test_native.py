@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prng import reference_bits
 
-from lpgan_jax import native, prng
-from lpgan_jax.prng import key
+from lpgan_jax import native
+from lpgan_jax.mpc import prng
+from lpgan_jax.mpc.prng import key
 from lpgan_jax.ring import Conv2D, matmul
 from lpgan_jax.ring.contraction import Axis, Contraction, contract
 from lpgan_jax.ring.matmul import matmul_portable

@@ -11,8 +11,8 @@ from helpers import integers, real, secret
 
 from lpgan_jax import key
 from lpgan_jax.optim import adam, apply_updates, sgd
-from lpgan_jax.party import simulate
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import simulate
+from lpgan_jax.mpc.secret import Secret
 
 BATCH, STEPS = 64, 6
 REDUCTION = 2.0 ** (6 + 8 - 11)  # Adam: of summed gradients

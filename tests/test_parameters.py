@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from lpgan_jax import config
-from lpgan_jax.parameters import load_parameters, save_parameters
-from lpgan_jax.training import build
+from lpgan_jax.training import config
+from lpgan_jax.training.parameters import load_parameters, save_parameters
+from lpgan_jax.training.loop import build
 
 
 @pytest.fixture(scope="module")

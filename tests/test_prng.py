@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpgan_jax import prng
-from lpgan_jax.prng import CHACHA20, chacha20_block, key, require_cryptographic
+from lpgan_jax.mpc import prng
+from lpgan_jax.mpc.prng import CHACHA20, chacha20_block, key, require_cryptographic
 
 CHUNK = prng._CHUNK_BLOCKS
 

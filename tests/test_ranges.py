@@ -4,19 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpgan_jax import key, shadow
+from lpgan_jax import key
+from lpgan_jax.mpc import emulated
 from lpgan_jax.cli import main
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.optim import sgd
-from lpgan_jax.ranges import Range, observe, ranges, summary, table, verdict
-from lpgan_jax.secret import Secret
-from lpgan_jax.whole import Seen
+from lpgan_jax.analysis.ranges import Range, observe, ranges, summary, table, verdict
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.plain import Seen
 
 
 def looked_at(function, values, frac_bits, rounding="stochastic"):
-    words = shadow.whole_words(np.asarray(values, np.float64), frac_bits)
+    words = emulated.whole_words(np.asarray(values, np.float64), frac_bits)
     _, _, seen, statistics = observe(
         lambda party, v, _: function(party, v), key(0), words, None, rounding
     )

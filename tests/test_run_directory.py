@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpgan_jax import checkpoint
-from lpgan_jax.config import ConfigError, load
-from lpgan_jax.run_directory import Metrics, RunDirectory
+from lpgan_jax.training import checkpoint
+from lpgan_jax.training.config import ConfigError, load
+from lpgan_jax.training.run_directory import Metrics, RunDirectory
 
 HEADER = "step,loss_d,loss_g,seconds,images_per_s\n"
 

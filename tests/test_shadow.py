@@ -13,17 +13,18 @@ import optax
 import pytest
 from helpers import integers, on_grid, pair_of, real, run, secret, whole
 
-from lpgan_jax import key, shadow
+from lpgan_jax import key
+from lpgan_jax.mpc import emulated
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, roots
 from lpgan_jax.optim import adam, sgd
-from lpgan_jax.party import simulate
+from lpgan_jax.mpc.party import simulate
 from lpgan_jax.plaintext import PlaintextLPGAN
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.secret import Secret, is_secret
-from lpgan_jax.simulation import reveal_tree, share_state, share_tree, whole_tree
-from lpgan_jax.trainers import PlaintextTrainer, ShadowTrainer
+from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.training.simulation import reveal_tree, share_state, share_tree, whole_tree
+from lpgan_jax.training.trainers import PlaintextTrainer, ShadowTrainer
 
 LEVEL = 1e-6
 
@@ -32,7 +33,7 @@ def in_shadow(function, *values, seed=0, rounding="stochastic"):
     """function(party, *values) on signed integers [(array, fraction bits), ...]."""
     secrets = [Secret(jnp.asarray(np.asarray(v).astype(np.uint64)), f) for v, f in values]
     program = jax.jit(
-        lambda k, s: shadow.run(lambda p, v, _: function(p, *v), k, s, None, rounding)
+        lambda k, s: emulated.run(lambda p, v, _: function(p, *v), k, s, None, rounding)
     )
     return program(key(seed), secrets)
 
@@ -113,7 +114,7 @@ def test_local_truncation_fails_with_probability_x_over_2_to_the_64(log_size):
 
 
 def test_truncation_to_the_same_scale_is_free_and_to_more_bits_an_error():
-    for rounding in shadow.ROUNDINGS:
+    for rounding in emulated.ROUNDINGS:
         x = np.arange(-3, 3)
         same = in_shadow(lambda p, v: arithmetic.truncate(p, v, 18), (x, 18), rounding=rounding)
         assert signed(same).tolist() == x.tolist()
@@ -253,11 +254,11 @@ def test_a_step_has_the_protocols_distribution():
 
     @jax.jit
     def shadowed(ds_key, state, batch, public):
-        values = (state, shadow.whole_words(batch, f))
-        return shadow.run(gan.train_step, ds_key, values, public)[0]
+        values = (state, emulated.whole_words(batch, f))
+        return emulated.run(gan.train_step, ds_key, values, public)[0]
 
     shares = share_state(gan, key(0), initial)
-    words = shadow.whole_words(initial, scales)
+    words = emulated.whole_words(initial, scales)
 
     def parameters(tree):
         return np.concatenate([np.ravel(v) for v in jax.tree.leaves(tree.params)])
@@ -332,9 +333,9 @@ def test_a_shadow_party_is_refused_in_another_trace():
 
 def test_whole_words_takes_one_scale_or_a_tree():
     values = {"a": np.array([0.5, -1.25]), "b": 2.0}
-    words = shadow.whole_words(values, 4)
+    words = emulated.whole_words(values, 4)
     assert signed(words["a"]).tolist() == [8, -20]
-    mixed = shadow.whole_words(values, {"a": 2, "b": 0})
+    mixed = emulated.whole_words(values, {"a": 2, "b": 0})
     assert (signed(mixed["a"]).tolist(), int(signed(mixed["b"]))) == ([2, -5], 2)
     back = whole_tree(mixed)
     assert (back["a"].tolist(), float(back["b"])) == ([0.5, -1.25], 2.0)

@@ -13,20 +13,21 @@ import pytest
 from helpers import on_grid, real, run, script, secret
 from jax import lax
 
-from lpgan_jax import key, optim, shadow
+from lpgan_jax import key, optim
+from lpgan_jax.mpc import emulated
 from lpgan_jax.analysis.audit import audit_program
 from lpgan_jax.classification import Batch, Classifier, PlaintextClassifier, State, one_hot
-from lpgan_jax.clear import Clear, scaled
-from lpgan_jax.cost_model import program_cost
-from lpgan_jax.fixed_point import encode
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.analysis.cost import program_cost
+from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.models.dcgan import Reshape
 from lpgan_jax.models.small_nets import NAMES, SmallNet
 from lpgan_jax.nn.activation import SR, SecSquare
 from lpgan_jax.nn.linear import SecConv
-from lpgan_jax.party import simulate
-from lpgan_jax.programs import shared
-from lpgan_jax.secret import Secret, is_secret
-from lpgan_jax.simulation import reveal_tree, share_tree, whole_tree
+from lpgan_jax.mpc.party import simulate
+from lpgan_jax.training.programs import shared
+from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.training.simulation import reveal_tree, share_tree, whole_tree
 
 F = 18
 E = 2.0**-F
@@ -173,8 +174,8 @@ def test_a_step_and_inference_are_the_twins_up_to_rounding(name):
     @jax.jit
     def in_shadow(keys, values, public):
         state, batch = jax.tree.map(lambda v, f: Secret(encode(v, f), f), values, scales)
-        new = shadow.run(classifier.train_step, keys[1], (state, batch), public)
-        return new, shadow.run(classifier.infer, keys[2], (state.params, batch.images))
+        new = emulated.run(classifier.train_step, keys[1], (state, batch), public)
+        return new, emulated.run(classifier.infer, keys[2], (state.params, batch.images))
 
     arguments = jax.random.split(key(0), 3), (state, batch), classifier.schedule(0)
     results = reveal_tree(on_shares(*arguments)), whole_tree(in_shadow(*arguments))
@@ -208,7 +209,7 @@ def test_a_step_in_the_clear_is_the_twins(name):
 
     @jax.jit
     def clear(values, public):
-        return classifier.train_step(Clear(), jax.tree.map(scaled, values, scales), public)
+        return classifier.train_step(ExactSeat(), jax.tree.map(scaled, values, scales), public)
 
     new, step = clear((state, batch), classifier.schedule(0)), twin.train_step(plain, batch)
     before, after = (M * _flat(v.optimizer) for v in (plain, step))
@@ -270,11 +271,11 @@ def test_bad_input_is_named():
     flat = scaled(np.zeros((2, 784)), F)
     state = State({}, {})
     with pytest.raises(ValueError, match=r"labels: expected \[2, 10\], one-hot, got \[3, 10\]"):
-        classifier.train_step(Clear(), (state, Batch(images, labels)), {})
+        classifier.train_step(ExactSeat(), (state, Batch(images, labels)), {})
     with pytest.raises(ValueError, match=r"images: expected \[n, 28, 28, 1\], got \[2, 784\]"):
-        classifier.train_step(Clear(), (state, Batch(flat, labels)), {})
+        classifier.train_step(ExactSeat(), (state, Batch(flat, labels)), {})
     with pytest.raises(ValueError, match=r"images: expected \[n, 28, 28, 1\], got \[2, 784\]"):
-        classifier.infer(Clear(), ({}, flat), None)
+        classifier.infer(ExactSeat(), ({}, flat), None)
     with pytest.raises(ValueError, match=r"images: expected \[n, 28, 28, 1\], got \[2, 784\]"):
         twin.infer(params, np.zeros((2, 784)))
     with pytest.raises(ValueError, match=r"labels: expected \[2, 10\], one-hot, got \[2\]"):

@@ -22,8 +22,8 @@ from scipy import stats
 from lpgan_jax import FixedPoint, key
 from lpgan_jax import protocols as P
 from lpgan_jax.mpc import arithmetic
-from lpgan_jax.party import AXIS, Party, Source, server_seeds
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import AXIS, Party, Source, server_seeds
+from lpgan_jax.mpc.secret import Secret
 
 F18 = FixedPoint(18)
 ON_RING = {  # name: protocol(key, *shares), and the secrets' shapes

@@ -13,7 +13,7 @@ import pytest
 from flax import serialization
 
 import lpgan_jax as lp
-from lpgan_jax.share_file import CheckpointError
+from lpgan_jax.mpc.share_file import CheckpointError
 
 
 class Moments(NamedTuple):
@@ -111,7 +111,7 @@ def test_a_pipe_and_a_directory_are_no_shares(tmp_path):
 
 def tampered(path, change):
     """Rewrite a file's share, with a header that fits it."""
-    from lpgan_jax import share_file
+    from lpgan_jax.mpc import share_file
 
     line, payload = path.read_bytes().split(b"\n", 1)
     share = serialization.msgpack_restore(payload)

@@ -9,10 +9,10 @@ import pytest
 from secured import FAST, LSB, close, expected, in_the_clear, largest_error
 
 import lpgan_jax as lp
-from lpgan_jax import shadow
-from lpgan_jax.fixed_point import encode
-from lpgan_jax.party import deal, simulate
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc import emulated
+from lpgan_jax.mpc.fixed_point import encode
+from lpgan_jax.mpc.party import deal, simulate
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.rules import RULES
 
 # What the functions themselves are off by, in LSB: series are within 2^-26 and up to 1/4 LSB, which
@@ -120,7 +120,7 @@ def test_shadow_mode_runs_it_too():
     secret, public = step._parted(example.args)
     both = zip(secret, program.scales, strict=True)
     secrets, public = [Secret(encode(v, s), s) for v, s in both], program.public(public)
-    outputs = jax.jit(lambda k: shadow.run(program.run, k, secrets, public))(jax.random.key(0))
+    outputs = jax.jit(lambda k: emulated.run(program.run, k, secrets, public))(jax.random.key(0))
     got = program.outputs([v.share.view(np.int64) * 2.0**-v.frac_bits for v in outputs], public)
     assert largest_error(got, expected(example.step, *example.args)) < 8 * LSB
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from secured import LSB, as_float64, close
 
 import lpgan_jax as lp
-from lpgan_jax import clear
+from lpgan_jax.mpc import exact
 from lpgan_jax.transform.graph import NotSecure
 
 RNG = np.random.default_rng(8)
@@ -27,8 +27,8 @@ def close_eagerly(function, *args, lsb=8.0, **options):
     program = step.program(*args)
     secret, public = step._parted(args)
     public = program.public(public)
-    secrets = [clear.scaled(v, s) for v, s in zip(secret, program.scales, strict=True)]
-    party = clear.Clear()
+    secrets = [exact.scaled(v, s) for v, s in zip(secret, program.scales, strict=True)]
+    party = exact.ExactSeat()
     outputs = [party.real(v) for v in program.run(party, secrets, public)]
     got, want = program.outputs(outputs, public), function(*as_float64(args))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -15,15 +15,15 @@ import pytest
 from helpers import on_grid, real, secret
 
 from lpgan_jax import key
-from lpgan_jax.clear import Clear
-from lpgan_jax.config import OptimizerConfig
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.training.config import OptimizerConfig
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.models.twin import discriminator_twin, from_flax, generator_twin, to_flax
 from lpgan_jax.optim import adam, sgd
-from lpgan_jax.party import simulate
+from lpgan_jax.mpc.party import simulate
 from lpgan_jax.plaintext import PlaintextLPGAN, optax_optimizer
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.secret import Secret
 
 F = 18
 LSB = 2.0**-F
@@ -39,7 +39,7 @@ both_models = pytest.mark.parametrize("model", [DIGITS, ODD], ids=["digits", "od
 
 
 def scaled(values, frac_bits):
-    """As `Clear` holds a value."""
+    """As `ExactSeat` holds a value."""
     return Secret(jnp.asarray(values, jnp.float64) * 2.0**frac_bits, frac_bits)
 
 
@@ -77,7 +77,7 @@ def secure_pass(model, name, params, x, cotangent):
     """(output, gradient at the input, gradients of the parameters) of the secure layers."""
     network = getattr(model, name)()
     shared = jax.tree.map(lambda v: scaled(v, F), params)
-    party = Clear()
+    party = ExactSeat()
     y, residuals = network.forward(party, shared, scaled(x, F))
     dx, grads = network.backward(party, residuals, scaled(cotangent, 2 * F), input_grad=True)
     return y, dx, grads
@@ -226,7 +226,7 @@ def test_steps_in_the_clear_are_the_twins(model, size, config):
     twin, gan, start = both(model, config, size, jnp.float64, rng)
     secure = jax.tree.map(scaled, start, gan.scales(start))
     state = twin.init(start.params, start.stats)
-    step = jax.jit(lambda state, batch, public: gan.train_step(Clear(), (state, batch), public))
+    step = jax.jit(lambda state, batch, public: gan.train_step(ExactSeat(), (state, batch), public))
     steps, rate = 2, config.learning_rate
     for number in range(steps):
         batch = batch_of(model, rng, size)
@@ -249,7 +249,7 @@ def test_steps_in_the_clear_are_the_twins(model, size, config):
         total = np.sum(getattr(twin_losses, field))
         assert_close(unscaled(getattr(losses, field)), total, 50 * error)
     noise = batch.noise_d
-    images = jax.jit(lambda s, z: gan.generate(Clear(), (s, z), None))(secure, scaled(noise, F))
+    images = jax.jit(lambda s, z: gan.generate(ExactSeat(), (s, z), None))(secure, scaled(noise, F))
     assert_close(unscaled(images), twin.generate(state, noise), 50 * error)
 
 

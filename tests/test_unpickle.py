@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpgan_jax.unpickle import Bytes, unpickle
+from lpgan_jax.training.unpickle import Bytes, unpickle
 
 ARRAY = np.arange(6, dtype=np.uint8).reshape(2, 3)
 VALUES = {b"data": ARRAY, b"labels": [3, 9], b"file": [b"a.png", "b"], b"more": (None, True, -7)}

@@ -22,9 +22,9 @@ import pytest
 
 import lpgan_jax as lp
 from lpgan_jax.mpc import arithmetic, boolean, compare, patent
-from lpgan_jax.party import AXIS, Party, Source
+from lpgan_jax.mpc.party import AXIS, Party, Source
 from lpgan_jax.ring.words import Ring
-from lpgan_jax.secret import Secret, add_public
+from lpgan_jax.mpc.secret import Secret, add_public
 
 CHUNK_BITS = 20
 SAMPLES = 4  # of the coins of the server that looks, where they are not enumerated

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from lpgan_jax.cluster.settings import ClusterConfig
-from lpgan_jax.files import atomic_write, private_directory
+from lpgan_jax.common.files import atomic_write, private_directory
 
 _DAYS = 90
 AUTHORITY = "ca.pem"

@@ -8,26 +8,27 @@ number, which no attempt of the session has after it. So a seed is for one sessi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from lpgan_jax.cluster.parcels import Payloads, halves, with_material
 from lpgan_jax.cluster.reporting import reading_input
-from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
-from lpgan_jax.cluster.wire import ParcelKind, buffers
-from lpgan_jax.config import TrainConfig
-from lpgan_jax.fixed_point import FixedPoint
-from lpgan_jax.fixed_point import encode as to_words
+from lpgan_jax.cluster.settings import DEALER, ClusterConfig
 from lpgan_jax.gan import Batch
-from lpgan_jax.party import deal, server_seeds
-from lpgan_jax.prng import key as make_key
-from lpgan_jax.programs import sampling_program, training_program
-from lpgan_jax.shares import share_words
-from lpgan_jax.simulation import StepKeys, compiler_options, share_batch, share_state
-from lpgan_jax.training import DataSource, build
+from lpgan_jax.mpc.compiling import options_to_run_often
+from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.mpc.fixed_point import FixedPoint
+from lpgan_jax.mpc.party import deal, server_seeds
+from lpgan_jax.mpc.prng import key as make_key
+from lpgan_jax.mpc.share_trees import same_scale, share_tree
+from lpgan_jax.training.building import build
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.programs import sampling_program, training_program
+from lpgan_jax.training.simulation import share_state
+from lpgan_jax.training.source import DataSource
+from lpgan_jax.training.tasks import Task
 
 
 def master_key(seed: int | None, attempt: int) -> jax.Array:
@@ -35,35 +36,6 @@ def master_key(seed: int | None, attempt: int) -> jax.Array:
     if seed is None:
         return make_key()
     return make_key(seed) if attempt == 1 else jax.random.fold_in(make_key(seed), attempt)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A task that DS has in mind.
-
-    Attributes:
-        kind: as of a parcel.
-        step: steps done before it.
-    """
-
-    kind: ParcelKind
-    step: int
-
-
-def schedule(settings: TrainConfig, done: int) -> Iterator[Planned]:
-    """The tasks of an attempt in the order of `training.train`, after so many steps."""
-    if done == 0:
-        yield Planned("state", 0)
-        if settings.open_samples:
-            yield Planned("generate", 0)
-    for step in range(done, settings.steps):
-        yield Planned("train", step)
-        number = step + 1
-        if settings.open_samples and settings.samples_after(number):
-            yield Planned("generate", number)
-        if settings.saves_after(number):
-            yield Planned("checkpoint", number)
-    yield Planned("finish", settings.steps)
 
 
 class Dealer:
@@ -76,9 +48,8 @@ class Dealer:
         self._source, self._cluster = source, cluster
         self._gan = build(settings)
         self._fxp = FixedPoint(settings.frac_bits)
-        self._state_key, steps = jax.random.split(key, 2)
-        self._keys = StepKeys(steps)
-        options = compiler_options(settings.model.features)
+        self._keys = DealerKeys(key)
+        options = options_to_run_often()
         f = settings.frac_bits
 
         def dealt(program: Any) -> Any:
@@ -93,36 +64,35 @@ class Dealer:
 
         self._train = dealt(training_program(settings))
         self._generate = dealt(sampling_program(settings))
-        self._share_batch = jax.jit(lambda key, batch: share_batch(key, batch, f))
-        self._share_noise = jax.jit(lambda key, noise: share_words(key, to_words(noise, f)))
+        self._share = jax.jit(lambda key, values: share_tree(key, values, same_scale(values, f)))
 
-    def payloads(self, task: Planned, *, noise: np.ndarray | None) -> list[list[np.ndarray]]:
+    def payloads(self, task: Task, *, noise: np.ndarray | None) -> Payloads:
         """What S1 and what S2 get; `noise`: of a sample, unless SP shared some."""
         if task.kind == "state":
-            initial = self._source.initial_state(self._gan)
-            return halves(share_state(self._gan, self._state_key, initial))
+            initial = self._source.initial_state(self._gan.gan)
+            return halves(share_state(self._gan, self._keys, initial))
         if task.kind == "train":
             return self._for_training(task.step)
         if task.kind == "generate":
             return self._for_images(noise)
         return [[], []]
 
-    def _for_training(self, step: int) -> list[list[np.ndarray]]:
+    def _for_training(self, step: int) -> Payloads:
         keys = self._keys.take_two()
-        inputs: list[list[np.ndarray]] = [[], []]
+        inputs: Payloads = [[], []]
         if self._cluster.owner_of(step) == DEALER:
             turn = self._cluster.turn_of(DEALER, step)
             batch = checked_batch(self._source, self._fxp, turn)
-            inputs = halves(self._share_batch(keys[0], batch))
-        return _with(inputs, *self._train(keys[1], self._gan.schedule(step)))
+            inputs = halves(self._share(keys[0], batch))
+        return with_material(inputs, *self._train(keys[1], self._gan.schedule(step)))
 
-    def _for_images(self, noise: np.ndarray | None) -> list[list[np.ndarray]]:
+    def _for_images(self, noise: np.ndarray | None) -> Payloads:
         keys = self._keys.take_two()
-        inputs: list[list[np.ndarray]] = [[], []]
+        inputs: Payloads = [[], []]
         if noise is not None:
             self._fxp.check(noise)
-            inputs = halves(self._share_noise(keys[0], noise))
-        return _with(inputs, *self._generate(keys[1], None))
+            inputs = halves(self._share(keys[0], noise))
+        return with_material(inputs, *self._generate(keys[1], None))
 
 
 def checked_batch(source: DataSource, fxp: FixedPoint, turn: int) -> Batch:
@@ -132,18 +102,3 @@ def checked_batch(source: DataSource, fxp: FixedPoint, turn: int) -> Batch:
         for values in jax.tree.leaves(batch):
             fxp.check(values)
     return batch
-
-
-def halves(paired: Any) -> list[list[np.ndarray]]:
-    """S1's and S2's shares as bytes."""
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(paired)]
-    return [buffers([array[place] for array in arrays]) for place in range(len(SERVERS))]
-
-
-def _with(
-    inputs: list[list[np.ndarray]], seeds: jax.Array, corrections: list[jax.Array]
-) -> list[list[np.ndarray]]:
-    """Inputs, then each server's own seed, then for S2 the corrections."""
-    words = np.asarray(seeds)
-    for_s1 = [*inputs[0], *buffers([words[0]])]
-    return [for_s1, [*inputs[1], *buffers([words[1], *map(np.asarray, corrections)])]]

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgpack
 
 from lpgan_jax.cluster.wire import Malformed, Result, decode, encode
-from lpgan_jax.files import private_directory, private_open
+from lpgan_jax.common.files import private_directory, private_open
 
 
 class Journal:

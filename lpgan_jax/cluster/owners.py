@@ -16,17 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax import config, data, share_file
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
-from lpgan_jax.cluster.dealer import (
-    Dealer,
-    Planned,
-    checked_batch,
-    halves,
-    master_key,
-    schedule,
-)
+from lpgan_jax.cluster.dealer import Dealer, checked_batch, master_key
+from lpgan_jax.cluster.parcels import halves
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, changed_field, public_part
 from lpgan_jax.cluster.wire import (
@@ -39,12 +32,18 @@ from lpgan_jax.cluster.wire import (
     encode,
     nbytes,
 )
-from lpgan_jax.config import TrainConfig
-from lpgan_jax.files import atomic_write
-from lpgan_jax.fixed_point import FixedPoint
-from lpgan_jax.prng import key as make_key
-from lpgan_jax.simulation import StepKeys, share_batch
-from lpgan_jax.training import DataSource, build, headroom_line
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.mpc import share_file
+from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.mpc.fixed_point import FixedPoint
+from lpgan_jax.mpc.prng import key as make_key
+from lpgan_jax.mpc.share_trees import same_scale, share_tree
+from lpgan_jax.training import config, data
+from lpgan_jax.training.building import build
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.loop import headroom_line
+from lpgan_jax.training.source import DataSource
+from lpgan_jax.training.tasks import Task, tasks
 
 
 class _Lines:
@@ -257,7 +256,7 @@ def deal_and_feed(
     with reporter.phase("compiling", limit_s=limits.start_s):
         if start == 0:
             gan = build(settings)
-            line = headroom_line(gan, source.initial_state(gan), source)
+            line = headroom_line(gan, source.initial_state(gan.gan), source)
             print(line, flush=True)  # of DS's images: not into the log
         dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
     for server in SERVERS:
@@ -289,7 +288,7 @@ class _Run:
         """Deal for training, then for whoever wants images."""
         started, first = time.monotonic(), self.opening.start
         samples = self.source.sample_noise()
-        for task in schedule(self.settings, self.opening.start):
+        for task in tasks(self.settings, self.opening.start, self.settings.open_samples):
             self._deal(task, None, samples)
             step = task.step + (task.kind == "train")
             if step > first:
@@ -315,7 +314,7 @@ class _Run:
                 for wish in self._wishes():
                     if wish.name not in served:
                         noise = None if wish.own_noise else rng.normal(size=shape)
-                        self._deal(Planned("generate", self.settings.steps), wish.name, noise)
+                        self._deal(Task("generate", self.settings.steps), wish.name, noise)
                         served.add(wish.name)
                 self.reporter.event("dealt images", so_far=len(served))
 
@@ -324,7 +323,7 @@ class _Run:
         first, second = (self.lines.progress[server].requests for server in SERVERS)
         return [wish for wish in first if wish in second]
 
-    def _deal(self, task: Planned, request: str | None, noise: np.ndarray | None) -> None:
+    def _deal(self, task: Task, request: str | None, noise: np.ndarray | None) -> None:
         save = share_file.new_name() if task.kind == "checkpoint" else None
         limit = self.cluster.timeouts.wait_s
         with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
@@ -361,7 +360,7 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     clients = _clients(cluster, owner, reporter)
     source = _source(cluster, owner, settings, None)
     fxp, f = FixedPoint(settings.frac_bits), settings.frac_bits
-    share = jax.jit(lambda key, batch: share_batch(key, batch, f))
+    share = jax.jit(lambda key, batch: share_tree(key, batch, same_scale(batch, f)))
     descriptions: list[Description] = []
     for client in clients:
         with reporter.phase("waiting for an attempt at", on=client.server, limit_s=None):
@@ -373,7 +372,7 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     steps = config.from_json(str(descriptions[0].config), "the session's configuration").steps
     lines = _Lines(clients, attempt)
     lines.send_from_now_on()
-    keys = StepKeys(make_key())  # never from a seed: DS may have the same one
+    keys = DealerKeys(make_key())  # never from a seed: DS may have the same one
     reporter.set(step=start, steps=steps)
     turns = [s for s in range(start, steps) if cluster.owner_of(s) == owner]
     for serial, step in enumerate(turns):

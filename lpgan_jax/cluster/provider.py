@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax import config
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter
@@ -33,34 +32,32 @@ from lpgan_jax.cluster.settings import (
     public_part,
 )
 from lpgan_jax.cluster.wire import Layout, Result, SampleRequest, buffers, half_shapes, nbytes
-from lpgan_jax.config import TrainConfig
-from lpgan_jax.files import atomic_write
-from lpgan_jax.fixed_point import FixedPoint
-from lpgan_jax.gan import LPGAN, Losses
-from lpgan_jax.images import save_png
-from lpgan_jax.parameters import save_parameters
-from lpgan_jax.prng import key as make_key
-from lpgan_jax.programs import shared, shared_state
-from lpgan_jax.run_directory import Metrics, RunDirectory
-from lpgan_jax.shares import share
-from lpgan_jax.simulation import reveal_tree
-from lpgan_jax.trainers import MeanLosses, mean_losses
-from lpgan_jax.training import build
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.gan import Losses
+from lpgan_jax.mpc.fixed_point import FixedPoint
+from lpgan_jax.mpc.prng import key as make_key
+from lpgan_jax.mpc.share_trees import reveal_tree, shapes_of
+from lpgan_jax.mpc.shares import share
+from lpgan_jax.training import config
+from lpgan_jax.training.building import build
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.images import save_png
+from lpgan_jax.training.parameters import save_parameters
+from lpgan_jax.training.programs import shared_state
+from lpgan_jax.training.run_directory import Metrics, RunDirectory
+from lpgan_jax.training.trainers import MeanLosses, mean_losses
 
 
 class Results:
     """What a result of each kind is, and how its two shares are put together."""
 
     def __init__(self, settings: TrainConfig) -> None:
-        self._gan: LPGAN = build(settings)
-        f = settings.frac_bits
-        state = shared_state(self._gan)
-        images = np.empty((settings.num_samples, *self._gan.model.image_shape))
-        one = shared(np.empty(()), f)
+        gan, f = build(settings), settings.frac_bits
+        one = shapes_of((), f)
         self._shapes: dict[str, Any] = {
-            "losses": Losses(one, one, one),
-            "images": shared(images, f),
-            "parameters": state.learnt(settings.results),
+            "losses": Losses(one, one),
+            "images": shapes_of((settings.num_samples, *gan.gan.image_shape), f),
+            "parameters": shared_state(gan).learnt(settings.results),
         }
         self._layouts = {kind: Layout.of(half_shapes(of)) for kind, of in self._shapes.items()}
         self.sizes = {"step": 0} | {k: layout.size for k, layout in self._layouts.items()}
@@ -158,7 +155,7 @@ def _collect(
             save_png(run.sample_file(head.step), results.put_together("images", payloads))
             reporter.set(step=head.step)
         elif head.step >= steps:  # or they are of a training that is about to go on
-            save_parameters(run.parameters_file, *results.put_together("parameters", payloads))
+            save_parameters(run.parameters_file, results.put_together("parameters", payloads))
             break
     summary = {
         "mode": "two servers",

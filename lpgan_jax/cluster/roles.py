@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lpgan_jax import config
 from lpgan_jax.cluster.certificates import load_identity, make_certificates
 from lpgan_jax.cluster.display import Display
 from lpgan_jax.cluster.settings import (
@@ -25,11 +24,12 @@ from lpgan_jax.cluster.settings import (
 )
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.config import ConfigError, TrainConfig
-from lpgan_jax.data import load_images
-from lpgan_jax.files import atomic_write
-from lpgan_jax.run_directory import RunDirectory
-from lpgan_jax.training import DataSource
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.training import config
+from lpgan_jax.training.config import ConfigError, TrainConfig
+from lpgan_jax.training.data import load_images
+from lpgan_jax.training.run_directory import RunDirectory
+from lpgan_jax.training.source import DataSource
 
 
 @contextmanager

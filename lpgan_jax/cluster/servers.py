@@ -17,26 +17,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax import checkpoint
 from lpgan_jax.cluster import tcp
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.journal import Journal
+from lpgan_jax.cluster.parcels import Parcels
 from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import Session, Sizes, Task
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
-from lpgan_jax.cluster.wire import Layout, Result, buffers, half_shapes
-from lpgan_jax.config import ConfigError, TrainConfig
-from lpgan_jax.deployed import server_mesh, server_program, whole_sharding
-from lpgan_jax.gan import LPGAN, State
-from lpgan_jax.party import deal
-from lpgan_jax.prng import KEY_WORDS, abstract_key
-from lpgan_jax.programs import sampling_program, training_program
-from lpgan_jax.secret import is_secret
-from lpgan_jax.simulation import Tree, compiler_options, restore_state, state_tree
-from lpgan_jax.training import build
-
-_SEED = jax.ShapeDtypeStruct((KEY_WORDS,), np.uint32)
+from lpgan_jax.cluster.wire import Layout, Result, buffers
+from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.mpc.compiling import options_to_run_often
+from lpgan_jax.mpc.mesh import server_mesh, server_program, whole_sharding
+from lpgan_jax.mpc.prng import KEY_WORDS
+from lpgan_jax.mpc.secret import is_secret
+from lpgan_jax.training import checkpoint
+from lpgan_jax.training.building import build
+from lpgan_jax.training.config import ConfigError, TrainConfig
+from lpgan_jax.training.programs import sampling_program, training_program
+from lpgan_jax.training.simulation import Tree, by_name, restore_state
 
 
 class Programs:
@@ -56,32 +55,17 @@ class Programs:
         self._place = whole_sharding(mesh)
         self._device = jax.local_devices()[0]
         self._corrected = server == "s2"
-        options = compiler_options(settings.model.features)
-        train, (state, batch), public = training_program(settings)
-        generate, (_, noise), _ = sampling_program(settings)
-        dealt = {
-            "train": _dealt(train, (state, batch), public),
-            "generate": _dealt(generate, (state, noise), None),
-        }
-        self._state, self._inputs, self._noise = map(half_shapes, (state, batch, noise))
-        self._layouts = {
-            kind: Layout([_SEED, *(shapes if self._corrected else ())])
-            for kind, shapes in dealt.items()
-        }
-        self.sizes = Sizes(
-            state=Layout.of(self._state).size,
-            inputs=Layout.of(self._inputs).size,
-            noise=Layout.of(self._noise).size,
-            train=self._layouts["train"].size,
-            generate=self._layouts["generate"].size,
-        )
+        options = options_to_run_often()
+        self._parcels = Parcels(settings, server)
+        self.sizes = Sizes(**self._parcels.sizes)
+        dealt = self._parcels.corrections
         # S1 has no use for corrections, but its program has a place for them.
         self._nothing = {
             kind: [] if self._corrected else [self._own(np.zeros(x.shape, x.dtype)) for x in shapes]
             for kind, shapes in dealt.items()
         }
 
-        def compiled(function: Any, kind: str, secrets: Any, public: Any, donate: bool) -> Any:
+        def compiled(kind: str, function: Any, secrets: Any, public: Any, donate: bool) -> Any:
             program = server_program(function, mesh, donate=donate, compiler_options=options)
             seeds = jax.ShapeDtypeStruct((2, KEY_WORDS), np.uint32)
             corrections = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in dealt[kind]]
@@ -91,8 +75,8 @@ class Programs:
             )
             return program.lower(*placed, public).compile()
 
-        self._train = compiled(train, "train", (state, batch), public, donate=True)
-        self._generate = compiled(generate, "generate", (state, noise), None, donate=False)
+        self._train = compiled("train", *training_program(settings), donate=True)
+        self._generate = compiled("generate", *sampling_program(settings), donate=False)
 
     def _own(self, half: Any) -> jax.Array:
         """This server's half of a paired array, of which the other half is elsewhere."""
@@ -108,18 +92,17 @@ class Programs:
 
     def state_from(self, payload: bytearray) -> State:
         """The initial state that DS sent."""
-        state: State = self._placed(self._state, payload)
+        state: State = self._placed(self._parcels.state, payload)
         return state
 
-    def state_of(self, gan: LPGAN, tree: Tree) -> State:
+    def state_of(self, gan: SecureLPGAN, tree: Tree) -> State:
         """The state of a checkpoint. ValueError if it is of another network."""
-        template = gan.init(np.random.default_rng(0))
-        restored = restore_state(gan, template, jax.tree.map(lambda half: half[None], tree))
+        restored = restore_state(gan, jax.tree.map(lambda half: half[None], tree))
         return jax.tree.map(lambda half: self._own(np.asarray(half)[0]), restored)
 
     # A task's material is its payload, which is there once: no value is masked by it but this one.
     def _material(self, kind: str, payload: memoryview) -> tuple[jax.Array, list[jax.Array]]:
-        seed, *corrections = self._layouts[kind].split(payload)
+        seed, corrections = self._parcels.material(kind, payload)
         own = [self._own(c) for c in corrections] if self._corrected else self._nothing[kind]
         return self._own(seed), own
 
@@ -128,22 +111,17 @@ class Programs:
     ) -> tuple[State, Any]:
         """A step: the state after it, and own shares of the losses (or None)."""
         seeds, corrections = self._material("train", payload)
-        batch = self._placed(self._inputs, inputs)
+        batch = self._placed(self._parcels.inputs, inputs)
         state, losses = self._train(seeds, corrections, (state, batch), public)
         return state, own_half(losses)
 
     def generate(self, state: State, payload: memoryview, noise: memoryview) -> np.ndarray:
         """Own share of a batch of images."""
         seeds, corrections = self._material("generate", payload)
-        images = self._generate(seeds, corrections, (state, self._placed(self._noise, noise)), None)
+        images = self._generate(
+            seeds, corrections, (state, self._placed(self._parcels.noise, noise)), None
+        )
         return own_half(images)
-
-
-def _dealt(function: Any, secrets: Any, public: Any) -> list[Any]:
-    """The shapes of the corrections of a program."""
-    key = abstract_key()
-    shapes: list[Any] = jax.eval_shape(functools.partial(deal, function), key, secrets, public)
-    return shapes
 
 
 def own_half(tree: Any) -> Any:
@@ -261,7 +239,7 @@ class _Work:
     settings: TrainConfig
     server: ServerName
     other: str
-    gan: LPGAN
+    gan: SecureLPGAN
     programs: Programs
     session: Session
     journal: Journal
@@ -348,7 +326,7 @@ class _Work:
         self.journal.append(result, payload)
 
     def _save(self, state: State, step: int, name: str) -> None:
-        share = own_half(state_tree(state))
+        share = own_half(by_name(state))
         keep = self.settings.keep_checkpoints
         checkpoint.save_share(self.config.state, self.server, step, name, share, keep)
 

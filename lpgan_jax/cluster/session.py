@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpgan_jax import checkpoint
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.settings import DEALER, ClusterConfig, ServerName, changed_field
 from lpgan_jax.cluster.wire import (
@@ -35,8 +34,9 @@ from lpgan_jax.cluster.wire import (
     Unexpected,
     Watching,
 )
-from lpgan_jax.config import ConfigError, TrainConfig, from_json
-from lpgan_jax.files import atomic_write
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.training import checkpoint
+from lpgan_jax.training.config import ConfigError, TrainConfig, from_json
 
 _MOST_REQUESTS = 64  # of SP, waiting at a time
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from lpgan_jax.config import (
+from lpgan_jax.mpc.share_file import SERVERS as SERVERS
+from lpgan_jax.mpc.share_file import ServerName as ServerName
+from lpgan_jax.training.config import (
     LONGEST_YAML,
     ConfigError,
     DataConfig,
@@ -19,8 +21,6 @@ from lpgan_jax.config import (
     load_yaml,
     validated,
 )
-from lpgan_jax.share_file import SERVERS as SERVERS
-from lpgan_jax.share_file import ServerName as ServerName
 
 DEALER, PROVIDER = "ds", "sp"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"

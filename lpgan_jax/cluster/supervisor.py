@@ -22,7 +22,7 @@ from typing import Any
 from lpgan_jax.cluster.reporting import REFUSED
 from lpgan_jax.cluster.settings import ClusterConfig
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.files import private_directory, private_open
+from lpgan_jax.common.files import private_directory, private_open
 
 Report = dict[str, Any]
 

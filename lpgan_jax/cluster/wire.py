@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 from pydantic import Field
 
-from lpgan_jax.config import LONGEST_JSON, ConfigError, Fields, validated
+from lpgan_jax.training.config import LONGEST_JSON, ConfigError, Fields, validated
 
 CHUNK = 2**20
 """Bytes of payload in a message, at most."""

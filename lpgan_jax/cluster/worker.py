@@ -21,7 +21,7 @@ from typing import IO, Literal
 
 from lpgan_jax.cluster.reporting import FAILED, REFUSED, BadInput, Lost, Reporter
 from lpgan_jax.cluster.settings import DEALER, SERVERS, load_cluster, require_role
-from lpgan_jax.files import private_open
+from lpgan_jax.common.files import private_open
 
 Play = Literal["serve", "deal", "feed", "collect", "sample"]
 
@@ -63,8 +63,8 @@ class Job:
 
 def play(job: Job, reporter: Reporter) -> None:
     """Do the job, as far as it goes in one attempt."""
-    from lpgan_jax.config import from_json
-    from lpgan_jax.files import use_compilation_cache
+    from lpgan_jax.common.files import use_compilation_cache
+    from lpgan_jax.training.config import from_json
 
     use_compilation_cache()
     cluster = load_cluster(job.cluster)
@@ -137,7 +137,7 @@ def main() -> None:
 def _play_and_report(job: Job, reporter: Reporter) -> None:
     from lpgan_jax.cluster.client import RefusedBy
     from lpgan_jax.cluster.wire import Refused
-    from lpgan_jax.config import ConfigError
+    from lpgan_jax.training.config import ConfigError
 
     try:
         play(job, reporter)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lpgan_jax.fixed_point import public_constant
-from lpgan_jax.party import Dealt, Party
-from lpgan_jax.secret import Secret, Wrap
+from lpgan_jax.mpc.fixed_point import public_constant
+from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.secret import Secret, Wrap
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 

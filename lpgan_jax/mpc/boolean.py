@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpgan_jax.party import Dealt, Party
+from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.ring.words import Ring
-from lpgan_jax.secret import Secret
 
 RADIX = 4  # segments that a node of a tree combines
 

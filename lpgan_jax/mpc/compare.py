@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from lpgan_jax.mpc.arithmetic import _known, _parts, _wrapped, masked, truncate
 from lpgan_jax.mpc.boolean import sign_bit, unpack
-from lpgan_jax.party import Dealt, Party
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.secret import Secret
 
 
 @jax.tree_util.register_dataclass

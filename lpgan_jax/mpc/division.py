@@ -6,9 +6,9 @@ import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, mul, rescale, truncate
 from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, normalise, normalise_magnitude
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.series import evaluate, fit
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
 
 _QUOTIENT_BITS = 26  # fraction bits of 1/m in a quotient: what is left over limits its size
 

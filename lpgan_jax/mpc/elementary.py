@@ -13,9 +13,9 @@ import numpy as np
 from lpgan_jax.mpc.arithmetic import masked, truncate
 from lpgan_jax.mpc.compare import Bit, below, select
 from lpgan_jax.mpc.normalise import TOP, Thermometer, normalise
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret, add_public
 from lpgan_jax.mpc.series import evaluate, fit
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret, add_public
 
 _GUARD_BITS = 8  # of an exponential's argument beyond its scale
 _POWER_BITS = 26  # fraction bits of e^t, 0 <= t < ln 2

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from lpgan_jax.mpc.arithmetic import masked
 from lpgan_jax.mpc.compare import Bit, arithmetic, below, select
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret, add_public
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret, add_public
 
 TOP = 62  # the largest integers that truncation takes lie below 2^62
 MANTISSA_BITS = 28  # fraction bits of a function of a normalised value

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from lpgan_jax.mpc.boolean import bit_slice, complement, conjunction
 from lpgan_jax.mpc.compare import Bit, bit_of_rows
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret
 
 
 def greater(party: Party, u: Secret, v: Secret) -> Bit:

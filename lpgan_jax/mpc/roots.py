@@ -10,9 +10,9 @@ import numpy as np
 
 from lpgan_jax.mpc.arithmetic import mul, rescale, truncate
 from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, Search, normalise, parallel_levels
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.series import evaluate, fit
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
 
 
 @functools.cache

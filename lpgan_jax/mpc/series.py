@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import _parts, masked, truncate
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret, add_public
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret, add_public
 
 _PUBLIC_BITS, _DEALT_BITS = 28, 30  # of the servers' sines, and of DS's
 WAVE_BITS = _PUBLIC_BITS + _DEALT_BITS  # fraction bits of a sum of waves

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from lpgan_jax.files import cache_directory, require_trusted
+from lpgan_jax.common.files import cache_directory, require_trusted
 
 RING_PRODUCT = "lpgan_ring_product"
 CHACHA20 = "lpgan_chacha20"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lpgan_jax import prng
+from lpgan_jax.mpc import prng
 from lpgan_jax.transform.shared import is_shared
 
 _MOST_NAMES = 40

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.clear import Clear, scaled
-from lpgan_jax.simulation import options_to_run_once
+from lpgan_jax.mpc.compiling import options_to_run_once
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.mpc.share_trees import scaled
 from lpgan_jax.transform.evaluate import Evaluation, evaluation
 from lpgan_jax.transform.graph import Graph, Node
 from lpgan_jax.transform.rules.functions import at_least
@@ -61,8 +62,8 @@ def first_difference(
 
     @functools.partial(jax.jit, compiler_options=options_to_run_once())
     def errors(secrets: Sequence[Any], public: dict[int, Any]) -> list[jax.Array]:
-        inputs = [scaled(v, s) for v, s in zip(secrets, scales, strict=True)]
-        run = evaluation(graph, Clear(), public, setting)
+        inputs = scaled(list(secrets), list(scales))
+        run = evaluation(graph, ExactSeat(), public, setting)
         run.run(nodes, [n for n in graph.inputs if n.secret], inputs)
         return [_error(run, node) for node in looked_at]
 

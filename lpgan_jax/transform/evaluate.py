@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.bounds import bounds
 from lpgan_jax.transform.graph import Graph, Node, NotSecure
 from lpgan_jax.transform.rules import RULES

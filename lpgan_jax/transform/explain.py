@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.clear import Clear, scaled
-from lpgan_jax.cost_model import UNPLACED, Cost, program_cost
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
-from lpgan_jax.simulation import options_to_run_once
-from lpgan_jax.tables import aligned
+from lpgan_jax.analysis.cost import UNPLACED, Cost, program_cost
+from lpgan_jax.common.tables import aligned
+from lpgan_jax.mpc.compiling import options_to_run_once
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.plain import bits_left
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.share_trees import scaled
 from lpgan_jax.transform import evaluate
-from lpgan_jax.whole import bits_left
 
 if TYPE_CHECKING:
     from lpgan_jax.transform.function import Program
@@ -140,8 +141,8 @@ def _bits_left(
 
     @functools.partial(jax.jit, compiler_options=options_to_run_once())
     def fewest(values: Sequence[Any], public: Any) -> jax.Array:
-        party = Clear()
-        run(party, [scaled(v, s) for v, s in zip(values, scales, strict=True)], public)
+        party = ExactSeat()
+        run(party, scaled(list(values), list(scales)), public)
         places[:] = [seen.place.partition("/")[0] for seen in party.seen]
         return jnp.asarray([bits_left(party, seen) for seen in party.seen])
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.fixed_point import FixedPoint, check_range, encode, require_x64
+from lpgan_jax.mpc.fixed_point import FixedPoint, check_range, encode, require_x64
 from lpgan_jax.mpc.normalise import TOP
-from lpgan_jax.party import Party, simulate
-from lpgan_jax.secret import Secret
-from lpgan_jax.shares import share_words
+from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.mpc.share_trees import shapes_of
+from lpgan_jax.mpc.shares import share_words
 from lpgan_jax.transform import control, definitions, evaluate, permutations  # noqa: F401
 from lpgan_jax.transform.arguments import Arguments, Declaration, Leaf
 from lpgan_jax.transform.check import Difference, first_difference
@@ -28,7 +29,7 @@ from lpgan_jax.transform.plan import Plan, input_scales
 from lpgan_jax.transform.refusals import require_rules, translated
 from lpgan_jax.transform.rewrites import REWRITES
 from lpgan_jax.transform.rules import RULES
-from lpgan_jax.transform.shared import Shared, is_shared, shapes_of
+from lpgan_jax.transform.shared import Shared, is_shared
 from lpgan_jax.transform.values import Setting
 
 
@@ -43,6 +44,7 @@ class Program:
         hits: how often each rewrite applied.
         plan: how its values are kept.
         pairs: (result, argument) nodes of what is handed on to the next call.
+        counters: the same of what is public.
         closed_over: arrays that the function closes over, such as "float64[3]": public constants.
     """
 
@@ -52,6 +54,7 @@ class Program:
     hits: dict[str, int]
     plan: Plan
     pairs: Sequence[tuple[Node, Node]] = ()
+    counters: Sequence[tuple[Node, Node]] = ()
     closed_over: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -98,6 +101,13 @@ class Program:
         known = self.public_values(leaves)
         return [jnp.asarray(known[id(n)]) for n in self.frontier]
 
+    def next_public(self, leaves: Sequence[Any]) -> list[Any]:
+        """The public leaves of the next call, from those of this one (in order)."""
+        known = self.public_values(leaves)
+        after = {id(own): known[id(result)] for result, own in self.counters}
+        inputs = [n for n in self.graph.inputs if not n.secret]
+        return [after.get(id(n), v) for n, v in zip(inputs, leaves, strict=True)]
+
     @functools.cached_property
     def frontier(self) -> list[Node]:
         """Public values that secret operations take, or that come out."""
@@ -107,6 +117,12 @@ class Program:
         """The program of a server: (party, secrets, public) -> secret outputs."""
         scales = self.output_scales
         return evaluate.run(self.graph, party, secrets, public, self.setting, scales)
+
+    def __call__(self, party: Party, secrets: Any, public: Sequence[Any]) -> Any:
+        """As `run`, of a pytree of secrets: the outputs' tree, with None for what is public."""
+        remaining = iter(self.run(party, jax.tree.leaves(secrets, is_leaf=is_secret), public))
+        leaves = [next(remaining) if n.secret else None for n in self.graph.outputs]
+        return jax.tree.unflatten(self.structure, leaves)
 
     def outputs(self, secrets: Sequence[Any], public: Sequence[Any]) -> Any:
         """The outputs' tree, of secret outputs and the frontier."""
@@ -219,7 +235,7 @@ class Secure:
         builder = Builder(REWRITES)
         with jax.ensure_compile_time_eval():  # constants, also where `step` itself is traced
             outputs = builder.inline(*opened(traced), inputs)
-        pairs = []
+        pairs, counters = [], []
         for after, before in self._carried(arguments, results):
             result, own = outputs[after], inputs[before]
             if result.shape != own.shape:
@@ -231,6 +247,8 @@ class Secure:
                 pairs.append((outputs[after], own))
             elif result.secret:
                 raise ValueError(f"carry: {own.place} is public, but what follows it is secret")
+            else:
+                counters.append((result, own))
         graph = Graph(inputs, outputs)
         builder.hits["fuse_sums"] = fuse_sums(graph)
         require_rules(graph, RULES)
@@ -238,7 +256,9 @@ class Secure:
         plan = Plan.default(graph, self._fxp.frac_bits)
         arrays = [v for v in opened(traced)[1] if np.size(v) > 1]
         closed = tuple(f"{v.dtype}{list(np.shape(v))}" for v in arrays)
-        return Program(graph, arguments.leaves, structure, builder.hits, plan, pairs, closed)
+        return Program(
+            graph, arguments.leaves, structure, builder.hits, plan, pairs, counters, closed
+        )
 
     def _carried(self, arguments: Arguments, results: Any) -> list[tuple[int, int]]:
         """(output leaf, argument leaf) of what is handed on to the next call."""

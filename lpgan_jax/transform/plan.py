@@ -12,16 +12,17 @@ root has 8, and, if there are examples, the gradients that are have 4.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from lpgan_jax import files
+from lpgan_jax.common import files
 from lpgan_jax.transform.graph import MOVES, Graph, Node, NotSecure
 from lpgan_jax.transform.values import Format, Setting
 
@@ -89,9 +90,10 @@ class Plan:
             NotSecure: a value is not finite, or beyond 2^20.
         """
         largest: dict[int, float] = {}
-        _measure(graph.nodes(), values, largest)
+        known = _measure(graph.nodes(), values, largest)
         for average in averages(pairs):  # as large as they become
-            steady = largest[id(average.other)] / (1 - average.decay)
+            added = known[id(average.result)] - average.decay * known[id(average.argument)]
+            steady = float(jnp.abs(added).max(initial=0.0)) / (1 - average.decay)
             largest[id(average.result)] = max(largest[id(average.result)], steady)
         for after, before in pairs:
             both = max(largest[id(after)], largest[id(before)])
@@ -249,13 +251,11 @@ class Average:
     Attributes:
         result: its node.
         argument: x.
-        other: y.
         decay: a, between 0 and 1.
     """
 
     result: Node
     argument: Node
-    other: Node
     decay: float
 
 
@@ -263,14 +263,46 @@ def averages(pairs: Iterable[tuple[Node, Node]]) -> list[Average]:
     """The running averages among (result, argument) pairs: moments, statistics, traces."""
     found = []
     for result, argument in pairs:
-        if result.operation not in ("add", "add_any"):
-            continue
-        for term, other in (result.inputs, result.inputs[::-1]):
-            if term.operation == "mul" and argument in term.inputs:
-                (decay,) = (n.scalar for n in term.inputs if n is not argument)
-                if decay is not None and 0 < decay < 1:
-                    found.append(Average(result, argument, other, decay))
+        ways = list(itertools.islice(_ways(result, argument, set()), 2))
+        if len(ways) == 1 and 0 < ways[0] < 1:  # two: decayed weights, which are no average
+            found.append(Average(result, argument, ways[0]))
     return found
+
+
+_SUMS = ("add", "add_any", "sub")
+
+
+def _ways(node: Node, argument: Node, without: set[int]) -> Iterator[float]:
+    """The factor of an argument in a result, for each way that it enters its sums.
+
+    `without`: the nodes that are known to have no way to it, by id.
+    """
+    if node is argument:
+        yield 1.0
+        return
+    if id(node) in without:
+        return
+    factor: float | None = 1.0
+    inputs = [n for n in node.inputs if n.secret]
+    if node.operation in ("mul", "div") and len(inputs) == 1:
+        (by,) = (
+            (n.scalar for n in node.inputs if not n.secret) if len(node.inputs) == 2 else (None,)
+        )
+        if node.operation == "mul":
+            factor = by
+        else:
+            factor = 1 / by if by and inputs[0] is node.inputs[0] else None
+    elif node.operation == "reduce_sum":
+        factor = inputs[0].size / max(node.size, 1)
+    elif node.operation not in (*_SUMS, *MOVES):
+        return
+    found = False
+    for one in inputs if factor is not None else ():
+        for way in _ways(one, argument, without):
+            found = True
+            yield factor * way
+    if not found:
+        without.add(id(node))
 
 
 def input_scales(

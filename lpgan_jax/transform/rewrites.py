@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.nn.activation import LOG_RANGE
+from lpgan_jax.mpc.activation import LOG_RANGE
 from lpgan_jax.transform.bounds import SHAPES, repeats
 from lpgan_jax.transform.graph import Builder, Node, Rewrite
 from lpgan_jax.transform.plain import Plain

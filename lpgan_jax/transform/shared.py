@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
-from lpgan_jax import shares
-from lpgan_jax.fixed_point import FixedPoint
-from lpgan_jax.secret import Secret
-from lpgan_jax.shares import PARTIES, require_shares
+from lpgan_jax.mpc import shares
+from lpgan_jax.mpc.fixed_point import FixedPoint
+from lpgan_jax.mpc.shares import require_shares
 
 
 @jax.tree_util.register_dataclass
@@ -39,12 +37,6 @@ class Shared:
 def is_shared(leaf: object) -> bool:
     """Whether a node of a tree is a `Shared`: for `is_leaf`."""
     return isinstance(leaf, Shared)
-
-
-def shapes_of(shape: Sequence[int], frac_bits: int) -> Secret:
-    """The shapes of a shared array, to be traced with."""
-    pair: Any = jax.ShapeDtypeStruct((PARTIES, *shape), np.uint64)
-    return Secret(pair, frac_bits)
 
 
 def reveal(shares_of: Any, fxp: FixedPoint | None = None) -> Any:

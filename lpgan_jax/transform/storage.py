@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
-from lpgan_jax import share_file
-from lpgan_jax.files import atomic_write, private_directory
-from lpgan_jax.share_file import SERVERS, CheckpointError
+from lpgan_jax.common.files import atomic_write, private_directory
+from lpgan_jax.mpc import share_file
+from lpgan_jax.mpc.share_file import SERVERS, CheckpointError
 from lpgan_jax.transform.shared import Shared, is_shared
 
 _FINEST = 62  # fraction bits of a word

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc.activation import LOG_RANGE
 from lpgan_jax.mpc.normalise import TOP
-from lpgan_jax.nn.activation import LOG_RANGE
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret, add_public
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret, add_public
 from lpgan_jax.transform.graph import Node
 
 Move = Callable[[jax.Array], jax.Array]

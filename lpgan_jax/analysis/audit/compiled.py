@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from lpgan_jax import party, prng
 from lpgan_jax.analysis.audit.primitives import bodies, call_name
-from lpgan_jax.deployed import server_mesh, server_program, whole_sharding
-from lpgan_jax.party import Party
+from lpgan_jax.mpc import party, prng
+from lpgan_jax.mpc.mesh import server_mesh, server_program, whole_sharding
+from lpgan_jax.mpc.party import Party
 
 
 def audit_compiled(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lpgan_jax.cost_model import random_words
-from lpgan_jax.programs import Program
+from lpgan_jax.analysis.cost import random_words
+from lpgan_jax.training.programs import Program
 
 _BASE, _PER_WORD = 10**9, 20
 """Bytes that an audit takes: measured on the published network, at batches of 2 to 32."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lpgan_jax.analysis.audit.values import Sum, Value, sum_of
-from lpgan_jax.party import AXIS
+from lpgan_jax.mpc.party import AXIS
 
 
 def broadcast_in_dim(array: np.ndarray, shape: Any, broadcast_dimensions: Any) -> np.ndarray:

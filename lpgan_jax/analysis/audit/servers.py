@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from lpgan_jax import party, prng
 from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.primitives import bodies, call_name
@@ -26,7 +25,8 @@ from lpgan_jax.analysis.audit.values import (
     given,
     stacked,
 )
-from lpgan_jax.party import AXIS, Party
+from lpgan_jax.mpc import party, prng
+from lpgan_jax.mpc.party import AXIS, Party
 
 
 class Dealer(Interpreter):

@@ -28,8 +28,8 @@ from lpgan_jax.analysis.audit.values import (
     given,
     grown,
 )
-from lpgan_jax.cost_model import Shape, arguments
-from lpgan_jax.shares import PARTIES
+from lpgan_jax.analysis.cost import Shape, arguments
+from lpgan_jax.mpc.shares import PARTIES
 
 
 class Simulated(Sender):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from lpgan_jax.party import AXIS
+from lpgan_jax.mpc.party import AXIS
 
 
 def trace_twice(

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.fixed_point import public_constant
 from lpgan_jax.mpc import arithmetic
+from lpgan_jax.mpc.fixed_point import public_constant
 from lpgan_jax.mpc.normalise import TOP
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.rules.moves import chosen, masked_by
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
 from lpgan_jax.transform.values import Format, Stored

@@ -12,7 +12,7 @@ import numpy as np
 from lpgan_jax.mpc import compare
 from lpgan_jax.mpc.arithmetic import masked
 from lpgan_jax.mpc.normalise import TOP
-from lpgan_jax.secret import Secret, concatenate
+from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.transform.rules.arithmetic import product
 from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule

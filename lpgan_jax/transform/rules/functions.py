@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lpgan_jax.mpc import division, elementary, normalise, roots
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.mpc.series import Series, evaluate
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret, concatenate
 from lpgan_jax.transform.bounds import Interval
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
 from lpgan_jax.transform.values import GUARD_BITS, Stored, Term

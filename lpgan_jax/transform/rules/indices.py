@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.plain import scatter
 from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule

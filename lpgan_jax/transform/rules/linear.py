@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.mpc import arithmetic
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.ring import Convolution, matmul
-from lpgan_jax.secret import Secret
 from lpgan_jax.transform.rules.arithmetic import _words, factor_scales, product
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lpgan_jax.party import Party
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform import evaluate
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpgan_jax import secret
+from lpgan_jax.mpc import secret
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
 from lpgan_jax.transform.values import Move, Part, Public, Stored, Term, View
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lpgan_jax.mpc import compare
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.graph import MOVES
 from lpgan_jax.transform.rules.comparison import below
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule

@@ -16,7 +16,7 @@ import numpy as np
 
 from lpgan_jax.mpc import compare
 from lpgan_jax.mpc.arithmetic import masked
-from lpgan_jax.secret import Secret, concatenate
+from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.transform.rules.comparison import without_factor
 from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpgan_jax.secret import Secret
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.rules.comparison import Tournament, without_factor
 from lpgan_jax.transform.rules.linear import linear
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule

@@ -1,0 +1,28 @@
+"""What can be trained under sharing, as its analysis sees it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from lpgan_jax.mpc.party import Party
+
+
+class Trainable(Protocol):
+    """A training, such as LP-GAN's (`gan.SecureLPGAN`).
+
+    Attributes:
+        frac_bits: fraction bits at which a batch is shared.
+        scales: those of each leaf of a secret state.
+    """
+
+    frac_bits: int
+    scales: Any
+
+    def secret(self, state: Any) -> Any:
+        """What is secret in a state."""
+
+    def schedule(self, step: int) -> Any:
+        """What is public in a step, counted from 0."""
+
+    def train_step(self, party: Party, secrets: Any, public: Any) -> tuple[Any, Any]:
+        """(the state after a step, losses), from (state, batch)."""

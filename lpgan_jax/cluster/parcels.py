@@ -1,0 +1,85 @@
+"""What is in a parcel, array after array: written by DS and other owners, read by S1 and S2.
+
+| kind | S1's | S2's |
+|---|---|---|
+| state | its halves of the state's leaves | likewise |
+| inputs (of another owner) | its halves of the batch's leaves | likewise |
+| train | [inputs, if DS owns the step's images], seed | [inputs], seed, corrections |
+| generate | [its half of the noise, if DS shares it], seed | [noise], seed, corrections |
+| checkpoint, finish | nothing | nothing |
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax.cluster.settings import SERVERS, ServerName
+from lpgan_jax.cluster.wire import Layout, buffers, half_shapes
+from lpgan_jax.mpc.party import deal
+from lpgan_jax.mpc.prng import KEY_WORDS, abstract_key
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.programs import sampling_program, training_program
+
+Payloads = list[list[np.ndarray]]
+"""What S1 and what S2 get, as bytes."""
+
+_SEED = jax.ShapeDtypeStruct((KEY_WORDS,), np.uint32)
+
+
+def halves(paired: Any) -> Payloads:
+    """S1's and S2's shares of a pytree of paired arrays."""
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(paired)]
+    return [buffers([array[place] for array in arrays]) for place in range(len(SERVERS))]
+
+
+def with_material(inputs: Payloads, seeds: jax.Array, corrections: list[jax.Array]) -> Payloads:
+    """Inputs, then each server's own seed (uint32[2, 8]), then for S2 the corrections."""
+    words = np.asarray(seeds)
+    for_s1 = [*inputs[0], *buffers([words[0]])]
+    return [for_s1, [*inputs[1], *buffers([words[1], *map(np.asarray, corrections)])]]
+
+
+class Parcels:
+    """How a server reads them.
+
+    Attributes:
+        state, inputs, noise: shapes of this server's halves.
+        corrections: shapes of what is dealt for "train" and "generate", of S2.
+        sizes: bytes of each.
+    """
+
+    def __init__(self, settings: TrainConfig, server: ServerName) -> None:
+        """`server`: whose."""
+        train, (state, batch), public = training_program(settings)
+        generate, (_, noise), _ = sampling_program(settings)
+        self.corrections = {
+            "train": _dealt(train, (state, batch), public),
+            "generate": _dealt(generate, (state, noise), None),
+        }
+        self.state, self.inputs, self.noise = map(half_shapes, (state, batch, noise))
+        corrected = server == "s2"
+        self._material = {
+            kind: Layout([_SEED, *(shapes if corrected else ())])
+            for kind, shapes in self.corrections.items()
+        }
+        self.sizes = {
+            "state": Layout.of(self.state).size,
+            "inputs": Layout.of(self.inputs).size,
+            "noise": Layout.of(self.noise).size,
+        } | {kind: layout.size for kind, layout in self._material.items()}
+
+    def material(self, kind: str, payload: memoryview) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(the seed's words, S2's corrections) of a task."""
+        seed, *corrections = self._material[kind].split(payload)
+        return seed, corrections
+
+
+def _dealt(function: Any, secrets: Any, public: Any) -> list[Any]:
+    """The shapes of the corrections of a program."""
+    key = abstract_key()
+    shapes: list[Any] = jax.eval_shape(functools.partial(deal, function), key, secrets, public)
+    return shapes

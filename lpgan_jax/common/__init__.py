@@ -1,0 +1,1 @@
+"""What every room uses: files that are private and whole, tables, progress."""

@@ -1,0 +1,252 @@
+"""LP-GAN's training protocol and its generation protocol, as the plain JAX that they are.
+
+Run as it is, this is training in the clear. Under `lp.secure` it is the protocol of the two
+servers: the patent's SG-FP, SD-FP, SD-BP and SG-BP are the passes below and their derivatives.
+
+The patent's steps: (1) DS shares the parameters; (2) SD is trained on m images and m generated
+ones; (3) SG is trained through SD on m generated images; (4) the servers return their shares to SP.
+SG does not change between (2) and (3), so both of its batches are generated in one pass, each
+normalised with its own statistics; SD's real and generated batches likewise.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lpgan_jax.gan.losses import Loss, gradient_penalty
+from lpgan_jax.mpc.prng import CHACHA20, KEY_WORDS
+
+NETWORKS = ("generator", "discriminator")
+
+Variables = Mapping[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What training changes.
+
+    Attributes:
+        params: {network: Flax's params}.
+        stats: {network: Flax's batch_stats}; {} of one without normalisations over a batch.
+        optimizer: {network: optax's state}.
+    """
+
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    optimizer: dict[str, Any]
+
+    def learnt(self, networks: Collection[str] = NETWORKS) -> dict[str, Variables]:
+        """{network: variables}: what SP gets, not the optimizers'."""
+        return {n: {"params": self.params[n], "batch_stats": self.stats[n]} for n in networks}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """What DS shares for one step.
+
+    Attributes:
+        images: [m, H, W, C], in [-1, 1].
+        noise_d: [m, noise_size], for the images that SD is trained on.
+        noise_g: [m, noise_size], for those that SG is trained on.
+        mix: [m], between 0 and 1: where between an image and a generated one SD's gradient is
+            looked at; None if the loss does not.
+    """
+
+    images: Any
+    noise_d: Any
+    noise_g: Any
+    mix: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Losses:
+    """Sums of losses over the batch, []; they go to SP as shares.
+
+    SP gets no example's own loss, which would tell how well SD remembers it.
+
+    Attributes:
+        discriminator: of images and generated ones.
+        generator: SG's.
+    """
+
+    discriminator: Any
+    generator: Any
+
+
+@dataclass(frozen=True, eq=False)
+class LPGAN:
+    """Two networks, their optimizers and what they minimise.
+
+    Compared by identity: what is compiled for one is kept with it.
+
+    Attributes:
+        generator: SG, noise [N, noise_size] to images [N, H, W, C].
+        discriminator: SD, images to logits [N, 1] or [N].
+        optimizers: {network: optimizer}, of mean gradients.
+        loss: what they minimise.
+        noise_size: of a generator's input.
+        image_shape: height, width, channels.
+        opens_losses: whether a step computes the losses (training itself needs none).
+        penalty: weight of a gradient penalty.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    optimizers: Mapping[str, optax.GradientTransformation]
+    loss: Loss
+    noise_size: int
+    image_shape: tuple[int, int, int]
+    opens_losses: bool = True
+    penalty: float = 10.0
+
+    def init(self, rng: np.random.Generator) -> State:
+        """DS's initial state, float32.
+
+        Raises:
+            ValueError: SG's images, or SD's logits, have another shape than they should.
+        """
+        noise = jax.ShapeDtypeStruct((1, self.noise_size), np.float32)
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), np.float32)
+        params, stats = {}, {}
+        for name, inputs in zip(NETWORKS, (noise, images), strict=True):
+            words = rng.integers(2**32, size=KEY_WORDS, dtype=np.uint32)
+            key = jax.random.wrap_key_data(jnp.asarray(words), impl=CHACHA20)
+            variables = self._initial(name, key, inputs)
+            params[name], stats[name] = variables["params"], variables.get("batch_stats", {})
+        self._check_shapes(params, stats, noise, images)
+        optimizer = {name: self.optimizers[name].init(params[name]) for name in NETWORKS}
+        return State(params, stats, optimizer)
+
+    def _initial(self, name: str, key: jax.Array, inputs: Any) -> Variables:
+        module = getattr(self, name)
+
+        def initial(key: jax.Array) -> Variables:
+            return dict(
+                module.init(key, jnp.zeros(inputs.shape, inputs.dtype), **_flag(module, True))
+            )
+
+        variables = jax.tree.map(np.asarray, jax.jit(initial)(key))
+        if unknown := sorted(set(variables) - {"params", "batch_stats"}):
+            raise ValueError(
+                f"{name}: has {', '.join(unknown)}, expected a module of parameters and batch "
+                "statistics alone"
+            )
+        return variables
+
+    def _check_shapes(self, params: Any, stats: Any, noise: Any, images: Any) -> None:
+        for name, inputs, wanted in (
+            ("generator", noise, [(1, *self.image_shape)]),
+            ("discriminator", images, [(1, 1), (1,)]),
+        ):
+            shapes = jax.eval_shape(
+                lambda p, s, x, name=name: self._apply(name, p, s, x)[0],
+                params[name],
+                stats[name],
+                inputs,
+            )
+            if getattr(shapes, "shape", None) not in wanted:
+                raise ValueError(
+                    f"{name}: expected {wanted[0]} from {inputs.shape}, got "
+                    f"{getattr(shapes, 'shape', type(shapes).__name__)}"
+                )
+
+    def _apply(self, name: str, params: Any, stats: Any, x: jax.Array) -> tuple[Any, Any]:
+        """(output with the batch's statistics, running ones after it)."""
+        module = getattr(self, name)
+        variables = {"params": params, "batch_stats": stats}
+        y, updated = module.apply(variables, x, mutable=["batch_stats"], **_flag(module, True))
+        return y, dict(updated.get("batch_stats", {}))
+
+    def train_step(self, state: State, batch: Batch) -> tuple[State, Losses | None]:
+        """One step of SD and one of SG.
+
+        Returns:
+            (the state after the step, losses or None).
+        """
+        params, stats = state.params, state.stats
+        m = batch.images.shape[0]
+
+        # SG-FP, of both batches.
+        def generated(noise: jax.Array) -> Any:
+            forward = lambda p: self._apply("generator", p, stats["generator"], noise)  # noqa: E731
+            return jax.vjp(forward, params["generator"], has_aux=True)
+
+        noise = jnp.stack([batch.noise_d, batch.noise_g])
+        fakes, backward, g_stats = jax.vmap(generated)(noise)
+
+        # SD-FP and SD-BP.
+        def d_loss(p: Any) -> tuple[jax.Array, Any]:
+            pair = jnp.stack([batch.images, fakes[0]])
+            logits, after = jax.vmap(
+                lambda x: self._apply("discriminator", p, stats["discriminator"], x)
+            )(pair)
+            loss = self.loss.real(logits[0]).sum() + self.loss.fake(logits[1]).sum()
+            if self.loss.penalised:
+                loss += self.penalty * self._penalty(p, stats["discriminator"], batch, fakes[0])
+            return loss / m, (loss, after)
+
+        d_gradients = jax.grad(d_loss, has_aux=True)
+        gradients, (d_sum, d_stats) = d_gradients(params["discriminator"])
+        d_params, d_optimizer = self._update("discriminator", state, gradients)
+
+        # SG-BP, through SD as it is now.
+        def g_loss(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits, _ = self._apply("discriminator", d_params, stats["discriminator"], images)
+            loss = self.loss.generator(logits).sum()
+            return loss / m, loss
+
+        d_fakes, g_sum = jax.grad(g_loss, has_aux=True)(fakes[1])
+        second = jax.tree.map(lambda residual: residual[1], backward)
+        g_params, g_optimizer = self._update("generator", state, second(d_fakes)[0])
+
+        both = {"generator": g_stats, "discriminator": d_stats}
+        after = State(
+            {"generator": g_params, "discriminator": d_params},
+            jax.tree.map(lambda two: two.mean(0), both),
+            {"generator": g_optimizer, "discriminator": d_optimizer},
+        )
+        return after, Losses(d_sum, g_sum) if self.opens_losses else None
+
+    def _penalty(self, params: Any, stats: Any, batch: Batch, fakes: jax.Array) -> jax.Array:
+        mix = batch.mix.reshape(-1, 1, 1, 1)
+        between = fakes + mix * (batch.images - fakes)
+
+        def critic(images: jax.Array) -> jax.Array:
+            return self._apply("discriminator", params, stats, images)[0].reshape(-1)
+
+        return gradient_penalty(critic, between).sum()
+
+    def _update(self, name: str, state: State, gradients: Any) -> tuple[Any, Any]:
+        with jax.named_scope(f"{name}.update"):
+            params = state.params[name]
+            updates, optimizer = self.optimizers[name].update(
+                gradients, state.optimizer[name], params
+            )
+            return optax.apply_updates(params, updates), optimizer
+
+    def generate(self, variables: Variables, noise: jax.Array) -> jax.Array:
+        """SG-FP with running statistics: images [n, H, W, C], for SP.
+
+        Args:
+            variables: SG's, {"params", "batch_stats"}.
+            noise: [n, noise_size].
+        """
+        images: jax.Array = self.generator.apply(variables, noise, **_flag(self.generator, False))
+        return images
+
+
+def _flag(module: nn.Module, train: bool) -> dict[str, bool]:
+    """The argument that tells a module whether it is trained, if it has one."""
+    return {"train": train} if "train" in inspect.signature(module.__call__).parameters else {}

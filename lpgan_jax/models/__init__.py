@@ -1,1 +1,0 @@
-"""Networks built from the secure layers, and their plaintext twins."""

@@ -1,0 +1,91 @@
+"""The secure program in float64: what it would compute with numbers of any size and precision.
+
+Values are float64, scaled by 2^frac_bits like shares; nothing is rounded and nothing wraps. What
+comes out is the reference for `shadow`, and the magnitudes on the way are the headroom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lpgan_jax.mpc import arithmetic, compare, series
+from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.plain import PlainSeat
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.share_trees import scaled
+
+
+class ExactSeat(PlainSeat):
+    """The seat of nobody: values are plain float64."""
+
+    def real(self, value: Secret) -> jax.Array:
+        """A value as float64."""
+        return value.share * 2.0**-value.frac_bits
+
+    def encoded(self, values: jax.Array, frac_bits: int) -> jax.Array:
+        """Public reals as they are, in LSB."""
+        words: jax.Array = scaled(values, frac_bits).words
+        return words
+
+    def _check_fresh(self) -> None:
+        """There are no masks."""
+
+    def _seeds(self, count: int) -> Any:
+        return None
+
+    def _child(self, seed: Any, received: Any) -> Party:
+        return ExactSeat()
+
+
+@arithmetic.masked.register
+def _masked(party: ExactSeat, x: Secret) -> Secret:
+    return x
+
+
+@arithmetic.truncate.register
+def _truncate(party: ExactSeat, x: Secret, frac_bits: int) -> Secret:
+    if x.frac_bits == frac_bits:
+        return x
+    if x.frac_bits < frac_bits:
+        raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
+    result = Secret(x.share * 2.0 ** (frac_bits - x.frac_bits), frac_bits)
+    party.saw_truncation(x, result)
+    return result
+
+
+@arithmetic.truncate_by.register
+def _truncate_by(party: ExactSeat, x: Secret, shift: jax.Array) -> Secret:
+    return Secret(x.share * jnp.exp2(-shift.astype(jnp.float64)), x.frac_bits)
+
+
+@compare.below.register
+def _below(
+    party: ExactSeat, x: Secret, thresholds: Sequence[int], bits: int | None = None
+) -> compare.Bit:
+    party.saw_comparison(x, bits)
+    limits = jnp.asarray(thresholds, jnp.float64).reshape((-1,) + (1,) * len(x.shape))
+    below = x.share[None] < limits
+    return compare.Bit(below, Dealt(jnp.zeros(below.shape), None))
+
+
+@compare.floor.register
+def _floor(party: ExactSeat, x: Secret) -> Secret:
+    return Secret(jnp.floor(party.real(x)), 0)
+
+
+@series.evaluate.register
+def _evaluate(party: ExactSeat, function: series.Series, x: Secret, frac_bits: int) -> Secret:
+    real = party.real(x)
+    angles = jnp.asarray(function.multiples).reshape((-1,) + (1,) * real.ndim) * (
+        2 * jnp.pi / 2.0**function.log_period * real
+    )
+    total = jnp.tensordot(jnp.asarray(function.cosines), jnp.cos(angles), axes=1)
+    total += jnp.tensordot(jnp.asarray(function.sines), jnp.sin(angles), axes=1)
+    with party.filling_the_range():
+        return arithmetic.truncate(
+            party, scaled(total + function.constant, series.WAVE_BITS), frac_bits
+        )

@@ -1,0 +1,599 @@
+"""One server's seat in a protocol: its side of the named axis, and the dealer that feeds it.
+
+Every protocol is written once, from the view of one server, as code over that server's own shares.
+The two servers are the two places of the JAX axis `AXIS`; the only way that they talk is `open` and
+`exchange`. The same code then runs simulated (`simulate`: `vmap` over paired arrays) and deployed
+(`online`: under `shard_map` over a mesh of two devices).
+
+The dealer DS hands out two kinds of correlated randomness:
+
+- a *mask* (`mask`): each server expands its own part from its own seed; DS alone knows the sum;
+- *shares of a value that depends on masks* (`correlate`): S1 expands a fresh pseudo-random share
+  and DS sends S2 the correction.
+
+| entry point | knows | does |
+|---|---|---|
+| `simulate` | both seeds | everything inline, both servers, in one program |
+| `deal` | both seeds | the same code on zero shares; returns only the corrections for S2 |
+| `online` | one server's seed and the corrections | what S1 and S2 run; no dealer plaintext exists
+|
+
+Freshness. A `Party` counts its draws while a function is traced, so it is valid in the one trace
+that made it: used in the body of a `scan`, `vmap`, `jit` or `checkpoint` that was entered later, it
+would hand the same words to several executions. It refuses that with `StaleParty`. Inside such a
+body, make a new party from a key (or corrections) that is an argument of the body: a key from
+outside, with data of the body, is refused with `StaleKey`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from lpgan_jax.mpc import prng, traces
+from lpgan_jax.mpc.fixed_point import encode
+from lpgan_jax.mpc.prng import require_cryptographic
+from lpgan_jax.mpc.traces import StaleKey, named
+from lpgan_jax.ring.words import RING64, Ring
+
+AXIS = "party"
+_SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
+_CALL_KEYS = 128
+
+
+class StaleParty(RuntimeError):
+    """A party was used outside of the trace that made it: its masks would serve several values."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dealt:
+    """A value that only DS knows, of which each server holds a share.
+
+    Attributes:
+        share: this server's share.
+        plain: the value itself, which exists where both seeds do (simulate, deal); None online.
+    """
+
+    share: jax.Array
+    plain: jax.Array | None
+
+    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Dealt:
+        """The image under a linear map with public static coefficients."""
+        return Dealt(linear(self.share), None if self.plain is None else linear(self.plain))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Owed:
+    """A value that DS knows, and of which the servers have no shares yet.
+
+    Attributes:
+        plain: the value, which exists where both seeds do (simulate, deal); None online.
+    """
+
+    plain: jax.Array | None
+
+    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Owed:
+        """The image under a linear map with public static coefficients."""
+        return Owed(None if self.plain is None else linear(self.plain))
+
+
+class Words:
+    """A stream of pseudo-random words, each handed out once.
+
+    Small requests are cut from pools, so that a program holds few generator calls; large ones get a
+    call of their own, so that their memory lives no longer than they do. Every call has a key of
+    its own; these keys are derived many at a time, since each derivation is a generator call too.
+    """
+
+    def __init__(self, call_keys: jax.Array) -> None:
+        """`call_keys`: typed keys [..., n]; leading axes (the servers) are those of the words."""
+        self._keys = call_keys
+        self._used = 0
+        self._pools: dict[Any, tuple[jax.Array, int]] = {}
+
+    def _next_key(self) -> jax.Array:
+        if self._used == self._keys.shape[-1] - 1:  # the last one is the parent of the next
+            self._keys, self._used = call_keys(self._keys[..., -1]), 0
+        self._used += 1
+        return self._keys[..., self._used - 1]
+
+    def _call(self, size: int, dtype: Any) -> jax.Array:
+        keys = self._next_key()
+        if not keys.ndim:
+            return jax.random.bits(keys, (size,), dtype)
+        return jax.vmap(lambda key: jax.random.bits(key, (size,), dtype))(keys)
+
+    def children(self, count: int) -> jax.Array:
+        """Keys for as many other streams, [..., count]."""
+        key = self._next_key()
+        if not key.ndim:
+            return jax.random.split(key, count)
+        return jax.vmap(lambda own: jax.random.split(own, count))(key)
+
+    def draw(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Fresh words of the given shape (after the leading axes of the keys)."""
+        lead, size = self._keys.shape[:-1], math.prod(shape)
+        if size > _LARGEST_POOL // 8:  # cut from a pool, it might waste the pool's rest
+            return self._call(size, dtype).reshape(lead + shape)
+        pool, used = self._pools.get(dtype, (None, 0))
+        if pool is None or used + size > pool.shape[-1]:
+            previous = 0 if pool is None else pool.shape[-1]
+            length = min(max(2 * previous, size, _SMALLEST_POOL), _LARGEST_POOL)
+            pool, used = self._call(length, dtype), 0
+        self._pools[dtype] = (pool, used + size)
+        return lax.slice_in_dim(pool, used, used + size, axis=-1).reshape(lead + shape)
+
+
+def call_keys(parent: jax.Array) -> jax.Array:
+    """Children of a key, or of each of a vector of keys: [..., n]."""
+    if not parent.ndim:
+        return jax.random.split(parent, _CALL_KEYS)
+    return jax.vmap(lambda key: jax.random.split(key, _CALL_KEYS))(parent)
+
+
+class Source:
+    """Where a party's random words come from: the servers' seeds, or one of them."""
+
+    def __init__(self, seeds: jax.Array) -> None:
+        """`seeds`: both servers' (DS's view, [2]) or a server's own."""
+        self._both = seeds.ndim == 1
+        keys = call_keys(seeds)
+        half = _CALL_KEYS // 2
+        self._masks = Words(keys[..., :half])
+        # Only S1's are used: its shares of dealt values. (S2 expands its own too, to no purpose.)
+        self._shares = Words(keys[0, half:] if self._both else keys[half:])
+
+    def masks(self, shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, jax.Array] | jax.Array:
+        """Words of S1's seed and of S2's; or of the only seed."""
+        words = self._masks.draw(shape, dtype)
+        return (words[0], words[1]) if self._both else words
+
+    def shares(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Words of S1's seed, for its share of a dealt value."""
+        return self._shares.draw(shape, dtype)
+
+    def children(self, count: int) -> jax.Array:
+        """Seeds for as many other sources, [count] or [count, 2]."""
+        return jnp.moveaxis(self._masks.children(count), -1, 0)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What this server sends in one exchange: a name and the words."""
+
+    name: str
+    words: jax.Array
+
+
+class Party:
+    """One server's seat. Made by `simulate`, `deal` and `online`, valid in the trace that made it.
+
+    Attributes:
+        ring: the ring of arithmetic shares.
+        is_s1: whether this server is S1 (a traced bool: both servers run the same program).
+        place: where in the program we are, for the names of messages.
+        messages: every message sent so far, in order.
+        corrections: what DS must send to S2, in order (deal mode).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ring: Ring = RING64,
+        received: Iterator[jax.Array] | None = None,
+        deployed: bool = False,
+    ) -> None:
+        """`received`: S2's corrections, in online mode; `deployed`: a device each."""
+        self.ring = ring
+        self.is_s1 = lax.axis_index(AXIS) == 0
+        self.place: tuple[str, ...] = ()
+        self.messages: list[Message] = []
+        self.corrections: list[jax.Array] = []
+        self._source = source
+        self._received = received
+        self._deployed = deployed
+        self._trace = traces.current()
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """Name a part of the program: messages in it are called place/.../name."""
+        outer, self.place = self.place, (*self.place, name)
+        try:
+            yield
+        finally:
+            self.place = outer
+
+    def marked(self, kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as a call named kind:place/.../name (see `traces.named`)."""
+        return named(f"{kind}:{self._path(name)}", function)
+
+    def _path(self, name: str) -> str:
+        return "/".join(filter(None, (*self.place, name)))
+
+    # The servers ------------------------------------------------------------------------------
+
+    def only_s1(self, public: jax.Array) -> jax.Array:
+        """A share of a public value: the value at S1, zeros at S2."""
+        return jnp.where(self.is_s1, public, jnp.zeros_like(public))
+
+    def encoded(self, values: jax.Array, frac_bits: int) -> jax.Array:
+        """Public reals as words of the ring."""
+        return encode(values, frac_bits).astype(self.ring.dtype)
+
+    def exchange(self, words: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+        """Send `words` to the other server.
+
+        Returns:
+            (S1's message, S2's message), known to both.
+        """
+        self._check_fresh()
+        self.messages.append(Message(self._path(name), words))
+        if not self._deployed:
+            both = self.marked("exchange", name, lambda w: lax.all_gather(w, AXIS))(words)
+            return both[0], both[1]
+        # Point to point: over gloo about twice as fast as a reduction (but it stays batched in
+        # vmap).
+        send = self.marked("exchange", name, lambda w: lax.ppermute(w, AXIS, [(0, 1), (1, 0)]))
+        other = send(words)
+        return jnp.where(self.is_s1, words, other), jnp.where(self.is_s1, other, words)
+
+    def open(self, share: jax.Array, name: str) -> jax.Array:
+        """Reveal x' + x'' to both servers: one round, one word per element."""
+        first, second = self.exchange(self.ring.reduce(share), name)
+        return self.ring.reduce(first + second)
+
+    def open_bits(self, share: jax.Array, name: str) -> jax.Array:
+        """Reveal u' xor u'' of packed bits to both servers: one round."""
+        # A reduction, which XLA does not compute again for each use of a word's 64 bits.
+        return jnp.bitwise_xor.reduce(jnp.stack(self.exchange(share, name)))
+
+    # The dealer -------------------------------------------------------------------------------
+
+    def _check_fresh(self) -> None:
+        if traces.current() != self._trace:
+            raise StaleParty(
+                "this party belongs to another trace: inside the body of a scan, vmap, jit or "
+                "checkpoint, make a new party from a key that is an argument of the body"
+            )
+
+    def mask(self, shape: tuple[int, ...], dtype: Any = None, bitwise: bool = False) -> Dealt:
+        """A uniform mask of ring elements, or with `bitwise` of packed bits (then XOR-shared)."""
+        self._check_fresh()
+        words = self._source.masks(shape, dtype or self.ring.dtype)
+        if not isinstance(words, tuple):
+            return Dealt(words, None)
+        first, second = words
+        plain = first ^ second if bitwise else first + second
+        return Dealt(jnp.where(self.is_s1, first, second), plain)
+
+    def correlate(
+        self, function: Callable[..., jax.Array], *values: Dealt, bitwise: bool = False
+    ) -> Dealt:
+        """Shares of function(values), which DS alone can compute. Fresh at every call.
+
+        Args:
+            function: of the plain values; any function, also of several arrays.
+            values: dealt values; their plains exist in simulate and deal mode only.
+            bitwise: the result is packed bits, XOR-shared, instead of ring elements.
+
+        Returns:
+            The result as a dealt value. DS -> S2: one word per element of it.
+        """
+        plains = [value.plain for value in values]
+        if any(plain is None for plain in plains):
+            return self._receive(jax.eval_shape(function, *(value.share for value in values)))
+        return self._deal(function, plains, bitwise)
+
+    def compute(self, function: Callable[..., jax.Array], *values: Dealt) -> Owed:
+        """function(values), which DS alone can compute; it deals no shares of it (yet)."""
+        plains = [value.plain for value in values]
+        if any(plain is None for plain in plains):
+            return Owed(None)
+        return Owed(self.marked("deal", "", lambda *plains: (function(*plains),))(*plains)[0])
+
+    def settle(self, owed: Owed, like: jax.Array) -> Dealt:
+        """Shares of a computed value of the shape and dtype of `like`. Fresh at every call."""
+        if owed.plain is None:
+            return self._receive(jax.ShapeDtypeStruct(like.shape, like.dtype))
+        return self._deal(lambda plain: plain, [owed.plain], bitwise=False)
+
+    # Loops ------------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        body: Callable[[Party, Any, Any], tuple[Any, Any]],
+        carry: Any,
+        xs: Any,
+        length: int,
+        reverse: bool = False,
+    ) -> tuple[Any, Any]:
+        """`lax.scan` of a protocol: every iteration has a party, and so masks, of its own.
+
+        Args:
+            body: (party, carry, x) -> (carry, y).
+            carry: of the first iteration.
+            xs: scanned over; None for nothing.
+            length: iterations.
+            reverse: from the last x to the first.
+
+        Returns:
+            (the last carry, stacked ys), as of `lax.scan`.
+        """
+        self._check_fresh()
+        seeds = self._seeds(length)
+        dealt = [
+            self._next_correction(jax.ShapeDtypeStruct((length, *c.shape), c.dtype))
+            for c in self._needed(body, carry, (seeds, xs), length)
+        ]
+
+        def step(carry: Any, iteration: Any) -> tuple[Any, Any]:
+            seed, received, x = iteration
+            party = self._child(seed, received)
+            carry, y = body(party, carry, x)
+            return carry, (y, party.corrections)
+
+        carry, (ys, corrections) = lax.scan(step, carry, (seeds, dealt, xs), length, reverse)
+        self.corrections += corrections
+        return carry, ys
+
+    def _seeds(self, count: int) -> Any:
+        """What the parties of as many iterations are made from."""
+        return self._source.children(count)
+
+    def _child(self, seed: Any, received: Sequence[jax.Array]) -> Party:
+        """The party of an iteration; `received`: its corrections, in online mode."""
+        queue = None if self._received is None else iter(received)
+        party = Party(Source(seed), self.ring, queue, self._deployed)
+        party.place = self.place
+        return party
+
+    def _needed(
+        self, body: Callable[..., Any], carry: Any, rows: Any, length: int
+    ) -> list[jax.ShapeDtypeStruct]:
+        """The corrections that S2 receives for an iteration, in online mode."""
+        if self._received is None:
+            return []
+        needed: list[jax.ShapeDtypeStruct] = []
+
+        def trial(carry: Any, row: Any) -> Any:
+            seed, x = row
+            party = _Trial(Source(seed), self.ring, iter(()), self._deployed)
+            result = body(party, carry, x)
+            needed[:] = party.needed
+            return result
+
+        jax.eval_shape(lambda first, rows: lax.scan(trial, first, rows, length), carry, rows)
+        return needed
+
+    def _receive(self, expected: jax.ShapeDtypeStruct) -> Dealt:
+        self._check_fresh()
+        correction = self._next_correction(expected)
+        pseudo_random = self._source.shares(expected.shape, expected.dtype)
+        return Dealt(jnp.where(self.is_s1, pseudo_random, correction), None)
+
+    def _deal(self, function: Callable[..., jax.Array], plains: list[Any], bitwise: bool) -> Dealt:
+        self._check_fresh()
+        result = jax.eval_shape(function, *plains)
+        first = self._source.shares(result.shape, result.dtype)
+
+        def deal(first: jax.Array, *plains: jax.Array) -> tuple[jax.Array, jax.Array]:
+            plain = function(*plains)
+            return plain, plain ^ first if bitwise else plain - first
+
+        plain, correction = self.marked("deal", "", deal)(first, *plains)
+        self.corrections.append(correction)
+        return Dealt(jnp.where(self.is_s1, first, correction), plain)
+
+    def _next_correction(self, expected: jax.ShapeDtypeStruct) -> jax.Array:
+        correction = next(self._received or iter(()), None)
+        if correction is None:
+            raise ValueError("corrections: fewer were dealt than this program uses")
+        if (correction.shape, correction.dtype) != (expected.shape, expected.dtype):
+            raise ValueError(
+                f"corrections: expected {expected.dtype}{list(expected.shape)} next, "
+                f"got {correction.dtype}{list(correction.shape)}"
+            )
+        return correction
+
+
+class _Trial(Party):
+    """A party that is only traced, to see which corrections a program needs."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.needed: list[jax.ShapeDtypeStruct] = []
+
+    def _next_correction(self, expected: jax.ShapeDtypeStruct) -> jax.Array:
+        self.needed.append(expected)
+        return jnp.zeros(expected.shape, expected.dtype)
+
+    def _child(self, seed: Any, received: Sequence[jax.Array]) -> Party:
+        return _Trial(Source(seed), self.ring, iter(()), self._deployed)
+
+
+# Entry points -----------------------------------------------------------------------------------
+
+
+server_seeds = named("seeds:", prng.server_seeds)
+"""The servers' seeds under DS's key: see `prng.server_seeds`. The audit knows it by this name."""
+
+
+@custom_vmap
+def _bind(key: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
+    """The arrays; refuses, when batched, to be batched without the key."""
+    return arrays
+
+
+@_bind.def_vmap
+def _bind_batched(size: int, batched: list[Any], key: jax.Array, arrays: list[jax.Array]) -> Any:
+    key_batched, arrays_batched = batched
+    if any(arrays_batched) and not key_batched:
+        raise ValueError(
+            "key: vmap over data needs a batch of keys (jax.random.split(key, n)): with one key "
+            "all elements would share their masks, which reveals their differences"
+        )
+    return _bind(key, arrays), arrays_batched  # and so for every vmap around this one
+
+
+def is_own_rule(rule: Any) -> bool:
+    """Whether this is how `bound` is batched: a rule of ours, which computes nothing."""
+    return inspect.unwrap(rule) is _bind_batched
+
+
+def bound(key: jax.Array, tree: Any) -> Any:
+    """The tree, whose arrays may be batched by `vmap` only together with the key.
+
+    Raises:
+        StaleKey: some of it belongs to a trace that the key does not belong to; or it lies on
+            several devices, under `shard_map` or `pmap`.
+        ValueError: some of it is batched, and the key is not.
+    """
+    traces.require_own_keys(key, tree)
+    if axes := traces.mapped_axes() - {AXIS}:
+        raise StaleKey(
+            f"key: inside of a shard_map or pmap (over {', '.join(sorted(axes))}), where it may be "
+            "the same on all devices, whose data would share their masks: use vmap over keys and "
+            "data, and jit, which splits it over devices"
+        )
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, _bind(key, leaves))
+
+
+def _settled(party: Party, outputs: Any) -> Any:
+    """What leaves a program: shares without masks, for which DS deals what it still owes."""
+
+    def can_owe(node: Any) -> bool:
+        return hasattr(node, "settled")
+
+    return jax.tree.map(
+        lambda v: v.settled(party).unmasked() if can_owe(v) else v, outputs, is_leaf=can_owe
+    )
+
+
+def simulate(
+    function: Callable[..., Any],
+    key: jax.Array,
+    secrets: Any,
+    public: Any = None,
+    *,
+    ring: Ring = RING64,
+) -> Any:
+    """Run a protocol with both servers and DS in one program.
+
+    Args:
+        function: (party, secrets, public) -> outputs; the secrets and outputs are pytrees of this
+            server's shares.
+        key: DS's typed ChaCha20 key; every execution needs one of its own.
+        secrets: the same pytree with paired arrays: leading axis 2, S1's share first.
+        public: a pytree that both servers know; None for nothing.
+        ring: the ring of the arithmetic shares.
+
+    Returns:
+        The outputs as paired arrays.
+
+    Raises:
+        TypeError: the key is not of a cryptographic PRNG.
+        ValueError: under `vmap`, the secrets or the public values are batched and the key is not.
+        StaleKey: the secrets or the public values belong to the body of a `scan`, `jit` or the
+            like, and the key comes from outside of it; or the body is a `shard_map`'s. (What
+            `function` closes over is not looked at: hand over whatever may change.)
+    """
+    keys = server_seeds(key)
+    secrets, public = bound(key, (secrets, public))
+
+    def seat(shares: Any) -> Any:
+        party = Party(Source(keys), ring)
+        return _settled(party, function(party, shares, public))
+
+    return jax.vmap(seat, axis_name=AXIS)(secrets)
+
+
+def deal(
+    function: Callable[..., Any], key: jax.Array, secrets: Any, public: Any = None
+) -> list[jax.Array]:
+    """DS's program: the corrections that S2 needs to run `function` online.
+
+    Runs the same code as `simulate` on zero shares. The corrections depend on the key alone, so
+    that XLA removes all of the servers' work when this is jitted.
+
+    Args:
+        function: as in `simulate`.
+        key: as in `simulate`.
+        public: as in `simulate`.
+        secrets: as in `simulate`; only shapes and dtypes are looked at.
+
+    Returns:
+        Arrays in the order in which `online` consumes them.
+    """
+    keys = server_seeds(key)
+    public = bound(key, public)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), secrets)
+
+    def seat(shares: Any) -> list[jax.Array]:
+        party = Party(Source(keys))
+        _settled(party, function(party, shares, public))
+        return party.corrections
+
+    return jax.vmap(seat, out_axes=None, axis_name=AXIS)(zeros)
+
+
+class Material:
+    """What DS dealt for one execution of a program: it can be taken once.
+
+    Run twice with the same material, a program would send two values under one mask.
+    """
+
+    def __init__(self, seeds: jax.Array, corrections: list[jax.Array]) -> None:
+        """`seeds`: the servers' typed keys; `corrections`: from `deal`."""
+        self._content: tuple[jax.Array, list[jax.Array]] | None = (seeds, corrections)
+
+    def take(self) -> tuple[jax.Array, list[jax.Array]]:
+        """(seeds, corrections), for the one execution.
+
+        Raises:
+            RuntimeError: they were taken before.
+        """
+        content, self._content = self._content, None
+        if content is None:
+            raise RuntimeError("dealt material was used before: deal anew for every execution")
+        return content
+
+
+def online(
+    function: Callable[..., Any],
+    seed: jax.Array,
+    corrections: list[jax.Array],
+    secrets: Any,
+    public: Any = None,
+) -> Any:
+    """One server's program, for use under `shard_map` over a mesh with the axis `AXIS`.
+
+    Args:
+        function: as in `simulate`.
+        public: as in `simulate`.
+        seed: this server's typed key.
+        corrections: what `deal` returned (zeros, or anything, at S1, which ignores them).
+        secrets: a pytree of this server's shares.
+
+    Returns:
+        This server's outputs.
+    """
+    require_cryptographic(seed)
+    corrections, secrets, public = bound(seed, (corrections, secrets, public))
+    received = iter(corrections)
+    party = Party(Source(seed), received=received, deployed=True)
+    outputs = _settled(party, function(party, secrets, public))
+    if next(received, None) is not None:
+        raise ValueError("corrections: more were dealt than this program uses")
+    return outputs

@@ -1,0 +1,136 @@
+"""Interpreters of the secure program on whole values: no shares, nobody to hide them from.
+
+`PlainSeat` takes the place of a `Party`, so that layers, losses and optimizers run unchanged. What is
+exact whatever the masks (products, selections) is computed directly here; `exact.ExactSeat` computes in
+float64 without rounding, `emulated.EmulatedSeat` on the ring's integers with the protocols' own rounding.
+
+Both record what they truncate and compare, in the same order, which is what ranges, headroom and
+the loss of precision are read from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.ring.words import RING64
+
+RANGE_BITS = 62
+
+
+class Seen(NamedTuple):
+    """A value that a program truncated or compared.
+
+    Attributes:
+        place: where in the program.
+        value: the value before; it must be below 2^range_bits as an integer.
+        result: the truncated value; None of a comparison.
+        range_bits: what the operation takes.
+        by_design: the value fills that range by design (in a range reduction).
+    """
+
+    place: str
+    value: Secret
+    result: Secret | None
+    range_bits: int
+    by_design: bool
+
+    @property
+    def kind(self) -> str:
+        """What was done: "compare" or "truncate"."""
+        return "compare" if self.result is None else "truncate"
+
+
+class PlainSeat(Party):
+    """A seat where values are whole. Subclasses say what a value is.
+
+    Attributes:
+        seen: every truncation and comparison so far, in the order of the program.
+        filling: whether what is truncated now fills the range by design.
+    """
+
+    def __init__(self) -> None:
+        self.ring = RING64
+        self.place = ()
+        self.messages, self.corrections, self._received = [], [], None
+        self.seen: list[Seen] = []
+        self.filling = False
+
+    def only_s1(self, public: jax.Array) -> jax.Array:
+        """A public value itself: there is one server."""
+        return public
+
+    def real(self, value: Secret) -> jax.Array:
+        """A value as float64."""
+        raise NotImplementedError
+
+    @contextmanager
+    def filling_the_range(self) -> Iterator[None]:
+        """What is truncated here fills the range by design."""
+        self.filling = True
+        try:
+            yield
+        finally:
+            self.filling = False
+
+    def saw_truncation(self, value: Secret, result: Secret) -> None:
+        """Record a truncation."""
+        self.seen.append(Seen("/".join(self.place), value, result, RANGE_BITS, self.filling))
+
+    def saw_comparison(self, value: Secret, bits: int | None) -> None:
+        """Record a comparison of values below 2^(bits-1) (as integers), or of any."""
+        by_design = bits in (None, self.ring.bits)
+        range_bits = RANGE_BITS if by_design else (bits or 0) - 1
+        self.seen.append(Seen("/".join(self.place), value, None, range_bits, by_design))
+
+
+def bits_left(party: PlainSeat, seen: Seen) -> jax.Array:
+    """Bits between the largest magnitude and what the operation takes; NaN leaves -inf.
+
+    Range reductions fill the range by design: where they fit, all `RANGE_BITS` count as left.
+    """
+    largest = jnp.abs(party.real(seen.value)).max(initial=0.0)
+    largest = jnp.where(jnp.isnan(largest), jnp.inf, largest)
+    lsb = 2.0**-seen.value.frac_bits
+    left = seen.range_bits - jnp.log2(jnp.maximum(largest / lsb, 1.0))
+    return jnp.where(left > 0, math.inf, left) if seen.by_design else left
+
+
+@arithmetic.bilinear.register
+def _bilinear(
+    party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secret, *, owing: bool = False
+) -> Secret:
+    return Secret(product(x.share, y.share), x.frac_bits + y.frac_bits)
+
+
+@arithmetic.mul.register
+def _mul(party: PlainSeat, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
+    return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
+
+
+@arithmetic.square.register
+def _square(party: PlainSeat, x: Secret, *, owing: bool = False) -> Secret:
+    return Secret(x.share * x.share, 2 * x.frac_bits)
+
+
+@compare.arithmetic.register
+def _arithmetic(party: PlainSeat, bit: compare.Bit) -> Secret:
+    return Secret(_whole_bit(bit).astype(bit.random.share.dtype), 0)
+
+
+@compare.select.register
+def _select(party: PlainSeat, bit: compare.Bit, x: Secret) -> Secret:
+    return Secret(jnp.where(_whole_bit(bit), x.share, jnp.zeros_like(x.share)), x.frac_bits)
+
+
+def _whole_bit(bit: compare.Bit) -> jax.Array:
+    """The bit itself: what was opened, and the random bit that hides it."""
+    return bit.flipped ^ (bit.random.share != 0)

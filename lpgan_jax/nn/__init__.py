@@ -1,1 +1,0 @@
-"""Secure layers: forward and backward, on one server's shares."""

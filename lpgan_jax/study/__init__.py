@@ -1,0 +1,1 @@
+"""Studies: how good generated images are, and many runs that are compared."""

@@ -1,0 +1,208 @@
+"""A cell of a sweep: one training run of one kind, and what is measured of it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.common.tables import Row
+from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.mpc.emulated import Rounding
+from lpgan_jax.mpc.prng import key as make_key
+from lpgan_jax.study.features import classifier_judge
+from lpgan_jax.study.quality import Judge
+from lpgan_jax.study.sweep.errors import gradient_errors, layer_errors, protocol_errors
+from lpgan_jax.training import config, data
+from lpgan_jax.training.building import build
+from lpgan_jax.training.config import DataConfig, SweepConfig, TrainConfig
+from lpgan_jax.training.images import save_png
+from lpgan_jax.training.simulation import Simulation
+from lpgan_jax.training.source import DataSource
+from lpgan_jax.training.trainers import (
+    Mode,
+    PlaintextTrainer,
+    SecureTrainer,
+    ShadowTrainer,
+    Trainer,
+)
+
+SAMPLES = 16  # images in a cell's picture
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of training run.
+
+    Attributes:
+        mode: see `trainers`.
+        rounding: of shadow runs.
+        frac_bits: fraction bits; of perturbed plaintext runs, their unit. Else those of the base.
+        perturbation: of plaintext runs, in LSB a step.
+    """
+
+    mode: Mode
+    rounding: Rounding
+    frac_bits: int
+    perturbation: float
+
+    @property
+    def name(self) -> str:
+        """For files, and people."""
+        if self.mode == "plaintext":
+            if not self.perturbation:
+                return "float32"
+            return f"float32-moved-{self.perturbation:g}-lsb-f{self.frac_bits:02d}"
+        kind = "secure" if self.mode == "secure" else f"shadow-{self.rounding}"
+        return f"{kind}-f{self.frac_bits:02d}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a variant and a seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.variant.name}-seed{self.seed}"
+
+
+def variants(sweep: SweepConfig) -> list[Variant]:
+    """All kinds of runs, in the order of the configuration, each once."""
+    own = config.load(sweep.base, sweep.set).frac_bits
+    found: dict[Variant, None] = {}
+    for runs in sweep.runs:
+        floats = runs.mode == "plaintext" and not runs.perturbation  # which have no fraction bits
+        bits = [own] if floats else runs.frac_bits or [own]
+        for rounding, frac_bits in itertools.product(runs.rounding, bits):
+            found[Variant(runs.mode, rounding, frac_bits, runs.perturbation)] = None
+    return list(found)
+
+
+def settings_of(sweep: SweepConfig, variant: Variant) -> TrainConfig:
+    """The training configuration of a variant's runs."""
+    return config.load(sweep.base, [*sweep.set, f"frac_bits={variant.frac_bits}"])
+
+
+def run_cell(sweep: SweepConfig, cell: Cell, folder: Path, errors: bool) -> None:
+    """Run a cell, and write a JSON file of its tables and a picture of its images.
+
+    Args:
+        sweep: the study.
+        cell: one run of it.
+        folder: where the files go.
+        errors: measure the errors of protocols, layers and gradients too.
+    """
+    started = time.time()
+    settings = settings_of(sweep, cell.variant)
+    images = _images(settings.data)
+    measure = cached_judge(settings.data, sweep.num_images)
+    tables = _run(sweep, settings, cell, images, measure, folder, errors)
+    tables["times"][0]["cell_seconds"] = time.time() - started
+    atomic_write(folder / f"{cell.name}.json", json.dumps(tables).encode(), private=False)
+
+
+@functools.cache
+def _images(of: DataConfig) -> np.ndarray:
+    return data.load_images(of)
+
+
+@functools.cache
+def cached_judge(of: DataConfig, num_images: int) -> Judge:
+    """What measures a sweep's images; the first call may train a classifier."""
+    return classifier_judge(of, _images(of), num_images)
+
+
+def _run(
+    sweep: SweepConfig,
+    settings: TrainConfig,
+    cell: Cell,
+    images: np.ndarray,
+    measure: Judge,
+    folder: Path,
+    errors: bool,
+) -> dict[str, list[Row]]:
+    variant = cell.variant
+    identity: Row = asdict(variant) | {"seed": cell.seed}
+    gan = build(settings)
+    source = DataSource(settings, cell.seed, images)
+    initial = source.initial_state(gan.gan)
+    trainer = _trainer(settings, gan, initial, cell)
+    reference = PlaintextTrainer(gan.gan, initial, dtype=np.float64)
+    rng = data.random_stream(cell.seed, data.Stream.EVALUATION)
+    noise = rng.normal(size=(sweep.num_images, settings.model.noise_size))
+
+    training: list[Row] = []
+    losses: list[tuple[float, float]] = []
+    seconds: list[float] = []
+    for step in range(settings.steps):
+        batch = source.batch(step)
+        reference.step(step, batch)
+        before = time.time()
+        loss = trainer.step(step, batch)
+        seconds.append(time.time() - before)
+        losses += [loss] if loss is not None else []
+        if (step + 1) % sweep.measure_every and step + 1 != settings.steps:
+            continue
+        # What diverged or left the ring's range is no image, but it is what this run generates.
+        made = np.clip(np.nan_to_num(trainer.generate(noise), nan=-1.0), -1, 1)
+        quality = measure(made)
+        mean = np.mean(losses, axis=0).tolist() if losses else [None, None]
+        distance, moved = _distance(trainer, reference, initial.params)
+        training.append(
+            identity
+            | {"step": step + 1, "loss_d": mean[0], "loss_g": mean[1]}
+            | asdict(quality)
+            | {"distance": distance / moved, "distance_lsb": distance * 2.0**variant.frac_bits}
+        )
+        losses = []
+    save_png(folder / f"{cell.name}.png", made[:SAMPLES], columns=4, private=False)
+
+    tables: dict[str, list[Row]] = {"training": training}
+    tables["times"] = [identity | {"seconds_per_step": float(np.median(seconds[1:] or seconds))}]
+    if errors:
+        arguments = (gan, reference.state(), source.batch(settings.steps), variant, cell.seed)
+        tables |= {
+            "gradients": [identity | row for row in gradient_errors(*arguments)],
+            "layers": [identity | row for row in layer_errors(*arguments)],
+            "protocols": [identity | row for row in protocol_errors(variant, cell.seed)],
+        }
+    return tables
+
+
+def _trainer(settings: TrainConfig, gan: SecureLPGAN, initial: State, cell: Cell) -> Trainer:
+    variant = cell.variant
+    master = make_key(cell.seed)  # `errors` folds numbers into it
+    if variant.mode == "secure":
+        return SecureTrainer(Simulation.begin(gan, initial, master))
+    if variant.mode == "shadow":
+        return ShadowTrainer(gan, initial, master, variant.rounding)
+    perturbation = variant.perturbation * 2.0**-variant.frac_bits
+    return PlaintextTrainer(gan.gan, initial, perturbation, cell.seed)
+
+
+def _distance(trainer: Trainer, reference: Trainer, initial: Any) -> tuple[float, float]:
+    """Root mean square over all parameters: from the reference, and of its own way so far."""
+    exact = _params(reference)
+
+    def rms(difference: Callable[[Any, Any], Any], other: Any) -> float:
+        parts = jax.tree.leaves(jax.tree.map(lambda a, b: np.ravel(difference(a, b)), exact, other))
+        return float(np.sqrt(np.mean(np.concatenate(parts) ** 2)))
+
+    return rms(np.subtract, _params(trainer)), rms(np.subtract, initial)
+
+
+def _params(trainer: Trainer) -> Any:
+    return {name: variables["params"] for name, variables in trainer.learnt().items()}

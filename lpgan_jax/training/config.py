@@ -1,0 +1,492 @@
+"""The configuration of a training run: what the fields are, and how they are read and written.
+
+In files they are YAML, without aliases; between processes they are JSON.
+
+Everything here is public: the architecture, the hyper-parameters, the shapes.
+"""
+
+import json
+import re
+import reprlib
+from collections.abc import Hashable, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file and the field."""
+
+
+# --- The fields -----------------------------------------------------------------------------------
+
+
+class Fields(BaseModel):
+    """Immutable and strict: no unknown fields; "3" and True are no integers; 1 stands for 1.0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Fields):
+    """Which images to train on."""
+
+    dataset: Literal["digits", "idx", "npz", "cifar10", "folder"]
+    """`digits`: scikit-learn's 8x8 digits; `idx`: files as those of MNIST and Fashion-MNIST; `npz`:
+    as MedMNIST's; `cifar10`: CIFAR-10's Python batches; `folder`: PNG and JPEG files, as CelebA's.
+    """
+    path: str | None = Field(default=None, validate_default=True)
+    """The file (or, for `idx`, `cifar10` and `folder`, the directory of files), relative to the
+    working directory."""
+    split: str = Field(default="train", min_length=1)
+    image_size: int = Field(ge=2)
+    """Height and width to train at: smaller images get a black border, `digits` are enlarged, and
+    those of a `folder` are cropped to their central square and resized."""
+    channels: int
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many images."""
+
+    @field_validator("path")
+    @classmethod
+    def _path_fits_dataset(cls, path: str | None, info: ValidationInfo) -> str | None:
+        dataset = info.data.get("dataset")
+        if dataset == "digits" and path is not None:
+            raise expected("no path, because the digits come with scikit-learn")
+        if dataset not in (None, "digits") and not path:
+            raise expected(f"the path of the {dataset} data")
+        return path
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_colour(cls, channels: int) -> int:
+        if channels not in (1, 3):
+            raise expected("1 (grey) or 3 (colour)")
+        return channels
+
+
+class ModelConfig(Fields):
+    """The DCGAN: two networks that mirror each other, each layer doubling or halving the size."""
+
+    noise_size: int = Field(ge=1)
+    features: int = Field(ge=1)
+    """Feature maps of the layer nearest the image; they double with every layer away from it."""
+    kernel_size: int = Field(default=4, ge=2)
+    """At least 2, because a narrower kernel would skip pixels at stride 2."""
+    base_size: int = Field(default=4, ge=1)
+    """The smallest height and width, at the fully connected layers."""
+    leaky_slope: float = Field(default=0.2, ge=0, lt=1)
+    init_std: float = Field(default=0.02, gt=0)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """The share of the old running statistics that a step keeps."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """How the discriminator's layers are normalised."""
+    loss: Literal["logistic", "hinge", "least_squares", "wasserstein"] = "logistic"
+    """What the networks minimise; `wasserstein` with a gradient penalty, of each example alone, so
+    that the discriminator's normalisation must not be one over the batch."""
+    penalty: float = Field(default=10.0, gt=0)
+    """Weight of the gradient penalty; other losses ignore it."""
+
+    module: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """Networks of your own, as `my_nets:Networks`: what has Flax modules as its `generator` and
+    `discriminator`. The fields of the DCGAN are ignored then."""
+
+    @model_validator(mode="after")
+    def _loss_fits_norm(self) -> "ModelConfig":
+        own = self.module is not None
+        if self.loss == "wasserstein" and self.norm == "batch" and not own:
+            raise expected("norm: group or none, because the gradient penalty is of one example")
+        return self
+
+
+class OptimizerConfig(Fields):
+    """How one network's parameters follow its gradients."""
+
+    name: Literal["sgd", "adam"]
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """SGD's; Adam ignores it, and SGD ignores what follows."""
+    b1: float = Field(default=0.5, ge=0, lt=1)
+    b2: float = Field(default=0.999, ge=0, lt=1)
+    eps_root: float = Field(default=1e-8, gt=0)
+    """Added to Adam's second moment under the root."""
+
+
+class TrainConfig(Fields):
+    """A whole training run."""
+
+    data: DataConfig
+    model: ModelConfig
+    generator_optimizer: OptimizerConfig
+    discriminator_optimizer: OptimizerConfig
+    frac_bits: int = Field(default=18, ge=1, le=28)
+    """Fraction bits of the fixed-point numbers."""
+    batch_size: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of the images. What protects the shares never comes from it."""
+    log_every: int = Field(ge=1)
+    sample_every: int = Field(ge=1)
+    num_samples: int = Field(ge=1)
+    """Images in a sample grid."""
+    checkpoint_every: int = Field(ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    # A tuple, so that a configuration can be hashed; files hold lists, which strictness refuses.
+    results: tuple[Literal["generator", "discriminator"], ...] = Field(
+        default=("generator",), strict=False
+    )
+    """The networks whose parameters the service provider gets from real servers."""
+    open_losses: bool = True
+    """Whether the service provider reconstructs the losses while training."""
+    open_samples: bool = True
+    """Whether the service provider reconstructs generated images while training."""
+
+    @field_validator("results")
+    @classmethod
+    def _results_differ(cls, results: tuple[str, ...]) -> tuple[str, ...]:
+        if not results:
+            raise expected("a list that is not empty")
+        if len(set(results)) < len(results):
+            raise expected("each network once")
+        return results
+
+    def logs_after(self, step: int) -> bool:
+        """Whether the step (counted from 1) has a row of metrics."""
+        return step % self.log_every == 0 or step == self.steps
+
+    def samples_after(self, step: int) -> bool:
+        """Whether a grid of images is generated after the step, counted from 1."""
+        return step % self.sample_every == 0 or step == self.steps
+
+    def saves_after(self, step: int) -> bool:
+        """Whether there is a checkpoint of the step, counted from 1."""
+        return step % self.checkpoint_every == 0 or step == self.steps
+
+    @property
+    def depth(self) -> int:
+        """How many layers double or halve the size: `image_size = base_size * 2**depth`."""
+        return (self.data.image_size // self.model.base_size).bit_length() - 1
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TrainConfig":
+        size, base = self.data.image_size, self.model.base_size
+        if self.depth < 1 or size != base * 2**self.depth:
+            # Pydantic gives no field to an error that two fields share.
+            raise PydanticCustomError(
+                "sizes",
+                "data.image_size: {size} given, expected {base} * 2**k with k >= 1, because "
+                "each layer of the generator doubles model.base_size ({base})",
+                {"size": size, "base": base},
+            )
+        return self
+
+
+class RunsConfig(Fields):
+    """Runs of a sweep: one for each combination of the lists."""
+
+    mode: Literal["secure", "shadow", "plaintext"]
+    """`secure`: on shares; `shadow`: on integers, rounded alike; `plaintext`: the float32 twin."""
+    frac_bits: list[int] = []
+    """None of them: as the base says."""
+    rounding: list[Literal["stochastic", "nearest", "local"]] = ["stochastic"]
+    """How shadow runs truncate: as the protocols do, or as they do not."""
+    perturbation: float = Field(default=0.0, ge=0)
+    """Plaintext runs: after each step all parameters move at random, by up to so many LSB."""
+
+    @model_validator(mode="after")
+    def _fields_fit_mode(self) -> "RunsConfig":
+        if self.mode != "shadow" and self.rounding != ["stochastic"]:
+            raise expected("a rounding for shadow runs only: the protocols round stochastically")
+        if self.mode != "plaintext" and self.perturbation:
+            raise expected("a perturbation for plaintext runs only")
+        return self
+
+
+class SweepConfig(Fields):
+    """A study: training runs of several kinds from the same seeds, measured alike."""
+
+    base: str = Field(min_length=1)
+    """The configuration of every run: a shipped one's name, or a YAML file."""
+    set: list[str] = []
+    """What to change in it, as `steps=400`."""
+    runs: list[RunsConfig] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    """Each seed decides initial parameters, batches, noise and rounding of one run of each kind."""
+    measure_every: int = Field(ge=1)
+    """Steps between measurements of quality."""
+    num_images: int = Field(ge=10)
+    """How many images are generated for each, and how many real ones they are compared with."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise expected("different numbers of at least 0")
+        return seeds
+
+
+LONGEST_JSON = 2**15
+"""Characters of a configuration as JSON, at most."""
+LONGEST_YAML = 2**16  # bytes; much more could take ages to read
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def expected(wanted: str) -> PydanticCustomError:
+    """The error of a validator: what a field should have been."""
+    return PydanticCustomError("expected", "expected {wanted}", {"wanted": wanted})
+
+
+# --- Reading and writing --------------------------------------------------------------------------
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read the configuration of a training run.
+
+    Args:
+        name_or_path: the name of a shipped configuration (`digits`) or the path of a YAML file.
+        overrides: strings such as `model.features=32`, the value in YAML; later ones win.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        FileNotFoundError: there is no such file and no such shipped configuration.
+        ConfigError: the file is not YAML, or a field is unknown, missing, of the wrong type or
+            out of range.
+    """
+    return _load(TrainConfig, name_or_path, overrides, _shipped_files())
+
+
+def load_sweep(name_or_path: str) -> SweepConfig:
+    """Read a sweep; as `load`, without overrides: the names are those of `configs/sweeps`."""
+    return _load(SweepConfig, name_or_path, (), _shipped_files("sweeps"))
+
+
+def _load(
+    model: type[_Model], name_or_path: str, overrides: Sequence[str], known: dict[str, Traversable]
+) -> _Model:
+    file = _find(name_or_path, known)
+    with file.open("rb") as stream:
+        fields = load_yaml(stream.read(LONGEST_YAML + 1), file.name)
+    for override in overrides:
+        _apply(override, fields, file.name)
+    return validated(model, fields, file.name)
+
+
+def from_json(text: str, source: str) -> TrainConfig:
+    """The configuration of a training run that `to_json` wrote, or whoever sent it.
+
+    Raises:
+        ConfigError: it is longer than `LONGEST_JSON`, no JSON, has a field twice, or a field is
+            wrong; the message names the `source`.
+    """
+    if len(text) > LONGEST_JSON:
+        raise ConfigError(f"{source}: {len(text)} characters, expected at most {LONGEST_JSON}")
+    try:
+        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        if not isinstance(fields, dict):
+            raise ValueError("no fields")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: expected a configuration in JSON: {error}") from None
+    return validated(TrainConfig, fields, source)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    for name in fields:
+        if not name.isidentifier():
+            raise ValueError(f"{reprlib.repr(name)} is not the name of a field")
+    if len(fields) < len(pairs):
+        raise ValueError("a field is given twice")
+    return fields
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def to_json(config: TrainConfig) -> str:
+    """Return `config` as JSON that `from_json` reads as an equal configuration."""
+    return json.dumps(config.model_dump(), allow_nan=False)
+
+
+def validated(model: type[_Model], fields: object, source: str) -> _Model:
+    """The model of these fields.
+
+    Raises:
+        ConfigError: a field is wrong; the message names it and the `source`.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(model, detail)}" for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(config: Fields) -> str:
+    """Return `config` as YAML that reads back as an equal configuration."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False)
+
+
+def shipped() -> list[str]:
+    """Return the names of the configurations that come with the package, sorted."""
+    return sorted(_shipped_files())
+
+
+def _shipped_files(folder: str = "") -> dict[str, Traversable]:
+    # An installed package has the repository's `configs/` in it; in a checkout it lies beside it.
+    directory = resources.files("lpgan_jax") / "configs"
+    if not directory.is_dir():
+        directory = Path(__file__).parent.parent / "configs"
+    directory = directory / folder if folder else directory
+    files = directory.iterdir() if directory.is_dir() else ()
+    return {Path(file.name).stem: file for file in files if file.name.endswith(".yaml")}
+
+
+def _find(name_or_path: str, known: dict[str, Traversable]) -> Traversable:
+    path = Path(name_or_path)
+    if name_or_path in known:
+        return known[name_or_path]
+    if path.is_file():
+        return path
+    raise FileNotFoundError(
+        f"{name_or_path}: no such configuration, expected a YAML file or one of "
+        f"{', '.join(sorted(known))}"
+    )
+
+
+def load_yaml(text: bytes, source: str) -> dict[str, Any]:
+    """The fields of a YAML file.
+
+    Raises:
+        ConfigError: it is no YAML, or no mapping; the message names the `source`.
+    """
+    fields = _parse_yaml(text, source)
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{source}: expected a mapping of fields to values, such as `steps: 400`")
+    return fields
+
+
+def _parse_yaml(text: bytes | str, source: str) -> Any:
+    if len(text) > LONGEST_YAML:
+        raise ConfigError(f"{source}: more than {LONGEST_YAML} bytes, expected a configuration")
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-45
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{source}: expected valid YAML: {reason}") from None
+
+
+def _apply(override: str, fields: dict[str, Any], source: str) -> None:
+    """Set the field that `override` names, in place."""
+    dotted, equals, text = override.partition("=")
+    *parents, name = dotted.strip().split(".")
+    if not equals or not all([*parents, name]):
+        raise ConfigError(f"override {override!r}: expected field=value, as in model.features=32")
+    value = _parse_yaml(text, f"override {override!r}")
+    for parent in parents:
+        fields = fields.setdefault(parent, {})
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{source}: {dotted}: no such field, {parent} has no fields")
+    fields[name] = value
+
+
+def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
+    """Return pydantic's error as `field: what was given, what was expected`."""
+    location, kind, context = error["loc"], error["type"], error.get("ctx", {})
+    field = ".".join(str(part) for part in location)
+    if kind == "sizes":
+        return error["msg"]
+    if kind == "extra_forbidden":
+        return f"{field}: unknown field, expected one of {', '.join(_siblings(model, location))}"
+    if kind == "missing":
+        return f"{field}: missing, expected a value"
+    wanted = {
+        "expected": context.get("wanted"),
+        "literal_error": context.get("expected"),
+        "greater_than": f"more than {context.get('gt')}",
+        "greater_than_equal": f"at least {context.get('ge')}",
+        "less_than": f"less than {context.get('lt')}",
+        "less_than_equal": f"at most {context.get('le')}",
+        "int_type": "an integer",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "string_pattern_mismatch": "a text such as my_nets:Networks",
+        "string_too_short": "a text that is not empty",
+        "list_type": "a list",
+        "tuple_type": "a list",
+        "too_short": "a list that is not empty",
+        "model_type": "fields with values",
+        "invalid_key": "the name of a field",
+    }.get(kind, f"otherwise ({error['msg']})")
+    return f"{field}: {reprlib.repr(error['input'])} given, expected {wanted}"
+
+
+def _siblings(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Return the fields of the model that has the last part of `location` in it."""
+    for part in location[:-1]:
+        if isinstance(part, str):  # and not a place in a list
+            inner = model.model_fields[part].annotation
+            (model,) = get_args(inner) or (inner,)
+    return list(model.model_fields)
+
+
+# --- YAML as its users expect it ------------------------------------------------------------------
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with `2e-4` a number, and without what a configuration needs not.
+
+    A field given twice is an error, and so are aliases and merge keys, by which half a kilobyte
+    takes minutes to read.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:  # also an alias has one
+            problem = f"expected no anchor or alias, found {event.anchor}"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = set()
+        for key, _ in node.value:
+            problem = "expected no merge key" if key.tag == _MERGE else None
+            if isinstance(key, yaml.ScalarNode):  # others are refused as keys
+                if key.value in names:
+                    problem = f"{key.value} is given twice"
+                names.add(key.value)
+            if problem is not None:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The counterpart of `_Loader`: it quotes the texts that `_Loader` would read as numbers."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+# PyYAML, after YAML 1.1, wants a dot and a signed exponent in a number: it reads `2e-4` as a text.
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))

@@ -1,0 +1,45 @@
+"""What DS brings to a run: batches of images and noise, and initial parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lpgan_jax.gan import LOSSES, LPGAN, Batch, State
+from lpgan_jax.training import data
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.data import Stream, random_stream
+
+
+class DataSource:
+    """DS's images and noise: everything that a run's seed decides, step by step."""
+
+    def __init__(self, settings: TrainConfig, seed: int, images: np.ndarray) -> None:
+        """`images`: float32 [N, H, W, C] in [-1, 1]."""
+        expected = (settings.data.image_size, settings.data.image_size, settings.data.channels)
+        if images.shape[1:] != expected:
+            raise ValueError(
+                f"images: expected [N, {', '.join(map(str, expected))}], got {images.shape}"
+            )
+        self._settings, self._seed, self._images = settings, seed, images
+        self._order = data.Batches(len(images), settings.batch_size, seed)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0; the same after a resumption."""
+        rng = random_stream(self._seed, Stream.NOISE, step)
+        size, noise_size = self._settings.batch_size, self._settings.model.noise_size
+        penalised = LOSSES[self._settings.model.loss].penalised
+        return Batch(
+            self._images[self._order.indices(step)],
+            rng.normal(size=(size, noise_size)),
+            rng.normal(size=(size, noise_size)),
+            rng.uniform(size=size) if penalised else None,
+        )
+
+    def initial_state(self, gan: LPGAN) -> State:
+        """The initial parameters, statistics and optimizers' states."""
+        return gan.init(random_stream(self._seed, Stream.INIT))
+
+    def sample_noise(self) -> np.ndarray:
+        """The noise of every sample grid."""
+        rng = random_stream(self._seed, Stream.SAMPLES)
+        return rng.normal(size=(self._settings.num_samples, self._settings.model.noise_size))

@@ -243,10 +243,10 @@ class LPGAN:
             variables: SG's, {"params", "batch_stats"}.
             noise: [n, noise_size].
         """
-        images: jax.Array = self.generator.apply(variables, noise, **_flag(self.generator, False))
+        images: Any = self.generator.apply(variables, noise, **_flag(self.generator, False))
         return images
 
 
-def _flag(module: nn.Module, train: bool) -> dict[str, bool]:
+def _flag(module: nn.Module, train: bool) -> dict[str, Any]:
     """The argument that tells a module whether it is trained, if it has one."""
     return {"train": train} if "train" in inspect.signature(module.__call__).parameters else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from functools import lru_cache
+from typing import Any
 
 import flax.linen as nn
 import optax
@@ -57,7 +58,7 @@ def _networks(settings: TrainConfig) -> tuple[nn.Module, nn.Module]:
     model = settings.model
     if model.module is not None:
         return imported(model.module)
-    common = {
+    common: dict[str, Any] = {
         "features": model.features,
         "depth": settings.depth,
         "kernel_size": model.kernel_size,
@@ -86,14 +87,14 @@ def imported(name: str) -> tuple[nn.Module, nn.Module]:
             f"what it has, as in my_nets:Networks: {error}"
         ) from None
     networks = found() if callable(found) else found
-    pair = tuple(getattr(networks, name, None) for name in NETWORKS)
+    pair = getattr(networks, "generator", None), getattr(networks, "discriminator", None)
     for which, network in zip(NETWORKS, pair, strict=True):
         if not isinstance(network, nn.Module):
             raise ConfigError(
                 f"model.module: {name}: expected a Flax module as its {which}, got "
                 f"{type(network).__name__}"
             )
-    return pair
+    return pair  # type: ignore[return-value]
 
 
 @lru_cache(8)

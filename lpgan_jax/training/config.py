@@ -347,10 +347,7 @@ def shipped() -> list[str]:
 
 
 def _shipped_files(folder: str = "") -> dict[str, Traversable]:
-    # An installed package has the repository's `configs/` in it; in a checkout it lies beside it.
-    directory = resources.files("lpgan_jax") / "configs"
-    if not directory.is_dir():
-        directory = Path(__file__).parent.parent / "configs"
+    directory = resources.files("lpgan_jax") / "configs"  # a link to the repository's own
     directory = directory / folder if folder else directory
     files = directory.iterdir() if directory.is_dir() else ()
     return {Path(file.name).stem: file for file in files if file.name.endswith(".yaml")}

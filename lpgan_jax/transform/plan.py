@@ -300,7 +300,7 @@ def _ways(node: Node, argument: Node, without: set[int]) -> Iterator[float]:
     for one in inputs if factor is not None else ():
         for way in _ways(one, argument, without):
             found = True
-            yield factor * way
+            yield (factor or 1.0) * way
     if not found:
         without.add(id(node))
 

@@ -481,6 +481,10 @@ def _settled(party: Party, outputs: Any) -> Any:
     )
 
 
+Program = tuple[Callable[[Party, Any, Any], Any], Any, Any]
+"""(function, secrets, public), as `simulate` takes them, often of shapes: to be traced, not run."""
+
+
 def simulate(
     function: Callable[..., Any],
     key: jax.Array,

@@ -6,16 +6,11 @@ A program is (function, secrets, public), as `party.simulate` takes them, where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from lpgan_jax.gan import SecureLPGAN, State
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.party import Program
 from lpgan_jax.mpc.share_trees import same_scale, shapes_of, tree_of_shapes
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
-
-Program = tuple[Callable[[Party, Any, Any], Any], Any, Any]
 
 
 def training_program(settings: TrainConfig) -> Program:

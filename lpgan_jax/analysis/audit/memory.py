@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lpgan_jax.analysis.cost import random_words
-from lpgan_jax.training.programs import Program
+from lpgan_jax.mpc.party import Program
 
 _BASE, _PER_WORD = 10**9, 20
 """Bytes that an audit takes: measured on the published network, at batches of 2 to 32."""

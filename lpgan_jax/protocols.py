@@ -582,7 +582,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     return _run(function, key, f, x=x)
 
 
-# Layers: plain JAX under `secure` ------------------------------------------------------------------
+# Layers: plain JAX under `secure` -----------------------------------------------------------------
 
 
 def _layer(

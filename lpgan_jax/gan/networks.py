@@ -70,7 +70,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """SD: `depth` convolutions that halve the size and double the maps, and a fully connected layer.
+    """SD: `depth` convolutions that halve the size and double the maps, then a dense layer.
 
     Attributes:
         features: maps of the layer nearest the image.

@@ -295,7 +295,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise ImportError(
             f"{path}: reading PyTorch's file needs the package torch, 2.10 or newer ({error}): "
-            f"install it, or convert the file to .npz (see lpgan_jax.study.inception.load_inception)"
+            "install it, or convert the file to .npz (see lpgan_jax.study.inception)"
         ) from error
     except Exception as error:  # damage shows in many ways
         raise ValueError(f"{path}: expected {kind}: {error}") from error

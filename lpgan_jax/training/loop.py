@@ -69,7 +69,7 @@ def train(
     discriminator: nn.Module | None = None,
     report: Callable[[str], None] = print,
 ) -> Result:
-    """Train LP-GAN's DCGAN, or networks of your own, on secret-shared images, both servers simulated.
+    """Train LP-GAN's DCGAN, or your own networks, on secret-shared images; servers are simulated.
 
     Nothing is opened on the way but masked values; losses and sample grids are what SP opens, and
     `open_losses` and `open_samples` turn each off.

@@ -30,6 +30,7 @@ from lpgan_jax.cluster.settings import (
     ClusterConfig,
     changed_field,
     public_part,
+    refused_module,
 )
 from lpgan_jax.cluster.wire import Layout, Result, SampleRequest, buffers, half_shapes, nbytes
 from lpgan_jax.common.files import atomic_write
@@ -83,7 +84,10 @@ def _connect(cluster: ClusterConfig, reporter: Reporter) -> tuple[list[Client], 
         texts.append(str(known.config))
     if texts[0] != texts[1]:
         raise Lost("s2", "its configuration of the training is not the one of s1")
-    return clients, config.from_json(texts[0], "the servers' configuration")
+    settings = config.from_json(texts[0], "the servers' configuration")
+    if (reason := refused_module(cluster, settings)) is not None:
+        raise BadInput(reason)
+    return clients, settings
 
 
 # The results of a training ------------------------------------------------------------------------

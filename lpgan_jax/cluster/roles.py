@@ -145,7 +145,8 @@ def up(
         _take_other_ports(file)
     else:
         RunDirectory.create(out, settings, servers="together")
-        local_cluster(file.parent, "..")
+        module = settings.model.module
+        local_cluster(file.parent, "..", modules=[] if module is None else [module])
     cluster = load_cluster(file)
     text, path = config.to_json(settings), str(file)
     jobs = [

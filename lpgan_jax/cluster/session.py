@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lpgan_jax.cluster import wire
-from lpgan_jax.cluster.settings import DEALER, ClusterConfig, ServerName, changed_field
+from lpgan_jax.cluster.settings import (
+    DEALER,
+    ClusterConfig,
+    ServerName,
+    changed_field,
+    refused_module,
+)
 from lpgan_jax.cluster.wire import (
     Description,
     Forbidden,
@@ -254,6 +260,8 @@ class Session:
             raise wire.Malformed(str(error)[:500]) from None
         if before is not None and (field := changed_field(before, settings)) is not None:
             raise Unexpected(f"config: {field} differs from what this session trains with")
+        if (reason := refused_module(self.config, settings)) is not None:
+            raise Unexpected(reason)
         return settings
 
     def progress(self, seen: Progress | None, seconds: float) -> Progress:

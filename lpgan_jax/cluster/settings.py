@@ -124,6 +124,9 @@ class ClusterConfig(Fields):
     state: str = Field(min_length=1)
     """The directory of this machine's files: a server's shares, everybody's logs; relative to the
     file of this configuration."""
+    modules: list[str] = []
+    """Networks of your own that may be trained, as `my_nets:Networks`: what a training's
+    `model.module` names is imported here only if it is one of them."""
     look_ahead: int = Field(default=2, ge=1)
     """How many steps' randomness a server takes before it needs it."""
     timeouts: Timeouts = Timeouts()
@@ -212,6 +215,17 @@ def public_part(settings: TrainConfig) -> TrainConfig:
         dataset="digits", image_size=settings.data.image_size, channels=settings.data.channels
     )
     return settings.model_copy(update={"data": images, "seed": 0})
+
+
+def refused_module(config: ClusterConfig, settings: TrainConfig) -> str | None:
+    """Why a training's networks are not imported here; None if they may be."""
+    module = settings.model.module
+    if module is None or module in config.modules:
+        return None
+    return (
+        f"model.module: {module}, expected one of this role's own configuration (modules: "
+        f"{config.modules}): code never comes over the line"
+    )
 
 
 def changed_field(before: TrainConfig, after: TrainConfig) -> str | None:

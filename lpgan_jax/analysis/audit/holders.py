@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, padded
+from lpgan_jax.analysis.audit.primitives import CUTS, JOINS, MOVES, padded
 from lpgan_jax.analysis.audit.values import Value
 
 WORDS = (np.uint8(1), np.uint8(2))  # of S1's seed, of S2's
@@ -52,6 +52,8 @@ def of_results(equation: Any, operands: Sequence[Value]) -> list[Holders]:
     shapes = [atom.aval.shape for atom in equation.outvars]
     if all(holders is None for holders in given):
         return [None] * len(shapes)
+    if equation.primitive.name in CUTS and given[0] is not None:
+        return list(CUTS[equation.primitive.name](given[0], equation.params))
     if len(shapes) == 1:
         filled = [
             np.broadcast_to(np.uint8(0), atom.aval.shape) if holders is None else holders

@@ -15,6 +15,7 @@ from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.primitives import (
     BIJECTIVE,
     COMPUTED,
+    CUTS,
     INLINED,
     JOINS,
     KEY_PRIMITIVES,
@@ -166,6 +167,8 @@ class Interpreter:
             result = self._known(equation, operands) or self._single(equation, operands)
             if result is not None:
                 return [result]
+        if name in CUTS and (cut := self._cut(name, params, operands[0])) is not None:
+            return cut
         unknown = Value(rest=all_of(operands))
         if name == "cond":
             branches = [self._opaque(*body, operands[1:]) for body in bodies(params)]
@@ -178,6 +181,14 @@ class Interpreter:
         """A result of a branch, nobody knows which: what all depend on together."""
         return unknown
 
+    def _cut(self, name: str, params: dict[str, Any], value: Value) -> list[Value] | None:
+        """The parts of what is known, or padded (or of numbers of keys)."""
+        if value.known is not None:
+            return [Value(known=part) for part in CUTS[name](value.known, params)]
+        if value.ids is None:
+            return None
+        return [Value(part, value.rest) for part in CUTS[name](value.ids, params)]
+
     def _check_sides(self, equation: Any, operands: list[Value]) -> None:
         """What an equation does besides its results."""
         name = equation.primitive.name
@@ -185,7 +196,7 @@ class Interpreter:
             self.problem(f"{name} reaches out to the host")
         if name != "axis_index" and names_axis(equation.params):
             self.problem(f"{name} talks to the other server outside of an exchange")
-        if name not in KEY_PRIMITIVES and name not in MOVES and name not in JOINS:
+        if name not in KEY_PRIMITIVES | MOVES.keys() | CUTS.keys() | JOINS.keys():
             keys = zip(equation.invars, operands, strict=True)
             if any(is_key(atom) and value.ids is not None for atom, value in keys):
                 self.problem(f"a key enters {name}, where the audit cannot follow its words")

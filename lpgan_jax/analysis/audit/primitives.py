@@ -44,6 +44,11 @@ MOVES: dict[str, Callable[[np.ndarray, dict[str, Any]], np.ndarray]] = {
     "copy_p": lambda a, p: a,
     "random_clone": lambda a, p: a,
 }
+# What cuts one into several.
+CUTS: dict[str, Callable[[np.ndarray, dict[str, Any]], list[np.ndarray]]] = {
+    "split": lambda a, p: np.split(a, np.cumsum(p["sizes"])[:-1], p["axis"]),
+    "unstack": lambda a, p: list(np.moveaxis(a, p["axis"], 0)),
+}
 # What joins several.
 JOINS: dict[str, Callable[[list[np.ndarray], dict[str, Any]], np.ndarray]] = {
     "concatenate": lambda arrays, p: np.concatenate(arrays, p["dimension"]),
@@ -53,7 +58,9 @@ JOINS: dict[str, Callable[[list[np.ndarray], dict[str, Any]], np.ndarray]] = {
 BIJECTIVE = {"add", "sub", "xor", "neg", "not"}
 # Linear, modulo a power of two and over bits: primitive -> over which of them (None: both).
 LINEAR: dict[str, bool | None] = {
-    **dict.fromkeys([*MOVES, *JOINS, "pad", "convert_element_type", "gather", "dynamic_slice"]),
+    **dict.fromkeys(
+        [*MOVES, *CUTS, *JOINS, "pad", "convert_element_type", "gather", "dynamic_slice"]
+    ),
     **dict.fromkeys(["scatter", "dynamic_update_slice"]),  # their indices are public: `STEERING`
     **dict.fromkeys(["add", "sub", "neg", "reduce_sum", "cumsum", "scatter-add"], False),
     **dict.fromkeys(["xor", "not", "reduce_xor", "bitcast_convert_type"], True),
@@ -88,6 +95,7 @@ STEERING = {
 # Whose time and addresses do not depend on operands, but for those in `STEERING`.
 UNSTEERED = {
     *MOVES,
+    *CUTS,
     *JOINS,
     *BIJECTIVE,
     *COMPUTED,
@@ -95,7 +103,7 @@ UNSTEERED = {
     *("mul", "sign", "abs", "max", "min", "clamp", "le", "gt", "ge", "round", "floor", "ceil"),
     *("shift_left", "shift_right_logical", "shift_right_arithmetic", "population_count", "clz"),
     *("select_n", "convert_element_type", "bitcast_convert_type", "pad", "stop_gradient"),
-    *("ring_product", "dot_general", "cumsum", "reduce", "scan", "while", "unstack"),
+    *("ring_product", "dot_general", "cumsum", "reduce", "scan", "while"),
     *(f"reduce_{name}" for name in ("sum", "prod", "max", "min", "and", "or", "xor")),
     *("random_bits", "random_split", "random_fold_in", "random_wrap", "random_unwrap"),
 }
@@ -115,7 +123,7 @@ _HOST = re.compile("callback|debug_print|infeed|outfeed|ffi_call|custom_call")
 
 def bodies(params: dict[str, Any]) -> list[tuple[Jaxpr, Sequence[Any]]]:
     """The programs that an equation holds, each with its constants."""
-    found = []
+    found: list[tuple[Jaxpr, Sequence[Any]]] = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, ClosedJaxpr):

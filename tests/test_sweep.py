@@ -12,7 +12,7 @@ from lpgan_jax.cli import main
 from lpgan_jax.training.config import ConfigError, SweepConfig
 from lpgan_jax.study.sweep import Cell, Variant, run_sweep, write_report
 from lpgan_jax.study.sweep import run as running
-from lpgan_jax.study.sweep.cells import variants
+from lpgan_jax.study.sweep.plan import variants
 from lpgan_jax.study.sweep.report import final_rows, good_bits, paired_rows
 from lpgan_jax.common.tables import read_csv, write_csv
 

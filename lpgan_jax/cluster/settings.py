@@ -124,7 +124,7 @@ class ClusterConfig(Fields):
     state: str = Field(min_length=1)
     """The directory of this machine's files: a server's shares, everybody's logs; relative to the
     file of this configuration."""
-    modules: list[str] = []
+    modules: list[str] = Field(default=[])
     """Networks of your own that may be trained, as `my_nets:Networks`: what a training's
     `model.module` names is imported here only if it is one of them."""
     look_ahead: int = Field(default=2, ge=1)
@@ -212,7 +212,7 @@ def public_part(settings: TrainConfig) -> TrainConfig:
     The seed decides initial parameters and noise.
     """
     images = DataConfig(
-        dataset="digits", image_size=settings.data.image_size, channels=settings.data.channels
+        dataset="private", image_size=settings.data.image_size, channels=settings.data.channels
     )
     return settings.model_copy(update={"data": images, "seed": 0})
 

@@ -43,9 +43,10 @@ class Fields(BaseModel):
 class DataConfig(Fields):
     """Which images to train on."""
 
-    dataset: Literal["digits", "idx", "npz", "cifar10", "folder"]
+    dataset: Literal["digits", "idx", "npz", "cifar10", "folder", "private"]
     """`digits`: scikit-learn's 8x8 digits; `idx`: files as those of MNIST and Fashion-MNIST; `npz`:
-    as MedMNIST's; `cifar10`: CIFAR-10's Python batches; `folder`: PNG and JPEG files, as CelebA's.
+    as MedMNIST's; `cifar10`: CIFAR-10's Python batches; `folder`: PNG and JPEG files, as CelebA's;
+    `private`: somebody else's, of which the shape alone is known.
     """
     path: str | None = Field(default=None, validate_default=True)
     """The file (or, for `idx`, `cifar10` and `folder`, the directory of files), relative to the
@@ -64,7 +65,9 @@ class DataConfig(Fields):
         dataset = info.data.get("dataset")
         if dataset == "digits" and path is not None:
             raise expected("no path, because the digits come with scikit-learn")
-        if dataset not in (None, "digits") and not path:
+        if dataset == "private" and path is not None:
+            raise expected("no path, because they are somebody else's")
+        if dataset not in (None, "digits", "private") and not path:
             raise expected(f"the path of the {dataset} data")
         return path
 

@@ -101,7 +101,8 @@ def load_labels(config: DataConfig) -> np.ndarray | None:
 
 
 def _path(config: DataConfig) -> Path:
-    assert config.path is not None  # DataConfig sees to it
+    if config.path is None:  # DataConfig sees to it that others have one
+        raise ValueError("data.dataset: private: somebody else has these images")
     return Path(config.path).expanduser()
 
 

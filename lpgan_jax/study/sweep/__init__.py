@@ -4,7 +4,7 @@
 page of these.
 """
 
-from lpgan_jax.study.sweep.cells import Cell, Variant
+from lpgan_jax.study.sweep.plan import Cell, Variant
 from lpgan_jax.study.sweep.report import write_report
 from lpgan_jax.study.sweep.run import run_sweep
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,18 @@ import numpy as np
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row
 from lpgan_jax.gan import SecureLPGAN, State
-from lpgan_jax.mpc.emulated import Rounding
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.study.features import classifier_judge
 from lpgan_jax.study.quality import Judge
 from lpgan_jax.study.sweep.errors import gradient_errors, layer_errors, protocol_errors
-from lpgan_jax.training import config, data
+from lpgan_jax.study.sweep.plan import Cell, settings_of
+from lpgan_jax.training import data
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import DataConfig, SweepConfig, TrainConfig
 from lpgan_jax.training.images import save_png
 from lpgan_jax.training.simulation import Simulation
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import (
-    Mode,
     PlaintextTrainer,
     SecureTrainer,
     ShadowTrainer,
@@ -37,63 +35,6 @@ from lpgan_jax.training.trainers import (
 )
 
 SAMPLES = 16  # images in a cell's picture
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A kind of training run.
-
-    Attributes:
-        mode: see `trainers`.
-        rounding: of shadow runs.
-        frac_bits: fraction bits; of perturbed plaintext runs, their unit. Else those of the base.
-        perturbation: of plaintext runs, in LSB a step.
-    """
-
-    mode: Mode
-    rounding: Rounding
-    frac_bits: int
-    perturbation: float
-
-    @property
-    def name(self) -> str:
-        """For files, and people."""
-        if self.mode == "plaintext":
-            if not self.perturbation:
-                return "float32"
-            return f"float32-moved-{self.perturbation:g}-lsb-f{self.frac_bits:02d}"
-        kind = "secure" if self.mode == "secure" else f"shadow-{self.rounding}"
-        return f"{kind}-f{self.frac_bits:02d}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a variant and a seed."""
-
-    variant: Variant
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        return f"{self.variant.name}-seed{self.seed}"
-
-
-def variants(sweep: SweepConfig) -> list[Variant]:
-    """All kinds of runs, in the order of the configuration, each once."""
-    own = config.load(sweep.base, sweep.set).frac_bits
-    found: dict[Variant, None] = {}
-    for runs in sweep.runs:
-        floats = runs.mode == "plaintext" and not runs.perturbation  # which have no fraction bits
-        bits = [own] if floats else runs.frac_bits or [own]
-        for rounding, frac_bits in itertools.product(runs.rounding, bits):
-            found[Variant(runs.mode, rounding, frac_bits, runs.perturbation)] = None
-    return list(found)
-
-
-def settings_of(sweep: SweepConfig, variant: Variant) -> TrainConfig:
-    """The training configuration of a variant's runs."""
-    return config.load(sweep.base, [*sweep.set, f"frac_bits={variant.frac_bits}"])
 
 
 def run_cell(sweep: SweepConfig, cell: Cell, folder: Path, errors: bool) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,7 @@ from lpgan_jax.mpc.share_trees import (
     share_tree,
     unscaled,
 )
-
-if TYPE_CHECKING:
-    from lpgan_jax.study.sweep.cells import Variant
+from lpgan_jax.study.sweep.plan import Variant
 
 VALUES = 4096  # of each protocol
 _TERMS = 256  # of an inner product

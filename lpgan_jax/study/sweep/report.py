@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row, read_csv, write_csv
-from lpgan_jax.study.sweep.cells import Cell, Variant, variants
+from lpgan_jax.study.sweep.plan import Cell, Variant, variants
 from lpgan_jax.training import config
 from lpgan_jax.training.config import SweepConfig
 

@@ -22,7 +22,8 @@ Tree = dict[str, Any]
 """A nested dict whose leaves are NumPy arrays."""
 
 _MAGIC = "lpgan_jax shares"
-_VERSION = 1
+_VERSION = 2
+_BEFORE = 1  # of lpgan_jax 0.1, whose networks were laid out otherwise
 _LONGEST_HEADER = 4096
 
 
@@ -113,6 +114,8 @@ def _header(path: Path, server: str, step: int | None) -> tuple[str, str, int]:
         header = None
     if not isinstance(header, dict) or header.get("magic") != _MAGIC:
         raise CheckpointError(f"{path}: not a checkpoint, expected {_MAGIC!r} in its first line")
+    if header.get("version") == _BEFORE:
+        raise CheckpointError(f"{path}: version 1, which lpgan_jax 0.1 reads; expected {_VERSION}")
     expected = {"version": _VERSION, "server": server, "step": step, "bytes": size - len(line)}
     for field, value in expected.items():
         if header.get(field) != value:

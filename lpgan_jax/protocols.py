@@ -170,7 +170,7 @@ def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
     x, y = _align(x, y)
     f = fxp.frac_bits
     return _run(
-        lambda p, s: arithmetic.truncate(p, arithmetic.mul(p, s["x"], s["y"], owing=True), f),
+        lambda p, s: arithmetic.truncate(p, arithmetic.mul(p, s["x"], s["y"]), f),
         key,
         f,
         x=x,
@@ -188,7 +188,7 @@ def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """
     f = fxp.frac_bits
     return _run(
-        lambda p, s: arithmetic.truncate(p, arithmetic.square(p, s["x"], owing=True), f),
+        lambda p, s: arithmetic.truncate(p, arithmetic.square(p, s["x"]), f),
         key,
         f,
         x=x,

@@ -215,7 +215,7 @@ def _share_of_a_dealt_mask(party, x, y):
 
 def _word_of_a_correction(party, x, y):
     """S1's share of a dealt product masks a message too."""
-    arithmetic.mul(party, secret(x), secret(y))
+    arithmetic.mul(party, secret(x), secret(y)).settled(party)
     words = Words(party._source._shares._keys).draw(SHAPE, np.uint64)
     party.open(x - words, "leak")
 

@@ -40,9 +40,7 @@ def _parts(x: Secret) -> tuple[Dealt, jax.Array]:
 
 
 @functools.singledispatch
-def bilinear(
-    party: Party, product: Bilinear, x: Secret, y: Secret, *, owing: bool = False
-) -> Secret:
+def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
     """SecMul for any bilinear map: a product, a matrix product, a convolution or its gradients.
 
     z = c + e*[b] + [a]*d + (S1) e*d, with e = x - a and d = y - b open and DS's share of c = a*b
@@ -53,12 +51,11 @@ def bilinear(
         product: bilinear modulo 2^64, with public static coefficients.
         x: a secret.
         y: a secret.
-        owing: DS owes a*b, for a result that is masked or truncated next.
 
     Returns:
         product(x, y), exact in the ring, with x.frac_bits + y.frac_bits fraction bits. 1 round, one
-        word per element of x and y that is not yet masked; DS -> S2: one word per element of the
-        result, unless it is owed.
+        word per element of x and y that is not yet masked. DS owes a*b: one word per element of
+        the result, should its share be wanted before it is masked or truncated.
     """
     same = x is y
     x = masked(party, x.settled(party))
@@ -67,21 +64,16 @@ def bilinear(
     # e*[b] and S1's e*d are one product: each server multiplies e with its share of y's opened
     # part.
     words = product(e, b.share + party.only_s1(d)) + product(a.share, d)
-    c = party.compute(product, a, b)
-    return _owing(party, Secret(words, x.frac_bits + y.frac_bits, owed=c), owing)
-
-
-def _owing(party: Party, x: Secret, owing: bool) -> Secret:
-    return x if owing else x.settled(party)
+    return Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(product, a, b))
 
 
 @functools.singledispatch
-def mul(party: Party, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
+def mul(party: Party, x: Secret, y: Secret) -> Secret:
     """Elementwise (broadcasting) product, as `bilinear`; a truncated factor needs no opening.
 
     A truncated value is a public part plus a mask of two dealt parts, the second of which counts
     where a public flag is set (see `truncate`). So its product takes one dealt share for each pair
-    of parts, and no round.
+    of parts (that of the first two is owed), and no round.
     """
     same = x is y
     x = _known(party, x.settled(party))
@@ -93,16 +85,15 @@ def mul(party: Party, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
             words = words + _wrapped(party, wrap, mask)
     if x.wrap is not None and y.wrap is not None:
         words = words + _both_wrapped(party, x.wrap, y.wrap)
-    product = Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(jnp.multiply, a, b))
-    return _owing(party, product, owing)
+    return Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(jnp.multiply, a, b))
 
 
 @functools.singledispatch
-def square(party: Party, x: Secret, *, owing: bool = False) -> Secret:
+def square(party: Party, x: Secret) -> Secret:
     """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
 
     Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked or was
-    truncated; DS -> S2: one word per element. The published form splits x' and x'' instead, at the
+    truncated; DS owes one word per element (as `bilinear`). The published form splits x' and x'' instead, at the
     same cost, but its mask serves nothing else.
     """
     x = _known(party, x.settled(party))
@@ -110,8 +101,7 @@ def square(party: Party, x: Secret, *, owing: bool = False) -> Secret:
     words = e * (2 * x.share - party.only_s1(e))
     if x.wrap is not None:
         words = words + 2 * _wrapped(party, x.wrap, a) + _both_wrapped(party, x.wrap, x.wrap)
-    product = Secret(words, 2 * x.frac_bits, owed=party.compute(lambda v: v * v, a))
-    return _owing(party, product, owing)
+    return Secret(words, 2 * x.frac_bits, owed=party.compute(lambda v: v * v, a))
 
 
 def _known(party: Party, x: Secret) -> Secret:

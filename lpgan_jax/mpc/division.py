@@ -103,4 +103,4 @@ def divide(party: Party, x: Secret, y: Secret, frac_bits: int) -> Secret:
     powers = [1 << j for j in range(thermometer.count + 1)]
     numerator = thermometer.times(party, x, powers, with_sign=True)
     numerator = truncate(party, Secret(numerator.share, top), frac_bits + 1)
-    return truncate(party, mul(party, numerator, reciprocal, owing=True), frac_bits)
+    return truncate(party, mul(party, numerator, reciprocal), frac_bits)

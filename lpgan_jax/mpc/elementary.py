@@ -36,7 +36,7 @@ def _clamped(
 
 def clamp(party: Party, x: Secret, bound: float) -> tuple[Secret, Secret]:
     """(x clamped to [-bound, bound], the part above); exact. 4 rounds, 2 comparisons."""
-    x = masked(party, x)
+    x = masked(party, x.settled(party))
     limits = [_integer(-bound, x.frac_bits), _integer(bound, x.frac_bits)]
     bits = below(party, x, limits)
     return _clamped(party, x, -bound, bound, (bits[0], bits[1]))
@@ -111,7 +111,7 @@ def exp(party: Party, x: Secret, frac_bits: int, largest: int | None = None) -> 
         rounds, 37 comparisons at any f (fewer with `largest`).
     """
     scale = x.frac_bits + _GUARD_BITS
-    x = masked(party, x.at_scale(scale))
+    x = masked(party, x.settled(party).at_scale(scale))
     lowest, highest = -(frac_bits + 2), 33 - frac_bits  # of i
     highest = highest if largest is None else max(lowest + 1, min(highest, largest - 1))
     limits = [_integer(i * math.log(2), scale) for i in range(highest + 1, lowest - 1, -1)]

@@ -142,7 +142,7 @@ def normalise(
         thermometer = Thermometer(below(party, x, thresholds), level.count)
         x = Exponent(((thermometer, level.unit),)).times_power(party, x, log_base)
         levels.append((thermometer, level.unit))
-    return x, Exponent(tuple(levels)), known
+    return x.settled(party), Exponent(tuple(levels)), known
 
 
 def normalise_magnitude(party: Party, x: Secret, top: int) -> tuple[Secret, Thermometer]:

@@ -105,19 +105,17 @@ def bits_left(party: PlainSeat, seen: Seen) -> jax.Array:
 
 
 @arithmetic.bilinear.register
-def _bilinear(
-    party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secret, *, owing: bool = False
-) -> Secret:
+def _bilinear(party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secret) -> Secret:
     return Secret(product(x.share, y.share), x.frac_bits + y.frac_bits)
 
 
 @arithmetic.mul.register
-def _mul(party: PlainSeat, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
+def _mul(party: PlainSeat, x: Secret, y: Secret) -> Secret:
     return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
 
 
 @arithmetic.square.register
-def _square(party: PlainSeat, x: Secret, *, owing: bool = False) -> Secret:
+def _square(party: PlainSeat, x: Secret) -> Secret:
     return Secret(x.share * x.share, 2 * x.frac_bits)
 
 

@@ -46,7 +46,7 @@ class Secret:
     linear maps apply to all three. A truncated value has a mask of two parts, which serves
     elementwise products without another opening (`arithmetic.mul`).
 
-    A product may owe a part that DS knows (`arithmetic.bilinear`): then its words and the shares of
+    A product owes a part that DS knows (`arithmetic.bilinear`): then its words and the shares of
     its mask are short by it. Masking it makes up for that without any dealing, since DS adds what
     it owes to the mask; truncation and comparison need no more. Anything else settles it first.
 

@@ -62,11 +62,11 @@ def product(values: Values, x: Value, y: Value) -> Value:
     def make() -> Secret:
         if u is v:
             scale, _ = factor_scales(u, v, form)
-            return arithmetic.square(values.party, _factor(u, scale, 1), owing=True)
+            return arithmetic.square(values.party, _factor(u, scale, 1))
         size = math.prod(shape)
         one, other = factor_scales(u, v, form)
         first, second = _factor(u, one, size), _factor(v, other, size)
-        return arithmetic.mul(values.party, first, second, owing=True)
+        return arithmetic.mul(values.party, first, second)
 
     return values.now(shape, make, c * d)
 

@@ -62,7 +62,7 @@ def bilinear(values: Values, node: Node, of: Bilinear, x: Any, y: Any) -> Value:
         def make() -> Secret:
             first = u.opened(one)
             second = first if u is v else v.opened(other)
-            return arithmetic.bilinear(values.party, of, first, second, owing=True)
+            return arithmetic.bilinear(values.party, of, first, second)
 
         return values.now(node.shape, make, c * d)
     secret, public = (x, y) if isinstance(x, Value) else (y, x)

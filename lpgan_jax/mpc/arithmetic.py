@@ -93,8 +93,8 @@ def square(party: Party, x: Secret) -> Secret:
     """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
 
     Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked or was
-    truncated; DS owes one word per element (as `bilinear`). The published form splits x' and x'' instead, at the
-    same cost, but its mask serves nothing else.
+    truncated; DS owes one word per element (as of `bilinear`). The published form splits x' and x''
+    instead, at the same cost, but its mask serves nothing else.
     """
     x = _known(party, x.settled(party))
     a, e = _parts(x)

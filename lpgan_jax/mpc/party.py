@@ -548,28 +548,6 @@ def deal(
     return jax.vmap(seat, out_axes=None, axis_name=AXIS)(zeros)
 
 
-class Material:
-    """What DS dealt for one execution of a program: it can be taken once.
-
-    Run twice with the same material, a program would send two values under one mask.
-    """
-
-    def __init__(self, seeds: jax.Array, corrections: list[jax.Array]) -> None:
-        """`seeds`: the servers' typed keys; `corrections`: from `deal`."""
-        self._content: tuple[jax.Array, list[jax.Array]] | None = (seeds, corrections)
-
-    def take(self) -> tuple[jax.Array, list[jax.Array]]:
-        """(seeds, corrections), for the one execution.
-
-        Raises:
-            RuntimeError: they were taken before.
-        """
-        content, self._content = self._content, None
-        if content is None:
-            raise RuntimeError("dealt material was used before: deal anew for every execution")
-        return content
-
-
 def online(
     function: Callable[..., Any],
     seed: jax.Array,

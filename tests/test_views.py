@@ -23,8 +23,8 @@ import pytest
 import lpgan_jax as lp
 from lpgan_jax.mpc import arithmetic, boolean, compare, patent
 from lpgan_jax.mpc.party import AXIS, Party, Source
-from lpgan_jax.ring.words import Ring
 from lpgan_jax.mpc.secret import Secret, add_public
+from lpgan_jax.ring.words import Ring
 
 CHUNK_BITS = 20
 SAMPLES = 4  # of the coins of the server that looks, where they are not enumerated
@@ -489,7 +489,7 @@ def test_most_significant(find):
 def _comparison(greater, bits):
     def protocol(party, u, v):
         bit = greater(party, Secret(u, 0), Secret(v, 0))
-        return [(compare.arithmetic(party, bit).share, bits)]
+        return [(compare.b2a(party, bit).share, bits)]
 
     return protocol
 
@@ -531,8 +531,8 @@ def test_published_comparison():
 
 def test_two_thresholds_under_one_mask():
     def protocol(party, x):
-        bits = compare.below(party, Secret(x, 0), (0, 1))
-        values = compare.arithmetic(party, bits).share
+        bits = compare.less_than_public(party, Secret(x, 0), (0, 1))
+        values = compare.b2a(party, bits).share
         return [(value, 3) for value in values]
 
     def expected(x):
@@ -548,7 +548,7 @@ def _bit(party, share):
 
 def test_bit_to_arithmetic():
     def protocol(party, d):
-        return [(compare.arithmetic(party, _bit(party, d)).share, 4)]
+        return [(compare.b2a(party, _bit(party, d)).share, 4)]
 
     assert Experiment(protocol, Ring(4), (1,)).leaks([(0,), (1,)], lambda d: [d]) == set()
 
@@ -669,7 +669,7 @@ def _reused_mask(party, x, y):
 
 
 def _one_sided_mask(party, x, y):
-    party.open(x - party.only_s1(party.mask(()).share), "mask")
+    party.open(x - party.public_share(party.mask(()).share), "mask")
     return []
 
 
@@ -716,7 +716,7 @@ def test_one_pseudo_random_share_for_two_dealt_products_is_found():
 def test_results_that_are_wrong_in_a_single_case_are_found():
     def protocol(party, x):
         square = arithmetic.square(party, Secret(x, 0)).settled(party).share
-        wrong = party.only_s1((x == 5) & (party._source.number == 77)).astype(jnp.uint8)
+        wrong = party.public_share((x == 5) & (party._source.number == 77)).astype(jnp.uint8)
         return [(square + wrong, 3)]
 
     with pytest.raises(AssertionError):

@@ -223,7 +223,7 @@ class Party:
 
     # The servers ------------------------------------------------------------------------------
 
-    def only_s1(self, public: jax.Array) -> jax.Array:
+    def public_share(self, public: jax.Array) -> jax.Array:
         """A share of a public value: the value at S1, zeros at S2."""
         return jnp.where(self.is_s1, public, jnp.zeros_like(public))
 

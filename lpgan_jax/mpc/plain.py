@@ -64,7 +64,7 @@ class PlainSeat(Party):
         self.seen: list[Seen] = []
         self.filling = False
 
-    def only_s1(self, public: jax.Array) -> jax.Array:
+    def public_share(self, public: jax.Array) -> jax.Array:
         """A public value itself: there is one server."""
         return public
 
@@ -119,7 +119,7 @@ def _square(party: PlainSeat, x: Secret) -> Secret:
     return Secret(x.share * x.share, 2 * x.frac_bits)
 
 
-@compare.arithmetic.register
+@compare.b2a.register
 def _arithmetic(party: PlainSeat, bit: compare.Bit) -> Secret:
     return Secret(_whole_bit(bit).astype(bit.random.share.dtype), 0)
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import mul, rescale, truncate
-from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, Search, normalise, parallel_levels
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.range_reduction import MANTISSA_BITS, TOP, Search, normalise, parallel_levels
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.series import evaluate, fit
 

@@ -1,6 +1,6 @@
 """Trees of values, as they are shared, put together, and held by the seats of nobody.
 
-A tree of scales has the fraction bits of each leaf; a leaf that is None in it is none of the values.
+A tree of scales has the fraction bits of each leaf; one that is None in it is none of the values.
 """
 
 from __future__ import annotations

@@ -32,12 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax.training import config, data
 from lpgan_jax.gan import State
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.training import config, data
+from lpgan_jax.training.loop import DataSource, build
 from lpgan_jax.training.simulation import Simulation, reveal_tree, share_state
 from lpgan_jax.training.trainers import mean_losses
-from lpgan_jax.training.loop import DataSource, build
 
 SETTINGS = ["model.features=16"]
 """As many maps as patches."""
@@ -62,7 +62,7 @@ def deviating(deviation: Deviation) -> Iterator[None]:
         for where, value in deviation.get((path, before), ()):
             added[where] = value
         if added.any():
-            words = words + party.only_s1(jnp.asarray(added.view(np.uint64)))
+            words = words + party.public_share(jnp.asarray(added.view(np.uint64)))
         return honest(party, words, name)
 
     Party.exchange = exchange

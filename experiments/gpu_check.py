@@ -32,18 +32,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.training import bench, config
 from lpgan_jax import key
 from lpgan_jax import protocols as P
-from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.prng import CHACHA20
-from lpgan_jax.ring import Conv2D, matmul
-from lpgan_jax.ring.matmul import matmul_digits
 from lpgan_jax.mpc.shares import share_words
-from lpgan_jax.training.simulation import Simulation, share_state
+from lpgan_jax.ring import Convolution, matmul
+from lpgan_jax.ring.matmul import matmul_digits
+from lpgan_jax.training import bench, config
+from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.loop import DataSource, build
+from lpgan_jax.training.simulation import Simulation, share_state
 
 FRAC_BITS = 18
 NO_GPU = """no GPU: JAX sees {devices} only.
@@ -182,19 +182,26 @@ def check_convolution(
     device: jax.Device, strides: tuple[int, int], channels: int, features: int
 ) -> None:
     """A convolution and its two gradients."""
-    conv, input_hw, kernel_hw = Conv2D(strides, ((1, 1), (1, 1))), (8, 8), (4, 4)
-    x, w = words(5, (2, *input_hw, channels)), words(6, (*kernel_hw, channels, features))
-    dy = words(7, (2, *conv.output_hw(input_hw, kernel_hw), features))
+    size, kernel, once = 8, 4, (1, 1)
+    images, weights = (0, 3, 1, 2), (3, 2, 0, 1)  # NHWC, HWIO
+    conv = Convolution(images, weights, images, strides, ((1, 1), (1, 1)), once, once)
+    x, w = words(5, (2, size, size, channels)), words(6, (kernel, kernel, channels, features))
+    dy = words(7, conv.shape(x.shape, w.shape))
+    spans = [s * (n - 1) for s, n in zip(strides, dy.shape[1:3], strict=True)]
+    # As JAX transposes a convolution: dy is spread by the strides.
+    around = tuple((kernel - 2, size - span) for span in spans)
+    of_x = Convolution(images, (2, 3, 0, 1), images, once, around, strides, once)
+    cut = tuple((1, kernel - size - 1 + span) for span in spans)
+    of_w = Convolution((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1), once, cut, once, strides)
 
     def maps(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
-        gradients = conv.input_grad(dy, w, input_hw), conv.weight_grad(x, dy, kernel_hw)
-        return conv.forward(x, w), *gradients
+        return conv(x, w), of_x(dy, w[::-1, ::-1]), of_w(x, dy)
 
     equal(on(device, maps, x, w, dy), plain_convolution(conv, x, w, dy))
 
 
 def plain_convolution(
-    conv: Conv2D, x: np.ndarray, w: np.ndarray, dy: np.ndarray
+    conv: Convolution, x: np.ndarray, w: np.ndarray, dy: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """The same in NumPy, one tap of the kernel after the other."""
     image = np.pad(x, ((0, 0), *conv.padding, (0, 0)))

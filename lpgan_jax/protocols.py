@@ -39,8 +39,8 @@ from lpgan_jax.mpc import (
     compare,
     division,
     elementary,
-    normalise,
     patent,
+    range_reduction,
     roots,
 )
 from lpgan_jax.mpc.activation import leaky
@@ -170,7 +170,7 @@ def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
     x, y = _align(x, y)
     f = fxp.frac_bits
     return _run(
-        lambda p, s: arithmetic.truncate(p, arithmetic.mul(p, s["x"], s["y"], owing=True), f),
+        lambda p, s: arithmetic.truncate(p, arithmetic.mul(p, s["x"], s["y"]), f),
         key,
         f,
         x=x,
@@ -188,7 +188,7 @@ def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
     """
     f = fxp.frac_bits
     return _run(
-        lambda p, s: arithmetic.truncate(p, arithmetic.square(p, s["x"], owing=True), f),
+        lambda p, s: arithmetic.truncate(p, arithmetic.square(p, s["x"]), f),
         key,
         f,
         x=x,
@@ -373,7 +373,7 @@ def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array, variant: str = "ring") -
     _check_broadcast(u=u, v=v)
     u, v = jnp.broadcast_arrays(*_align(u, v))
     greater = compare.greater if variant == "ring" else patent.greater
-    return _run(lambda p, s: compare.arithmetic(p, greater(p, s["u"], s["v"])), key, 0, u=u, v=v)
+    return _run(lambda p, s: compare.b2a(p, greater(p, s["u"], s["v"])), key, 0, u=u, v=v)
 
 
 # Range reduction, roots and division -----------------------------------------------------------
@@ -410,7 +410,7 @@ def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalise
     require_shares("u", u)
 
     def function(party: Party, share: jax.Array, public: None) -> Normalised:
-        normalised, exponent, _ = normalise.normalise(party, Secret(share, f), 1)
+        normalised, exponent, _ = range_reduction.normalise(party, Secret(share, f), 1)
         return Normalised(normalised.share, exponent.power(party, 1).share)
 
     return simulate(function, key, jnp.asarray(u))

@@ -7,20 +7,20 @@ import pytest
 from jax import lax
 from jax.experimental import io_callback
 from jax.sharding import NamedSharding, PartitionSpec
+from lpgan_jax.models.dcgan import DCGAN
 
 import lpgan_jax as lp
-from lpgan_jax.training import config, programs
 from lpgan_jax import optim
 from lpgan_jax.analysis.audit import audit, audit_compiled, audit_program, check_compiled
 from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.servers import Dealer
 from lpgan_jax.analysis.audit.values import Numbering, Value
 from lpgan_jax.gan import LPGAN, Batch
-from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
 from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
-from lpgan_jax.ring.words import RING64
 from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.ring.words import RING64
+from lpgan_jax.training import config, programs
 
 SHAPE = (2, 3)
 PAIR = jax.ShapeDtypeStruct((2, *SHAPE), np.uint64)
@@ -205,7 +205,7 @@ def _mask_of_a_public_key(party, x, y):
 
 
 def _one_sided_mask(party, x, y):
-    party.open(x - party.only_s1(_mask(party)), "leak")
+    party.open(x - party.public_share(_mask(party)), "leak")
 
 
 def _share_of_a_dealt_mask(party, x, y):
@@ -215,7 +215,7 @@ def _share_of_a_dealt_mask(party, x, y):
 
 def _word_of_a_correction(party, x, y):
     """S1's share of a dealt product masks a message too."""
-    arithmetic.mul(party, secret(x), secret(y))
+    arithmetic.mul(party, secret(x), secret(y)).settled(party)
     words = Words(party._source._shares._keys).draw(SHAPE, np.uint64)
     party.open(x - words, "leak")
 
@@ -499,7 +499,7 @@ def _products_without_a_share_of_their_own(party, x, y):
 def _one_dealt_share_for_two(party, x, y):
     x, y = (arithmetic.masked(party, secret(v)) for v in (x, y))
     dealt = party.correlate(lambda a, b: a * b, x.mask, y.mask).share
-    common = x.opened * y.mask.share + party.only_s1(x.opened * y.opened)
+    common = x.opened * y.mask.share + party.public_share(x.opened * y.opened)
     return dealt + common + x.mask.share * y.opened, dealt + common
 
 

@@ -7,9 +7,8 @@ import pytest
 from jax import lax
 
 import lpgan_jax as lp
-from lpgan_jax.mpc import party
 from lpgan_jax import protocols as P
-from lpgan_jax.mpc import arithmetic
+from lpgan_jax.mpc import arithmetic, party
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.shares import share_words
 
@@ -209,7 +208,7 @@ def test_planted_leaks_are_found(name):
 PLANTED = {
     "nothing hides it": (lambda party, x: party.open(x, "leak"), "not masked by a word"),
     "one-sided": (
-        lambda party, x: party.open(x - party.only_s1(party.mask(x.shape).share), "leak"),
+        lambda party, x: party.open(x - party.public_share(party.mask(x.shape).share), "leak"),
         "not masked by a word",
     ),
     "a row for all": (

@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from clusters import Deaf, tiny
 
-from lpgan_jax.training import checkpoint, config
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy
 from lpgan_jax.cluster.dealer import schedule
 from lpgan_jax.cluster.journal import Journal
-from lpgan_jax.cluster.owners import _new_attempt, newest_common
+from lpgan_jax.cluster.owners import new_attempt, newest_common
 from lpgan_jax.cluster.reporting import BadInput, Lost
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.service import SERVICE, Service, link_options
 from lpgan_jax.cluster.session import Session, Sizes
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.wire import Hello, Opening, Parcel, Result, SampleRequest, Save, Watching
+from lpgan_jax.training import checkpoint, config
 
 SIZES = Sizes(state=3000, inputs=200, noise=50, train=5000, generate=900)
 METHODS = ("Describe", "Open", "Send", "Watch", "Results", "Sample")
@@ -564,10 +564,10 @@ def test_ds_does_not_begin_again_where_shares_are_lost(descriptions):
 
 
 def test_an_attempts_number_is_written_down_at_ds_too(server):
-    numbers = [_new_attempt(server.config, [_described([], n)] * 2) for n in (0, 0, 7, 0)]
+    numbers = [new_attempt(server.config, [_described([], n)] * 2) for n in (0, 0, 7, 0)]
     assert numbers == [1, 2, 8, 9]
     other = server.config.model_copy(update={"session": "other"})
-    assert _new_attempt(other, [_described([], 0)] * 2) == 1
+    assert new_attempt(other, [_described([], 0)] * 2) == 1
 
 
 def test_the_schedule_is_that_of_a_simulated_run():

@@ -12,22 +12,21 @@ import pytest
 from helpers import real, secret
 from jax.experimental import io_callback
 from jax.extend.core import get_opaque_trace_state
+from lpgan_jax.models.dcgan import DCGAN
 
 import lpgan_jax as lp
 from lpgan_jax import cli, optim
-from lpgan_jax.analysis import cost as cost_model
-from lpgan_jax.mpc import party
-from lpgan_jax.training import programs
 from lpgan_jax import protocols as P
 from lpgan_jax.analysis import audit
-from lpgan_jax.analysis.cost import LAN, WAN, Cost, Network, program_cost
+from lpgan_jax.analysis.cost import LAN, UNPLACED, WAN, Cost, Network, program_cost
+from lpgan_jax.common.tables import si
 from lpgan_jax.gan import LPGAN, Batch
-from lpgan_jax.models.dcgan import DCGAN
-from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc import arithmetic, compare, party
 from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.ring import matmul
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.training import programs
 from lpgan_jax.training.simulation import share_state, share_tree
 
 FXP = lp.FixedPoint(18)
@@ -74,7 +73,7 @@ def test_a_product_opens_both_factors_and_then_its_truncation():
         "dealer_multiply_adds": 0,
         "comparisons": 0,
     }
-    assert list(cost.layers) == [cost_model.UNPLACED]
+    assert list(cost.layers) == [UNPLACED]
 
 
 def test_a_square_opens_one_word_less():
@@ -338,7 +337,7 @@ def test_layers_are_the_outermost_places_in_program_order():
         return simulate(seat, key, (Secret(x, 18), Secret(y, 18)))
 
     cost = lp.cost(function, (3, 4), (4, 5))
-    assert list(cost.layers) == [cost_model.UNPLACED, "second", "first"]
+    assert list(cost.layers) == [UNPLACED, "second", "first"]
     rows = [numbers(row) for row in cost.layers.values()]
     assert [row["rounds"] for row in rows] == [0, 2, 1]
     assert [row["online_bytes"] for row in rows] == [0, 8 * (12 + 15), 8 * 20]
@@ -372,10 +371,17 @@ def test_the_table_is_aligned():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (15360, "15.4 kB"), (123456789, "123 MB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999_999, "1 MB"),
+        (1000, "1 kB"),
+        (15360, "15.4 kB"),
+        (123456789, "123 MB"),
+    ],
 )
-def test_sizes_have_three_digits(value, text):
-    assert cost_model._si(value, "B") == text
+def test_sizes_have_up_to_three_digits(value, text):
+    assert si(value, "B") == text
 
 
 def test_the_command(capsys):

@@ -139,7 +139,7 @@ USES = {
     "bitwise mask": lambda party, x: party.mask(x.shape, x.dtype, bitwise=True).share,
     "exchange": lambda party, x: party.exchange(x, "x")[0],
     "open": lambda party, x: party.open(x, "x"),
-    "mul": lambda party, x: arithmetic.mul(party, Secret(x, 0), Secret(x, 0)).share,
+    "mul": lambda party, x: arithmetic.mul(party, Secret(x, 0), Secret(x, 0)).settled(party).share,
     "compare": lambda party, x: compare.negative(party, Secret(x, 0)).random.share,
 }
 

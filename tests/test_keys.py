@@ -35,7 +35,9 @@ USES = {
         lambda seat, share, public: masked(seat, share * public), key, X, x[0]
     ),
     "deal, public": lambda key, x: party.deal(
-        lambda seat, share, public: arithmetic.mul(seat, Secret(share, 0), Secret(share, 0)).share,
+        lambda seat, share, public: (
+            arithmetic.mul(seat, Secret(share, 0), Secret(share, 0)).settled(seat).share
+        ),
         key,
         X,
         x[0],

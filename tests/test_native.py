@@ -24,7 +24,7 @@ from test_prng import reference_bits
 from lpgan_jax import native
 from lpgan_jax.mpc import prng
 from lpgan_jax.mpc.prng import key
-from lpgan_jax.ring import Conv2D, matmul
+from lpgan_jax.ring import Convolution, matmul
 from lpgan_jax.ring.contraction import Axis, Contraction, contract
 from lpgan_jax.ring.matmul import matmul_portable
 
@@ -289,14 +289,16 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("geometry", CONVOLUTIONS, ids=str)
 def test_convolutions(build, geometry):
     strides, padding, input_hw, kernel_hw, channels, features = geometry
-    conv = Conv2D(strides, padding)
+    images, kernels, once = (0, 3, 1, 2), (3, 2, 0, 1), (1, 1)  # NHWC, HWIO
+    conv = Convolution(images, kernels, images, strides, padding, once, once)
     x = words(5, (3, *input_hw, channels))
     w = words(6, (*kernel_hw, channels, features))
-    dy = words(7, (3, *conv.output_hw(input_hw, kernel_hw), features))
+    dy = words(7, conv.shape(x.shape, w.shape))
+    of_x = Convolution(images, (2, 3, 0, 1), images, once, ((2, 2), (2, 1)), strides, once)
+    of_w = Convolution((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1), once, padding, once, strides)
 
     def maps(x, w, dy):
-        gradients = conv.input_grad(dy, w, input_hw), conv.weight_grad(x, dy, kernel_hw)
-        return conv.forward(x, w), *gradients
+        return conv(x, w), of_x(dy, w), of_w(x, dy)
 
     for result, expected in zip(with_kernels(maps, x, w, dy), without(maps, x, w, dy), strict=True):
         np.testing.assert_array_equal(result, expected)

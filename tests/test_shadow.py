@@ -12,17 +12,16 @@ import numpy as np
 import optax
 import pytest
 from helpers import integers, on_grid, pair_of, real, run, secret, whole
+from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.optim import adam, sgd
+from lpgan_jax.plaintext import PlaintextLPGAN
 
 from lpgan_jax import key
-from lpgan_jax.mpc import emulated
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch
-from lpgan_jax.models.dcgan import DCGAN
-from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, roots
-from lpgan_jax.optim import adam, sgd
+from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, emulated, roots
 from lpgan_jax.mpc.party import simulate
-from lpgan_jax.plaintext import PlaintextLPGAN
-from lpgan_jax.ring.words import RING64
 from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.ring.words import RING64
 from lpgan_jax.training.simulation import reveal_tree, share_state, share_tree, whole_tree
 from lpgan_jax.training.trainers import PlaintextTrainer, ShadowTrainer
 
@@ -142,10 +141,10 @@ def test_products_selections_and_comparisons_are_the_protocols():
         return compare.select(party, compare.positive(party, u), v)
 
     def bit(party, u, v):
-        return compare.arithmetic(party, compare.greater(party, u, v))
+        return compare.b2a(party, compare.greater(party, u, v))
 
     def narrow(party, u, v):
-        return compare.arithmetic(party, compare.negative(party, u, 40))
+        return compare.b2a(party, compare.negative(party, u, 40))
 
     for function in (product, square, inner, chosen, bit, narrow):
         shared = run(function, Secret(pair_of(x), 18), Secret(pair_of(y, 1), 18))

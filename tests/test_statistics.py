@@ -240,7 +240,7 @@ def _even_mask(party, x):
 
 
 def _bare_share(party, x):
-    party.open(x - party.only_s1(party.mask(x.shape).share), "mask")
+    party.open(x - party.public_share(party.mask(x.shape).share), "mask")
 
 
 def _reused_mask(party, x):

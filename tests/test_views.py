@@ -23,8 +23,8 @@ import pytest
 import lpgan_jax as lp
 from lpgan_jax.mpc import arithmetic, boolean, compare, patent
 from lpgan_jax.mpc.party import AXIS, Party, Source
-from lpgan_jax.ring.words import Ring
 from lpgan_jax.mpc.secret import Secret, add_public
+from lpgan_jax.ring.words import Ring
 
 CHUNK_BITS = 20
 SAMPLES = 4  # of the coins of the server that looks, where they are not enumerated
@@ -271,7 +271,9 @@ def _halves(x, bits, shift):
 
 
 def _mul(party, x, y):
-    return [(arithmetic.mul(party, Secret(x, 0), Secret(y, 0)).share, party.ring.bits)]
+    return [
+        (arithmetic.mul(party, Secret(x, 0), Secret(y, 0)).settled(party).share, party.ring.bits)
+    ]
 
 
 @pytest.mark.parametrize("bits", [2, 3])
@@ -285,7 +287,7 @@ def test_mul(bits):
 @pytest.mark.parametrize("bits", [3, 4])
 def test_square(bits):
     def protocol(party, x):
-        return [(arithmetic.square(party, Secret(x, 0)).share, bits)]
+        return [(arithmetic.square(party, Secret(x, 0)).settled(party).share, bits)]
 
     ring = Ring(bits)
     experiment = Experiment(protocol, ring, (bits,))
@@ -296,7 +298,7 @@ def test_one_mask_in_a_square_and_a_truncation():
     def protocol(party, x):
         x = arithmetic.masked(party, Secret(x, 1))
         halved = arithmetic.truncate(party, x, 0)
-        return [(arithmetic.square(party, x).share, 3), (halved.share, 3)]
+        return [(arithmetic.square(party, x).settled(party).share, 3), (halved.share, 3)]
 
     def expected(x):
         return [x * x, _halves(x, 3, 1) or range(8)]
@@ -307,7 +309,10 @@ def test_one_mask_in_a_square_and_a_truncation():
 
 def _two_products(party, x, y, z):
     x = arithmetic.masked(party, Secret(x, 0))
-    return [(arithmetic.mul(party, x, Secret(v, 0)).share, party.ring.bits) for v in (y, z)]
+    return [
+        (arithmetic.mul(party, x, Secret(v, 0)).settled(party).share, party.ring.bits)
+        for v in (y, z)
+    ]
 
 
 def test_one_mask_in_two_products():
@@ -358,7 +363,7 @@ def test_square_of_a_truncated_value():
         sent = len(party.messages)
         square = arithmetic.square(party, x)
         assert len(party.messages) == sent
-        return [(square.share, 3), (x.share, 3)]
+        return [(square.settled(party).share, 3), (x.share, 3)]
 
     def expected(x):
         return _products_of_halves(x, lambda half: [half * half, half])
@@ -370,7 +375,7 @@ def test_square_of_a_truncated_value():
 def test_product_of_a_truncated_value_and_a_masked_one():
     def protocol(party, x, y):
         y = arithmetic.masked(party, Secret(y, 0))
-        return [(arithmetic.mul(party, _truncated(party, x), y).share, 3)]
+        return [(arithmetic.mul(party, _truncated(party, x), y).settled(party).share, 3)]
 
     def expected(x, y):
         return _products_of_halves(x, lambda half: [half * y])
@@ -384,7 +389,7 @@ def test_product_of_two_truncated_values():
 
     def protocol(party, x):
         x = _truncated(party, x)
-        return [(arithmetic.mul(party, x, -x).share, 3)]
+        return [(arithmetic.mul(party, x, -x).settled(party).share, 3)]
 
     def expected(x):
         return _products_of_halves(x, lambda half: [-half * half])
@@ -417,7 +422,7 @@ def test_a_mask_survives_negation_scaling_and_public_addition():
             arithmetic.mul(party, v, y) for v in (x, add_public(party, -x, 1.0), x.times_int(3))
         ]
         assert len(party.messages) == opened == 2
-        return [(product.share, 2) for product in products]
+        return [(product.settled(party).share, 2) for product in products]
 
     experiment = Experiment(protocol, Ring(2), (2, 2))
     cases = everything(Ring(2), 2)
@@ -484,7 +489,7 @@ def test_most_significant(find):
 def _comparison(greater, bits):
     def protocol(party, u, v):
         bit = greater(party, Secret(u, 0), Secret(v, 0))
-        return [(compare.arithmetic(party, bit).share, bits)]
+        return [(compare.b2a(party, bit).share, bits)]
 
     return protocol
 
@@ -526,8 +531,8 @@ def test_published_comparison():
 
 def test_two_thresholds_under_one_mask():
     def protocol(party, x):
-        bits = compare.below(party, Secret(x, 0), (0, 1))
-        values = compare.arithmetic(party, bits).share
+        bits = compare.less_than_public(party, Secret(x, 0), (0, 1))
+        values = compare.b2a(party, bits).share
         return [(value, 3) for value in values]
 
     def expected(x):
@@ -543,7 +548,7 @@ def _bit(party, share):
 
 def test_bit_to_arithmetic():
     def protocol(party, d):
-        return [(compare.arithmetic(party, _bit(party, d)).share, 4)]
+        return [(compare.b2a(party, _bit(party, d)).share, 4)]
 
     assert Experiment(protocol, Ring(4), (1,)).leaks([(0,), (1,)], lambda d: [d]) == set()
 
@@ -583,7 +588,7 @@ def _products(party, *rows):
     """The product of three values, in a scan over the last two."""
 
     def body(party, carry, row):
-        carry = arithmetic.mul(party, Secret(carry, 0), Secret(row, 0)).share
+        carry = arithmetic.mul(party, Secret(carry, 0), Secret(row, 0)).settled(party).share
         return carry, carry
 
     last, products = party.scan(body, rows[0], jnp.stack(rows[1:]), 2)
@@ -664,7 +669,7 @@ def _reused_mask(party, x, y):
 
 
 def _one_sided_mask(party, x, y):
-    party.open(x - party.only_s1(party.mask(()).share), "mask")
+    party.open(x - party.public_share(party.mask(()).share), "mask")
     return []
 
 
@@ -710,8 +715,8 @@ def test_one_pseudo_random_share_for_two_dealt_products_is_found():
 
 def test_results_that_are_wrong_in_a_single_case_are_found():
     def protocol(party, x):
-        square = arithmetic.square(party, Secret(x, 0)).share
-        wrong = party.only_s1((x == 5) & (party._source.number == 77)).astype(jnp.uint8)
+        square = arithmetic.square(party, Secret(x, 0)).settled(party).share
+        wrong = party.public_share((x == 5) & (party._source.number == 77)).astype(jnp.uint8)
         return [(square + wrong, 3)]
 
     with pytest.raises(AssertionError):

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
-from lpgan_jax.common.tables import aligned
+from lpgan_jax.common.tables import aligned, si
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.prng import KEY_WORDS, abstract_key
 from lpgan_jax.mpc.shares import PARTIES
@@ -135,9 +135,9 @@ class Cost:
         rule = "-" * max(map(len, lines))
         lines = [lines[0], rule, *lines[1:-1], rule, lines[-1], ""]
         lines.append(
-            f"DS sends each server {_si(self.input_bytes, 'B')} of inputs; "
-            f"ahead of time {_si(self.dealer_bytes_s1, 'B')} to S1 and "
-            f"{_si(self.dealer_bytes_s2, 'B')} to S2."
+            f"DS sends each server {si(self.input_bytes, 'B')} of inputs; "
+            f"ahead of time {si(self.dealer_bytes_s1, 'B')} to S1 and "
+            f"{si(self.dealer_bytes_s2, 'B')} to S2."
         )
         for network in networks:
             lines.append(
@@ -149,23 +149,12 @@ class Cost:
 
     def _cells(self, name: str) -> list[str]:
         exact = [f"{n:,}" for n in (self.rounds, self.messages)]
-        volumes = [_si(n, "B") for n in (self.online_bytes, self.dealer_bytes_s2)]
-        work = [_si(n, "") for n in (self.multiply_adds, self.dealer_multiply_adds)]
+        volumes = [si(n, "B") for n in (self.online_bytes, self.dealer_bytes_s2)]
+        work = [si(n, "") for n in (self.multiply_adds, self.dealer_multiply_adds)]
         return [name, *exact, *volumes, f"{self.comparisons:,}", *work]
 
 
 _ADDITIVE = tuple(f.name for f in fields(Cost) if f.name not in ("rounds", "layers"))
-
-
-def _si(value: float, unit: str) -> str:
-    """Three digits or more and an SI prefix."""
-    prefixes = iter(("", "k", "M", "G", "T", "P"))
-    prefix = next(prefixes)
-    exact = value < 1000
-    while value >= 1000:
-        value, prefix = value / 1000, next(prefixes)
-    digits = 0 if exact else max(0, 2 - int(math.log10(value)))
-    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
 
 
 # From a function to its cost ----------------------------------------------------------------------

@@ -72,9 +72,3 @@ def worst(headroom: dict[str, float]) -> tuple[str, float]:
     """
     first = next(iter(headroom.items()))
     return first if first[1] < 0 else min(headroom.items(), key=lambda item: item[1])
-
-
-def table(headroom: dict[str, float]) -> str:
-    """One line a place, the fewest bits first."""
-    rows = sorted(headroom.items(), key=lambda item: item[1])
-    return "\n".join(["  bits  place", *(f"{bits:6.1f}  {place}" for place, bits in rows)])

@@ -182,7 +182,7 @@ def _require_same(descriptions: Sequence[Description], settings: TrainConfig) ->
             )
 
 
-def _new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> int:
+def new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> int:
     """A number that no attempt had, neither here nor at a server; written down here.
 
     Raises:
@@ -238,7 +238,7 @@ def deal_and_feed(
             descriptions.append(client.wait_until(lambda d: d.phase == "ready"))
     _require_same(descriptions, settings)
     start, name = newest_common(descriptions, settings)
-    attempt = _new_attempt(cluster, descriptions)
+    attempt = new_attempt(cluster, descriptions)
     opening = Opening(
         session=cluster.session,
         role=DEALER,

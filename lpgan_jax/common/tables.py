@@ -27,6 +27,15 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[s
     ]
 
 
+def si(value: float, unit: str) -> str:
+    """Three significant digits and an SI prefix."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 999.5:
+            return f"{value:.3g} {prefix}{unit}".rstrip()
+        value /= 1000
+    return f"{value:.3g} P{unit}".rstrip()
+
+
 def to_csv(rows: Iterable[Row], fields: Sequence[str]) -> str:
     """Rows as CSV, in full precision."""
     text = io.StringIO()

@@ -33,16 +33,15 @@ def masked(party: Party, x: Secret) -> Secret:
     return Secret(x.words, x.frac_bits, mask, opened, owed=x.owed)
 
 
-def _parts(x: Secret) -> tuple[Dealt, jax.Array]:
+def parts(x: Secret) -> tuple[Dealt, jax.Array]:
+    """(the mask, the public part) of a value that has them; of a truncated one, the first part."""
     assert x.mask is not None
     assert x.opened is not None
     return x.mask, x.opened
 
 
 @functools.singledispatch
-def bilinear(
-    party: Party, product: Bilinear, x: Secret, y: Secret, *, owing: bool = False
-) -> Secret:
+def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
     """SecMul for any bilinear map: a product, a matrix product, a convolution or its gradients.
 
     z = c + e*[b] + [a]*d + (S1) e*d, with e = x - a and d = y - b open and DS's share of c = a*b
@@ -53,73 +52,67 @@ def bilinear(
         product: bilinear modulo 2^64, with public static coefficients.
         x: a secret.
         y: a secret.
-        owing: DS owes a*b, for a result that is masked or truncated next.
 
     Returns:
         product(x, y), exact in the ring, with x.frac_bits + y.frac_bits fraction bits. 1 round, one
-        word per element of x and y that is not yet masked; DS -> S2: one word per element of the
-        result, unless it is owed.
+        word per element of x and y that is not yet masked. DS owes a*b: one word per element of
+        the result, should its share be wanted before it is masked or truncated.
     """
     same = x is y
     x = masked(party, x.settled(party))
     y = x if same else masked(party, y.settled(party))
-    (a, e), (b, d) = _parts(x), _parts(y)
+    (a, e), (b, d) = parts(x), parts(y)
     # e*[b] and S1's e*d are one product: each server multiplies e with its share of y's opened
     # part.
-    words = product(e, b.share + party.only_s1(d)) + product(a.share, d)
-    c = party.compute(product, a, b)
-    return _owing(party, Secret(words, x.frac_bits + y.frac_bits, owed=c), owing)
-
-
-def _owing(party: Party, x: Secret, owing: bool) -> Secret:
-    return x if owing else x.settled(party)
+    words = product(e, b.share + party.public_share(d)) + product(a.share, d)
+    return Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(product, a, b))
 
 
 @functools.singledispatch
-def mul(party: Party, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
+def mul(party: Party, x: Secret, y: Secret) -> Secret:
     """Elementwise (broadcasting) product, as `bilinear`; a truncated factor needs no opening.
 
     A truncated value is a public part plus a mask of two dealt parts, the second of which counts
     where a public flag is set (see `truncate`). So its product takes one dealt share for each pair
-    of parts, and no round.
+    of parts (that of the first two is owed), and no round.
     """
     same = x is y
-    x = _known(party, x.settled(party))
-    y = x if same else _known(party, y.settled(party))
-    (a, e), (b, d) = _parts(x), _parts(y)
-    words = e * y.share + (x.share - party.only_s1(e)) * d
+    x = with_public_part(party, x.settled(party))
+    y = x if same else with_public_part(party, y.settled(party))
+    (a, e), (b, d) = parts(x), parts(y)
+    words = e * y.share + (x.share - party.public_share(e)) * d
     for wrap, mask in ((x.wrap, b), (y.wrap, a)):
         if wrap is not None:
-            words = words + _wrapped(party, wrap, mask)
+            words = words + wrapped_product(party, wrap, mask)
     if x.wrap is not None and y.wrap is not None:
-        words = words + _both_wrapped(party, x.wrap, y.wrap)
-    product = Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(jnp.multiply, a, b))
-    return _owing(party, product, owing)
+        words = words + _wraps_product(party, x.wrap, y.wrap)
+    return Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(jnp.multiply, a, b))
 
 
 @functools.singledispatch
-def square(party: Party, x: Secret, *, owing: bool = False) -> Secret:
+def square(party: Party, x: Secret) -> Secret:
     """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
 
     Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked or was
-    truncated; DS -> S2: one word per element. The published form splits x' and x'' instead, at the
-    same cost, but its mask serves nothing else.
+    truncated; DS owes one word per element (as of `bilinear`). The published form splits x' and x''
+    instead, at the same cost, but its mask serves nothing else.
     """
-    x = _known(party, x.settled(party))
-    a, e = _parts(x)
-    words = e * (2 * x.share - party.only_s1(e))
+    x = with_public_part(party, x.settled(party))
+    a, e = parts(x)
+    words = e * (2 * x.share - party.public_share(e))
     if x.wrap is not None:
-        words = words + 2 * _wrapped(party, x.wrap, a) + _both_wrapped(party, x.wrap, x.wrap)
-    product = Secret(words, 2 * x.frac_bits, owed=party.compute(lambda v: v * v, a))
-    return _owing(party, product, owing)
+        words = (
+            words + 2 * wrapped_product(party, x.wrap, a) + _wraps_product(party, x.wrap, x.wrap)
+        )
+    return Secret(words, 2 * x.frac_bits, owed=party.compute(lambda v: v * v, a))
 
 
-def _known(party: Party, x: Secret) -> Secret:
+def with_public_part(party: Party, x: Secret) -> Secret:
     """x with a public part: as it is if it was masked or truncated, else masked."""
     return masked(party, x) if x.mask is None else x
 
 
-def _wrapped(party: Party, wrap: Wrap, factor: Dealt) -> jax.Array:
+def wrapped_product(party: Party, wrap: Wrap, factor: Dealt) -> jax.Array:
     """A share of wrap * factor; DS -> S2: one narrow word per element."""
 
     def product(narrow: jax.Array, words: jax.Array) -> jax.Array:
@@ -129,7 +122,7 @@ def _wrapped(party: Party, wrap: Wrap, factor: Dealt) -> jax.Array:
     return _flagged(party, wrap.flag, dealt.share, wrap.shift)
 
 
-def _both_wrapped(party: Party, x: Wrap, y: Wrap) -> jax.Array:
+def _wraps_product(party: Party, x: Wrap, y: Wrap) -> jax.Array:
     """A share of the product of two wraps, which is 0 where their shifts fill a word."""
     shift = x.shift + y.shift
     if shift >= party.ring.bits:
@@ -174,7 +167,7 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
     narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
     up = ring.bits - shift
     public, minus_high, wrap, flag = _truncated(party, x, shift, narrow)
-    share = party.only_s1(public) + minus_high.share + _flagged(party, flag, wrap.share, up)
+    share = party.public_share(public) + minus_high.share + _flagged(party, flag, wrap.share, up)
     return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag, up))
 
 
@@ -187,7 +180,7 @@ def _truncated(
     type `narrow`.
     """
     ring = party.ring
-    a, e = _parts(masked(party, x))
+    a, e = parts(masked(party, x))
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
     minus_high = party.correlate(lambda v: -ring.shift_right(-v, shift), a)
     wrap = party.correlate(lambda v: ring.top_bit(-v).astype(narrow), a)
@@ -214,7 +207,7 @@ def truncate_by(party: Party, x: Secret, shift: jax.Array) -> Secret:
     words = jnp.broadcast_to(shift, x.shape).astype(ring.dtype)
     public, minus_high, wrap, flag = _truncated(party, x, words, ring.dtype)
     up = ring.shift_left(wrap.share, jnp.asarray(ring.constant(ring.bits)) - words)
-    share = party.only_s1(public) + minus_high.share + jnp.where(flag, up, jnp.zeros_like(up))
+    share = party.public_share(public) + minus_high.share + jnp.where(flag, up, jnp.zeros_like(up))
     return Secret(share, x.frac_bits)
 
 

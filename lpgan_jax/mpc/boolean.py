@@ -148,7 +148,7 @@ def combine(party: Party, bits: list[Masked], sums: list[list[Term]]) -> list[ja
                 continue
             public = functools.reduce(jnp.bitwise_xor, products)
             public = ~public if () in coefficients else public
-            parts.append(dealt[masks] & public if masks else party.only_s1(public))
+            parts.append(dealt[masks] & public if masks else party.public_share(public))
         results.append(functools.reduce(jnp.bitwise_xor, parts))
     return results
 
@@ -193,7 +193,7 @@ def conjunction(party: Party, u: jax.Array, v: jax.Array) -> jax.Array:
 
 def complement(party: Party, rows: jax.Array) -> jax.Array:
     """1 - u of XOR-shared rows; local: S1 inverts its share."""
-    return rows ^ party.only_s1(~jnp.zeros_like(rows))
+    return rows ^ party.public_share(~jnp.zeros_like(rows))
 
 
 def _parts(party: Party, x: Secret, offsets: Sequence[int]) -> Masked:
@@ -261,7 +261,7 @@ def sign_bit(
     """
     bits = bits or party.ring.bits
     rows = _parts(party, x, offsets)[:bits]
-    top = party.only_s1(rows.opened[-1]) ^ rows.mask.share[-1]
+    top = party.public_share(rows.opened[-1]) ^ rows.mask.share[-1]
     digits = _first_digits(bits - 1, radix)
     low = Masked(
         rows.mask.map(lambda v: _digits(v[:-1], digits)), _digits(rows.opened[:-1], digits)
@@ -333,7 +333,7 @@ def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
     assert total is not None
     carries = total[0, : size - 1]  # one block is left
     carry_in = jnp.concatenate([jnp.zeros_like(carries[:1]), carries])
-    return party.only_s1(rows.opened) ^ rows.mask.share ^ carry_in
+    return party.public_share(rows.opened) ^ rows.mask.share ^ carry_in
 
 
 def _scan_blocks(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.arithmetic import _known, _parts, _wrapped, masked, truncate
+from lpgan_jax.mpc.arithmetic import masked, parts, truncate, with_public_part, wrapped_product
 from lpgan_jax.mpc.boolean import sign_bit, unpack
 from lpgan_jax.mpc.party import Dealt, Party
 from lpgan_jax.mpc.secret import Secret
@@ -35,7 +35,9 @@ class Bit:
 
 @functools.singledispatch
 @jax.named_scope("comparison")
-def below(party: Party, x: Secret, thresholds: Sequence[int], bits: int | None = None) -> Bit:
+def less_than_public(
+    party: Party, x: Secret, thresholds: Sequence[int], bits: int | None = None
+) -> Bit:
     """[x < t] for each public t, along a new leading axis; exact for |x - t| < 2^63 as integers.
 
     With `bits`, exact for |x - t| < 2^(bits-1) only, and cheaper.
@@ -66,8 +68,8 @@ def bit_of_rows(
 
 
 def negative(party: Party, x: Secret, bits: int | None = None) -> Bit:
-    """[x < 0], exact for |x| < 2^63 as an integer; see `below`."""
-    return below(party, x, (0,), bits)[0]
+    """[x < 0], exact for |x| < 2^63 as an integer; see `less_than_public`."""
+    return less_than_public(party, x, (0,), bits)[0]
 
 
 def positive(party: Party, x: Secret, bits: int | None = None) -> Bit:
@@ -76,9 +78,9 @@ def positive(party: Party, x: Secret, bits: int | None = None) -> Bit:
 
 
 @functools.singledispatch
-def arithmetic(party: Party, bit: Bit) -> Secret:
+def b2a(party: Party, bit: Bit) -> Secret:
     """The bit as the integer 0 or 1 (0 fraction bits); local: d = r or 1 - r."""
-    one = party.only_s1(jnp.ones_like(bit.random.share))
+    one = party.public_share(jnp.ones_like(bit.random.share))
     return Secret(jnp.where(bit.flipped, one - bit.random.share, bit.random.share), 0)
 
 
@@ -91,11 +93,11 @@ def select(party: Party, bit: Bit, x: Secret) -> Secret:
     if x is masked or was truncated; it does not depend on the bit's), one word per element of x; DS
     -> S2: one word per element of the result (one and a half if x was truncated).
     """
-    x = _known(party, x.settled(party))
-    a, e = _parts(x)
+    x = with_public_part(party, x.settled(party))
+    a, e = parts(x)
     chosen = bit.random.share * e + party.correlate(jnp.multiply, bit.random, a).share
     if x.wrap is not None:
-        chosen = chosen + _wrapped(party, x.wrap, bit.random)
+        chosen = chosen + wrapped_product(party, x.wrap, bit.random)
     return Secret(jnp.where(bit.flipped, x.share - chosen, chosen), x.frac_bits)
 
 
@@ -110,7 +112,7 @@ def floor(party: Party, x: Secret) -> Secret:
     x = masked(party, x.settled(party))
     near = truncate(party, x, 0).unmasked()
     rest = x - near.at_scale(x.frac_bits)
-    return near - arithmetic(party, negative(party, rest, x.frac_bits + 2))
+    return near - b2a(party, negative(party, rest, x.frac_bits + 2))
 
 
 def greater(party: Party, u: Secret, v: Secret) -> Bit:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, mul, rescale, truncate
-from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, normalise, normalise_magnitude
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.range_reduction import MANTISSA_BITS, TOP, normalise, normalise_magnitude
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.series import evaluate, fit
 
@@ -94,7 +94,7 @@ def divide(party: Party, x: Secret, y: Secret, frac_bits: int) -> Secret:
     Returns:
         x / y, within 2^-23 relative, and 2 LSB. 7 rounds.
     """
-    x._check_scale(y)
+    x.require_scale_of(y)
     top = TOP - quotient_bits(frac_bits)
     x, y = masked(party, x), masked(party, y)
     magnitude, thermometer = normalise_magnitude(party, y, top)
@@ -103,4 +103,4 @@ def divide(party: Party, x: Secret, y: Secret, frac_bits: int) -> Secret:
     powers = [1 << j for j in range(thermometer.count + 1)]
     numerator = thermometer.times(party, x, powers, with_sign=True)
     numerator = truncate(party, Secret(numerator.share, top), frac_bits + 1)
-    return truncate(party, mul(party, numerator, reciprocal, owing=True), frac_bits)
+    return truncate(party, mul(party, numerator, reciprocal), frac_bits)

@@ -11,9 +11,9 @@ import math
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, truncate
-from lpgan_jax.mpc.compare import Bit, below, select
-from lpgan_jax.mpc.normalise import TOP, Thermometer, normalise
+from lpgan_jax.mpc.compare import Bit, less_than_public, select
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.range_reduction import TOP, Thermometer, normalise
 from lpgan_jax.mpc.secret import Secret, add_public
 from lpgan_jax.mpc.series import evaluate, fit
 
@@ -36,9 +36,9 @@ def _clamped(
 
 def clamp(party: Party, x: Secret, bound: float) -> tuple[Secret, Secret]:
     """(x clamped to [-bound, bound], the part above); exact. 4 rounds, 2 comparisons."""
-    x = masked(party, x)
+    x = masked(party, x.settled(party))
     limits = [_integer(-bound, x.frac_bits), _integer(bound, x.frac_bits)]
-    bits = below(party, x, limits)
+    bits = less_than_public(party, x, limits)
     return _clamped(party, x, -bound, bound, (bits[0], bits[1]))
 
 
@@ -111,11 +111,11 @@ def exp(party: Party, x: Secret, frac_bits: int, largest: int | None = None) -> 
         rounds, 37 comparisons at any f (fewer with `largest`).
     """
     scale = x.frac_bits + _GUARD_BITS
-    x = masked(party, x.at_scale(scale))
+    x = masked(party, x.settled(party).at_scale(scale))
     lowest, highest = -(frac_bits + 2), 33 - frac_bits  # of i
     highest = highest if largest is None else max(lowest + 1, min(highest, largest - 1))
     limits = [_integer(i * math.log(2), scale) for i in range(highest + 1, lowest - 1, -1)]
-    bits = below(party, x, limits)
+    bits = less_than_public(party, x, limits)
     count = len(limits)
     thermometer = Thermometer(bits, count)
     # The multiple to subtract where j limits lie above x; clamped at both ends.

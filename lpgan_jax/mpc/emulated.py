@@ -154,7 +154,7 @@ def _truncate(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
 # What the random words cannot change ------------------------------------------------------------
 
 
-@compare.below.register
+@compare.less_than_public.register
 def _below(
     party: EmulatedSeat, x: Secret, thresholds: Sequence[int], bits: int | None = None
 ) -> compare.Bit:

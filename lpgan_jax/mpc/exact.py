@@ -62,7 +62,7 @@ def _truncate_by(party: ExactSeat, x: Secret, shift: jax.Array) -> Secret:
     return Secret(x.share * jnp.exp2(-shift.astype(jnp.float64)), x.frac_bits)
 
 
-@compare.below.register
+@compare.less_than_public.register
 def _below(
     party: ExactSeat, x: Secret, thresholds: Sequence[int], bits: int | None = None
 ) -> compare.Bit:

@@ -91,8 +91,3 @@ def server_program(
 def whole_sharding(mesh: Mesh) -> NamedSharding:
     """Of paired arrays that each device of a server has whole: parameters, seeds, corrections."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of paired arrays whose second axis, the batch, a server's devices share."""
-    return NamedSharding(mesh, PartitionSpec(AXIS, BATCH_AXIS))

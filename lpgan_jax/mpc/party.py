@@ -223,7 +223,7 @@ class Party:
 
     # The servers ------------------------------------------------------------------------------
 
-    def only_s1(self, public: jax.Array) -> jax.Array:
+    def public_share(self, public: jax.Array) -> jax.Array:
         """A share of a public value: the value at S1, zeros at S2."""
         return jnp.where(self.is_s1, public, jnp.zeros_like(public))
 
@@ -550,28 +550,6 @@ def deal(
         return party.corrections
 
     return jax.vmap(seat, out_axes=None, axis_name=AXIS)(zeros)
-
-
-class Material:
-    """What DS dealt for one execution of a program: it can be taken once.
-
-    Run twice with the same material, a program would send two values under one mask.
-    """
-
-    def __init__(self, seeds: jax.Array, corrections: list[jax.Array]) -> None:
-        """`seeds`: the servers' typed keys; `corrections`: from `deal`."""
-        self._content: tuple[jax.Array, list[jax.Array]] | None = (seeds, corrections)
-
-    def take(self) -> tuple[jax.Array, list[jax.Array]]:
-        """(seeds, corrections), for the one execution.
-
-        Raises:
-            RuntimeError: they were taken before.
-        """
-        content, self._content = self._content, None
-        if content is None:
-            raise RuntimeError("dealt material was used before: deal anew for every execution")
-        return content
 
 
 def online(

@@ -29,7 +29,7 @@ def greater(party: Party, u: Secret, v: Secret) -> Bit:
         The bit; wrong where a or b wrapped. On 64 bits: 66 rounds and 259 opened bits.
     """
     ring = party.ring
-    difference = u.share - v.share
+    difference = (u - v).settled(party).share
     own = ring.reduce(jnp.where(party.is_s1, difference, jnp.zeros_like(difference) - difference))
     top = ring.constant(1 << (ring.bits - 1))
     magnitude = jnp.where(own & top != 0, ring.reduce(jnp.zeros_like(own) - own) | top, own)

@@ -64,7 +64,7 @@ class PlainSeat(Party):
         self.seen: list[Seen] = []
         self.filling = False
 
-    def only_s1(self, public: jax.Array) -> jax.Array:
+    def public_share(self, public: jax.Array) -> jax.Array:
         """A public value itself: there is one server."""
         return public
 
@@ -105,23 +105,21 @@ def bits_left(party: PlainSeat, seen: Seen) -> jax.Array:
 
 
 @arithmetic.bilinear.register
-def _bilinear(
-    party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secret, *, owing: bool = False
-) -> Secret:
+def _bilinear(party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secret) -> Secret:
     return Secret(product(x.share, y.share), x.frac_bits + y.frac_bits)
 
 
 @arithmetic.mul.register
-def _mul(party: PlainSeat, x: Secret, y: Secret, *, owing: bool = False) -> Secret:
+def _mul(party: PlainSeat, x: Secret, y: Secret) -> Secret:
     return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
 
 
 @arithmetic.square.register
-def _square(party: PlainSeat, x: Secret, *, owing: bool = False) -> Secret:
+def _square(party: PlainSeat, x: Secret) -> Secret:
     return Secret(x.share * x.share, 2 * x.frac_bits)
 
 
-@compare.arithmetic.register
+@compare.b2a.register
 def _arithmetic(party: PlainSeat, bit: compare.Bit) -> Secret:
     return Secret(_whole_bit(bit).astype(bit.random.share.dtype), 0)
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import mul, rescale, truncate
-from lpgan_jax.mpc.normalise import MANTISSA_BITS, TOP, Search, normalise, parallel_levels
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.range_reduction import MANTISSA_BITS, TOP, Search, normalise, parallel_levels
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.series import evaluate, fit
 
@@ -61,7 +61,7 @@ def inverse_sqrt(
     if times is not None:
         scale = times.frac_bits
         coarse = min(MANTISSA_BITS, TOP - 13 - scale)
-        y = mul(party, truncate(party, y, coarse), times, owing=True)
+        y = mul(party, truncate(party, y, coarse), times)
         y = truncate(party, y, scale)
     # 1/sqrt(u) = 2^(j + known - 31 + u.frac_bits/2) / sqrt(m).
     y = exponent.times_power(party, y, 1)

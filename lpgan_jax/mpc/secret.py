@@ -46,7 +46,7 @@ class Secret:
     linear maps apply to all three. A truncated value has a mask of two parts, which serves
     elementwise products without another opening (`arithmetic.mul`).
 
-    A product may owe a part that DS knows (`arithmetic.bilinear`): then its words and the shares of
+    A product owes a part that DS knows (`arithmetic.bilinear`): then its words and the shares of
     its mask are short by it. Masking it makes up for that without any dealing, since DS adds what
     it owes to the mask; truncation and comparison need no more. Anything else settles it first.
 
@@ -137,7 +137,7 @@ class Secret:
 
     def __add__(self, other: Secret) -> Secret:
         """SecAdd: local; the sum is a new value without a mask."""
-        self._check_scale(other)
+        self.require_scale_of(other)
         words = self.words + other.words
         return Secret(words, self.frac_bits, owed=_sum_owed(words.shape, self.owed, other.owed))
 
@@ -170,7 +170,8 @@ class Secret:
         factor = 1 << (frac_bits - self.frac_bits)
         return dataclasses.replace(self.times_int(factor), frac_bits=frac_bits)
 
-    def _check_scale(self, other: Secret) -> None:
+    def require_scale_of(self, other: Secret) -> None:
+        """Raise `ScaleError` unless the other has as many fraction bits."""
         if self.frac_bits != other.frac_bits:
             raise ScaleError(f"fraction bits differ: {self.frac_bits} and {other.frac_bits}")
 
@@ -207,13 +208,15 @@ def add_public(party: Party, secret: Secret, value: float) -> Secret:
         _word(round(value * 2.0**secret.frac_bits), secret.words.dtype), secret.shape
     )
     opened = None if secret.opened is None else secret.opened + constant
-    return dataclasses.replace(secret, words=secret.words + party.only_s1(constant), opened=opened)
+    return dataclasses.replace(
+        secret, words=secret.words + party.public_share(constant), opened=opened
+    )
 
 
 def concatenate(secrets: list[Secret], axis: int = 0) -> Secret:
     """Concatenate secrets of one scale; masks are kept if all have one."""
     for secret in secrets[1:]:
-        secrets[0]._check_scale(secret)
+        secrets[0].require_scale_of(secret)
     kinds = {(s.mask is None, s.wrap if s.wrap is None else s.wrap.shift) for s in secrets}
     if len(kinds) > 1:
         secrets = [secret.unmasked() for secret in secrets]

@@ -31,6 +31,7 @@ from rich.table import Table
 from lpgan_jax import native
 from lpgan_jax import protocols as P
 from lpgan_jax.analysis.cost import program_cost, random_words
+from lpgan_jax.common.tables import si
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.fixed_point import FixedPoint, encode
 from lpgan_jax.mpc.prng import key as make_key
@@ -456,18 +457,9 @@ def shown(name: str, value: Any) -> str:
         return f"{100 * value:.1f} %"
     for suffix, unit in (("_bytes", "B"), ("_per_s", "/s"), ("words", ""), ("_per_image", "")):
         if name.endswith(suffix):
-            return _si(value, unit)
+            return si(value, unit)
     unit = " s" if name.endswith("_s") else " G/s" if name.endswith("_gmacs") else ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}{unit}"
-
-
-def _si(value: float, unit: str) -> str:
-    """Three digits and an SI prefix."""
-    for prefix in ("", "k", "M", "G"):
-        if value < 999.5:
-            return f"{value:.3g} {prefix}{unit}".rstrip()
-        value /= 1000
-    return f"{value:.3g} T{unit}".rstrip()
 
 
 def table(report: Report) -> Table:

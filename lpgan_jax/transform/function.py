@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.mpc.fixed_point import FixedPoint, check_range, encode, require_x64
-from lpgan_jax.mpc.normalise import TOP
 from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.range_reduction import TOP
 from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.share_trees import shapes_of
 from lpgan_jax.mpc.shares import share_words

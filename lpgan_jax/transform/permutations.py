@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.transform.graph import MOVES, Builder, Node
-from lpgan_jax.transform.rewrites import _rewrite, make
+from lpgan_jax.transform.rewrites import make, rewrite
 
 
 def _order(node: Node) -> Node | None:
@@ -96,7 +96,7 @@ def _permute(builder: Builder, order: Node, x: Node, axis: int, inverse: bool, r
     return builder.add("permute", [found, x], result, plain, {"axis": axis, "inverse": inverse})
 
 
-@_rewrite("lt")
+@rewrite("lt")
 def no_place_is_negative(builder: Builder, node: Node) -> Node | None:
     """Whether an index counts from the end."""
     x, y = node.inputs
@@ -105,7 +105,7 @@ def no_place_is_negative(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("gather")
+@rewrite("gather")
 def in_order(builder: Builder, node: Node) -> Node | None:
     """x[jnp.argsort(y)] and its like."""
     x, indices = node.inputs
@@ -120,7 +120,7 @@ def in_order(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("scatter-add")
+@rewrite("scatter-add")
 def back_in_place(builder: Builder, node: Node) -> Node | None:
     """The transpose of `in_order`."""
     x, indices, updates = node.inputs

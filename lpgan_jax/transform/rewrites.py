@@ -24,7 +24,9 @@ from lpgan_jax.transform.plain import Plain
 REWRITES: dict[str, list[Rewrite]] = {}
 
 
-def _rewrite(*operations: str) -> Callable[[Rewrite], Rewrite]:
+def rewrite(*operations: str) -> Callable[[Rewrite], Rewrite]:
+    """Enter a function into the table of rewrites."""
+
     def entered(rule: Rewrite) -> Rewrite:
         for operation in operations:
             REWRITES.setdefault(operation, []).append(rule)
@@ -147,13 +149,13 @@ def _picked(node: Node) -> tuple[Node, int]:
 # Nothing to do ------------------------------------------------------------------------------------
 
 
-@_rewrite("copy", "copy_p", "stop_gradient", "reduce_precision")
+@rewrite("copy", "copy_p", "stop_gradient", "reduce_precision")
 def same(builder: Builder, node: Node) -> Node | None:
     """What changes nothing."""
     return node.inputs[0] if len(node.inputs) == 1 and not node.results else None
 
 
-@_rewrite("convert_element_type")
+@rewrite("convert_element_type")
 def same_type(builder: Builder, node: Node) -> Node | None:
     """Floats that stay floats; [x is not 0] for numbers that become booleans."""
     (x,) = node.inputs
@@ -165,7 +167,7 @@ def same_type(builder: Builder, node: Node) -> Node | None:
     return x if both_floats or node.dtype == x.dtype else None
 
 
-@_rewrite("reshape", "broadcast_in_dim", "squeeze", "transpose")
+@rewrite("reshape", "broadcast_in_dim", "squeeze", "transpose")
 def same_shape(builder: Builder, node: Node) -> Node | None:
     """A move that moves nothing."""
     (x, *_) = node.inputs
@@ -177,7 +179,7 @@ def same_shape(builder: Builder, node: Node) -> Node | None:
     return x
 
 
-@_rewrite("add", "add_any", "sub")
+@rewrite("add", "add_any", "sub")
 def plus_zero(builder: Builder, node: Node) -> Node | None:
     """x + 0."""
     x, y = node.inputs
@@ -188,7 +190,7 @@ def plus_zero(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("mul", "div")
+@rewrite("mul", "div")
 def times_one(builder: Builder, node: Node) -> Node | None:
     """x * 1 and x * 0."""
     x, y = node.inputs
@@ -202,13 +204,13 @@ def times_one(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("reduce_sum", "neg", "reshape", "broadcast_in_dim", "transpose", "slice")
+@rewrite("reduce_sum", "neg", "reshape", "broadcast_in_dim", "transpose", "slice")
 def of_zeros(builder: Builder, node: Node) -> Node | None:
     """Sums and moves of zeros."""
     return number(builder, 0.0, node) if node.inputs[0].scalar == 0 else None
 
 
-@_rewrite("reduce_sum", "reduce_max", "reduce_min")
+@rewrite("reduce_sum", "reduce_max", "reduce_min")
 def over_nothing(builder: Builder, node: Node) -> Node | None:
     """A reduction over axes of length 1."""
     (x,) = node.inputs
@@ -221,14 +223,14 @@ def _reshape(builder: Builder, x: Node, like: Node) -> Node:
     return builder.add("reshape", [x], like, lambda v: jnp.reshape(v, shape), {"new_sizes": shape})
 
 
-@_rewrite("reshape")
+@rewrite("reshape")
 def reshaped_twice(builder: Builder, node: Node) -> Node | None:
     """A reshape of a reshape."""
     (x, *_) = node.inputs
     return _reshape(builder, x.inputs[0], node) if _is(x, "reshape") and x.secret else None
 
 
-@_rewrite("reshape", "squeeze", "broadcast_in_dim")
+@rewrite("reshape", "squeeze", "broadcast_in_dim")
 def there_and_back(builder: Builder, node: Node) -> Node | None:
     """Another shape, and then that of before."""
     before = node.inputs[0]
@@ -239,7 +241,7 @@ def there_and_back(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("slice")
+@rewrite("slice")
 def of_what_is_repeated(builder: Builder, node: Node) -> Node | None:
     """A part of what is repeated along the axes that are cut: it is repeated less often."""
     (x,) = node.inputs
@@ -258,7 +260,7 @@ def of_what_is_repeated(builder: Builder, node: Node) -> Node | None:
     )
 
 
-@_rewrite("slice", "squeeze")
+@rewrite("slice", "squeeze")
 def of_a_multiple(builder: Builder, node: Node) -> Node | None:
     """Elements of c x, c + x and x^n as these of elements: the idioms below are seen then."""
     (x,) = node.inputs
@@ -275,7 +277,7 @@ def of_a_multiple(builder: Builder, node: Node) -> Node | None:
     return builder.add(x.operation, inputs, node, x.plain, x.params)
 
 
-@_rewrite("integer_pow")
+@rewrite("integer_pow")
 def small_power(builder: Builder, node: Node) -> Node | None:
     """x^0, x^1 and x^2."""
     (x,) = node.inputs
@@ -291,7 +293,7 @@ def small_power(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("eq", "ne", "is_finite")
+@rewrite("eq", "ne", "is_finite")
 def never_infinite(builder: Builder, node: Node) -> Node | None:
     """Tests for NaN and infinity: there are none in the ring."""
     if not node.inputs[0].secret and (_is(node, "is_finite") or not node.inputs[1].secret):
@@ -306,7 +308,7 @@ def never_infinite(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("lt", "le", "gt", "ge")
+@rewrite("lt", "le", "gt", "ge")
 def below_infinity(builder: Builder, node: Node) -> Node | None:
     """x < inf."""
     x, y = node.inputs
@@ -318,7 +320,7 @@ def below_infinity(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("max", "min")
+@rewrite("max", "min")
 def with_infinity(builder: Builder, node: Node) -> Node | None:
     """max(-inf, x)."""
     x, y = node.inputs
@@ -328,21 +330,21 @@ def with_infinity(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("max", "min")
+@rewrite("max", "min")
 def of_itself(builder: Builder, node: Node) -> Node | None:
     """max(x, x)."""
     x, y = node.inputs
     return x if x is y and x.shape == node.shape else None
 
 
-@_rewrite("clamp")
+@rewrite("clamp")
 def clamped(builder: Builder, node: Node) -> Node | None:
     """clamp(low, x, high)."""
     low, x, high = node.inputs
     return make(builder, "min", make(builder, "max", x, low), high) if x.secret else None
 
 
-@_rewrite("select_n")
+@rewrite("select_n")
 def known_choice(builder: Builder, node: Node) -> Node | None:
     """A selection that is known, or between equal values."""
     which, *cases = node.inputs
@@ -356,7 +358,7 @@ def known_choice(builder: Builder, node: Node) -> Node | None:
 # Quotients and powers -----------------------------------------------------------------------------
 
 
-@_rewrite("div")
+@rewrite("div")
 def by_number(builder: Builder, node: Node) -> Node | None:
     """x / c as x * (1/c), also for a public c: the quotient is then public work."""
     x, y = node.inputs
@@ -368,7 +370,7 @@ def by_number(builder: Builder, node: Node) -> Node | None:
 _UNSEEN = 2.0**-16  # added to a root, it is below what the root itself is off by
 
 
-@_rewrite("div")
+@rewrite("div")
 def over_root(builder: Builder, node: Node) -> Node | None:
     """x / sqrt(v) and x / (sqrt(v) + eps), as of Adam: one inverse root, no division.
 
@@ -389,7 +391,7 @@ def over_root(builder: Builder, node: Node) -> Node | None:
     return make(builder, "over_root", x, v, inside)
 
 
-@_rewrite("mul")
+@rewrite("mul")
 def times_inverse_root(builder: Builder, node: Node) -> Node | None:
     """x * rsqrt(v + eps) of a running average v, as of RMSprop: small x and v keep their bits."""
     for x, root in (node.inputs, node.inputs[::-1]):
@@ -404,7 +406,7 @@ def times_inverse_root(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("div")
+@rewrite("div")
 def inverse_root_over_its_square(builder: Builder, node: Node) -> Node | None:
     """r / x with r = 1/sqrt(x), of its derivative, as r^3."""
     r, x = node.inputs
@@ -413,7 +415,7 @@ def inverse_root_over_its_square(builder: Builder, node: Node) -> Node | None:
     return builder.add("integer_pow", [r], node, lambda v: v**3, {"y": 3})
 
 
-@_rewrite("div")
+@rewrite("div")
 def by_few(builder: Builder, node: Node) -> Node | None:
     """x / y as x * (1/y) where y is public divided by, or has fewer elements than x."""
     x, y = node.inputs
@@ -438,7 +440,7 @@ def _reshaped(builder: Builder, node: Node, inner: Node, stop: Node) -> Node:
     return builder.add(node.operation, [moved], node, node.plain, node.params)
 
 
-@_rewrite("pow")
+@rewrite("pow")
 def constant_power(builder: Builder, node: Node) -> Node | None:
     """x^c; of whole c also where x is negative."""
     x, y = node.inputs
@@ -465,7 +467,7 @@ def _whole_power(x: Any, y: np.ndarray) -> Any:
     return result
 
 
-@_rewrite("over_root")
+@rewrite("over_root")
 def public_factors_of_a_root(builder: Builder, node: Node) -> Node | None:
     """(a x) / sqrt(p v + eps) with public a, p > 0, as of Adam's corrections: they come after."""
     x, v, eps = node.inputs
@@ -508,7 +510,7 @@ def _is_positive(node: Node) -> bool:
     return made and all(map(_is_positive, node.inputs))
 
 
-@_rewrite("mul")
+@rewrite("mul")
 def public_factors(builder: Builder, node: Node) -> Node | None:
     """(x * p) * q with public p and q as x * (p q)."""
     for product, q in (node.inputs, node.inputs[::-1]):
@@ -523,7 +525,7 @@ def public_factors(builder: Builder, node: Node) -> Node | None:
 # Logistic functions -------------------------------------------------------------------------------
 
 
-@_rewrite("add")
+@rewrite("add")
 def softplus(builder: Builder, node: Node) -> Node | None:
     """max(x, 0) + log1p(exp(-|x|)), as JAX writes log(e^x + 1)."""
     for larger, rest in (node.inputs, node.inputs[::-1]):
@@ -541,7 +543,7 @@ def softplus(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("exp")
+@rewrite("exp")
 def logistic_of_softplus(builder: Builder, node: Node) -> Node | None:
     """exp(x - softplus(x)), the derivative of softplus."""
     (difference,) = node.inputs
@@ -552,7 +554,7 @@ def logistic_of_softplus(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("logistic")
+@rewrite("logistic")
 def logistic_of_negative(builder: Builder, node: Node) -> Node | None:
     """1 - logistic(x) for logistic(-x): both sides of a loss share one."""
     x = _negated(node.inputs[0])
@@ -561,7 +563,7 @@ def logistic_of_negative(builder: Builder, node: Node) -> Node | None:
     return make(builder, "sub", number(builder, 1.0, node), make(builder, "logistic", x))
 
 
-@_rewrite("add_any", "add")
+@rewrite("add_any", "add")
 def tanh_derivative(builder: Builder, node: Node) -> Node | None:
     """t (1 - y) + t (1 - y) y as t (1 - y^2), whose second factor is known before t is."""
     for first, second in (node.inputs, node.inputs[::-1]):
@@ -582,7 +584,7 @@ def tanh_derivative(builder: Builder, node: Node) -> Node | None:
 # Roots --------------------------------------------------------------------------------------------
 
 
-@_rewrite("mul")
+@rewrite("mul")
 def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
     """t * c r^3 with an inverse root r, as three products with r, one by one, which stay small.
 
@@ -607,7 +609,7 @@ def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("sub")
+@rewrite("sub")
 def centred_variance(builder: Builder, node: Node) -> Node | None:
     """E[x^2] - E[x]^2 as E[(x - E[x])^2], which does not cancel."""
     squares, square = node.inputs
@@ -650,7 +652,7 @@ def _centred(builder: Builder, x: Node, mean: Node, axes: tuple[int, ...]) -> No
     return make(builder, "sub", x, spread)
 
 
-@_rewrite("reduce_sum")
+@rewrite("reduce_sum")
 def sum_around_the_mean(builder: Builder, node: Node) -> Node | None:
     """The sum of s (x - E[x]), where s is repeated: 0, as of the derivative of a variance."""
     axes = tuple(map(int, node.params["axes"]))
@@ -667,7 +669,7 @@ def sum_around_the_mean(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("add_any")
+@rewrite("add_any")
 def derivative_of_variance(builder: Builder, node: Node) -> Node | None:
     """s x + (q - s sum(x)) / n as s (x - E[x]) + q / n, of the derivative of E[x^2] - E[x]^2.
 
@@ -718,7 +720,7 @@ def _times_mean(node: Node, s: Node, x: Node) -> tuple[Node | None, float]:
     return None, 0.0
 
 
-@_rewrite("eq", "gt")
+@rewrite("eq", "gt")
 def no_variance(builder: Builder, node: Node) -> Node | None:
     """Whether a variance is 0, of the derivative of max(0, variance): it never is."""
     pairs = (node.inputs, node.inputs[::-1]) if _is(node, "eq") else (node.inputs[::-1],)
@@ -732,7 +734,7 @@ def no_variance(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("max")
+@rewrite("max")
 def of_a_variance(builder: Builder, node: Node) -> Node | None:
     """max(0, mean of squares)."""
     for zero, x in (node.inputs, node.inputs[::-1]):
@@ -746,7 +748,7 @@ def of_a_variance(builder: Builder, node: Node) -> Node | None:
 _LEAST = -0.75 * 2.0 ** (LOG_RANGE - 1)  # where a softmax is 0, whatever else there is
 
 
-@_rewrite("exp")
+@rewrite("exp")
 def masked_softmax(builder: Builder, node: Node) -> Node | None:
     """exp(x - max(x)) where a mask writes or adds -1e9, or less, into x: no such number fits."""
     (difference,) = node.inputs
@@ -760,7 +762,7 @@ def masked_softmax(builder: Builder, node: Node) -> Node | None:
     return make(builder, "exp", make(builder, "sub", y, spread))
 
 
-@_rewrite("reduce_max", "argmax")
+@rewrite("reduce_max", "argmax")
 def masked_largest(builder: Builder, node: Node) -> Node | None:
     """The largest of what a mask leaves; if that is nothing, `_LEAST`."""
     (x,) = node.inputs
@@ -816,7 +818,7 @@ def _winner(builder: Builder, x: Node, given: Node, axes: tuple[int, ...]) -> No
     return builder.add("winner", [x, given], x, plain, {"axes": axes})
 
 
-@_rewrite("eq")
+@rewrite("eq")
 def largest(builder: Builder, node: Node) -> Node | None:
     """x == max(x), of the derivative of max: the bits that found it tell which one it was."""
     for x, y in (node.inputs, node.inputs[::-1]):
@@ -834,7 +836,7 @@ def largest(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("reduce_sum")
+@rewrite("reduce_sum")
 def one_winner(builder: Builder, node: Node) -> Node | None:
     """How many are the largest: one."""
     (x,) = node.inputs
@@ -847,7 +849,7 @@ def one_winner(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("mul")
+@rewrite("mul")
 def given_to_the_winner(builder: Builder, node: Node) -> Node | None:
     """g at the places of the largest, instead of g times a one."""
     for g, one in (node.inputs, node.inputs[::-1]):
@@ -863,7 +865,7 @@ def given_to_the_winner(builder: Builder, node: Node) -> Node | None:
     return None
 
 
-@_rewrite("div")
+@rewrite("div")
 def derivative_of_max(builder: Builder, node: Node) -> Node | None:
     """[x is the larger of x and y], as JAX writes it: with a half where they are equal."""
     one, ties = node.inputs
@@ -881,7 +883,7 @@ def derivative_of_max(builder: Builder, node: Node) -> Node | None:
     return builder.add("convert_element_type", [bit], node, lambda v: jnp.asarray(v, jnp.float64))
 
 
-@_rewrite("select_n")
+@rewrite("select_n")
 def derivative_of_max_by_order(builder: Builder, node: Node) -> Node | None:
     """[x > y], as JAX from 0.11 on writes the derivative of max, with a half where x = y."""
     which, no, yes = node.inputs if len(node.inputs) == 3 else (node,) * 3

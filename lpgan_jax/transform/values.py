@@ -24,8 +24,8 @@ import numpy as np
 
 from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.mpc.activation import LOG_RANGE
-from lpgan_jax.mpc.normalise import TOP
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.range_reduction import TOP
 from lpgan_jax.mpc.secret import Secret, add_public
 from lpgan_jax.transform.graph import Node
 
@@ -319,7 +319,7 @@ class SecretBit:
 
     def number(self, party: Party) -> Secret:
         """0 or 1, as a share; local."""
-        return compare.arithmetic(party, self.bit)
+        return compare.b2a(party, self.bit)
 
     def moved(self, shape: tuple[int, ...], move: Move) -> SecretBit:
         """Its elements, moved or repeated."""
@@ -541,7 +541,7 @@ class Values:
     def words_of(self, array: Any, frac_bits: int, shape: tuple[int, ...]) -> jax.Array:
         """A share of a public array at a scale."""
         whole = jnp.broadcast_to(jnp.asarray(array, jnp.float64), shape)
-        return self.party.only_s1(self.party.encoded(whole, frac_bits))
+        return self.party.public_share(self.party.encoded(whole, frac_bits))
 
     def rounded(self, value: Value) -> Value:
         """A value that is made at its scale now if it is a multiple that takes a truncation."""

@@ -1,4 +1,4 @@
-"""Convolutions of all kinds modulo 2^bits, against NumPy with all zeros in place."""
+"""Convolutions of all kinds modulo 2^bits, against Python integers with all zeros in place."""
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,9 @@ def placed(sizes, axes):
 
 
 def plain(conv, x, w):
-    """In NumPy, with all the zeros that dilations insert; words wrap."""
+    """In Python integers, with all the zeros that dilations insert."""
     images = np.transpose(x, conv.input_axes)
-    kernel = np.transpose(w, conv.kernel_axes)
+    kernel = np.transpose(w, conv.kernel_axes).astype(object)
     rank = len(conv.strides)
     spread = np.zeros(
         (
@@ -54,7 +54,7 @@ def plain(conv, x, w):
         slice(max(0, -a), n - max(0, -b))
         for n, (a, b) in zip(spread.shape[2:], conv.padding, strict=True)
     ]
-    spread = spread[:, :, *cut]
+    spread = spread[:, :, *cut].astype(object)
     outputs = [
         max(0, (n - (k - 1) * r - 1) // s + 1)
         for n, k, r, s in zip(
@@ -67,17 +67,19 @@ def plain(conv, x, w):
         axis = 1 if conv.channel_groups > 1 else 0
         own = np.split(spread, groups, axis)[group]
         mine = np.split(kernel, groups)[group]
-        total = np.zeros((own.shape[0], mine.shape[0], *outputs), x.dtype)
+        total = np.zeros((own.shape[0], mine.shape[0], *outputs), object)
         for tap in np.ndindex(*kernel.shape[2:]):
             index = tuple(
                 slice(t * r, t * r + (n - 1) * s + 1, s) if n else slice(0, 0)
                 for t, r, n, s in zip(tap, conv.kernel_dilation, outputs, conv.strides, strict=True)
             )
-            total += np.einsum("nc...,oc->no...", own[:, :, *index], mine[:, :, *tap])
+            weights = mine[:, :, *tap].reshape(*mine.shape[:2], *[1] * rank)
+            total += (own[:, None, :, *index] * weights).sum(2)
         parts.append(total)
     whole = np.concatenate(parts, 1)
     assert whole.ndim == rank + 2
-    return np.transpose(whole, np.argsort(conv.output_axes))
+    words = (whole % 2 ** (8 * x.dtype.itemsize)).astype(x.dtype)
+    return np.transpose(words, np.argsort(conv.output_axes))
 
 
 def words(seed, shape, dtype):

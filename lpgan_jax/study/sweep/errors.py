@@ -71,14 +71,14 @@ Protocol = tuple[Callable[[Party, list[Secret], int], Secret], Callable[..., Any
 
 
 def _multiplication(party: Party, v: list[Secret], f: int) -> Secret:
-    return truncate(party, mul(party, v[0], v[1], owing=True), f)
+    return truncate(party, mul(party, v[0], v[1]), f)
 
 
 def _inner_product(party: Party, v: list[Secret], f: int) -> Secret:
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return (x * y).reshape(-1, _TERMS).sum(1, dtype=x.dtype)
 
-    return truncate(party, bilinear(party, product, v[0], v[1], owing=True), f)
+    return truncate(party, bilinear(party, product, v[0], v[1]), f)
 
 
 def _leaky_relu(party: Party, v: list[Secret], f: int) -> Secret:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lpgan_jax.mpc import arithmetic
 from lpgan_jax.mpc.fixed_point import public_constant
-from lpgan_jax.mpc.normalise import TOP
+from lpgan_jax.mpc.range_reduction import TOP
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.rules.moves import chosen, masked_by
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
@@ -62,11 +62,11 @@ def product(values: Values, x: Value, y: Value) -> Value:
     def make() -> Secret:
         if u is v:
             scale, _ = factor_scales(u, v, form)
-            return arithmetic.square(values.party, _factor(u, scale, 1), owing=True)
+            return arithmetic.square(values.party, _factor(u, scale, 1))
         size = math.prod(shape)
         one, other = factor_scales(u, v, form)
         first, second = _factor(u, one, size), _factor(v, other, size)
-        return arithmetic.mul(values.party, first, second, owing=True)
+        return arithmetic.mul(values.party, first, second)
 
     return values.now(shape, make, c * d)
 
@@ -110,7 +110,7 @@ def times_public(values: Values, x: Value, factor: Any) -> Value:
         def scaled() -> Secret:
             raw = source.at(min(f, source.frac_bits))
             return dataclasses.replace(
-                raw.map(lambda v: v * _words(integers, v)), frac_bits=raw.frac_bits + shift
+                raw.map(lambda v: v * words_like(integers, v)), frac_bits=raw.frac_bits + shift
             )
 
         return values.later(shape, scaled, c)
@@ -124,7 +124,7 @@ def times_public(values: Values, x: Value, factor: Any) -> Value:
         dropped = max(0, scale - f)
         bits = min(_FACTOR_BITS, form.finest - scale)
         whole, shift = floating(jnp.asarray(factor, jnp.float64), bits, TOP - dropped)
-        total = raw.map(lambda v: v * _words(whole, v))
+        total = raw.map(lambda v: v * words_like(whole, v))
         fine = dataclasses.replace(total, frac_bits=scale - dropped)
         return arithmetic.truncate_by(values.party, fine, shift + dropped)
 
@@ -147,7 +147,8 @@ def floating(array: jax.Array, bits: int, most: int) -> tuple[jax.Array, jax.Arr
     return jnp.round(jnp.ldexp(array, shift)), shift.astype(jnp.int64)
 
 
-def _words(integers: Any, like: jax.Array) -> jax.Array:
+def words_like(integers: Any, like: jax.Array) -> jax.Array:
+    """Public integers as words of the ring (or floats, in the clear)."""
     if jnp.issubdtype(like.dtype, jnp.floating):
         return jnp.asarray(integers, like.dtype)
     return jnp.asarray(integers).astype(jnp.int64).astype(like.dtype)

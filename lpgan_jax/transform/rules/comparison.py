@@ -11,7 +11,7 @@ import numpy as np
 
 from lpgan_jax.mpc import compare
 from lpgan_jax.mpc.arithmetic import masked
-from lpgan_jax.mpc.normalise import TOP
+from lpgan_jax.mpc.range_reduction import TOP
 from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.transform.rules.arithmetic import product
 from lpgan_jax.transform.rules.moves import moved
@@ -58,7 +58,7 @@ class Comparisons:
         ordinary = not self._integer and all(c == 0 for c, _ in requests)
         width = min(values.party.ring.bits, scale + source.form.log_range + 1) if ordinary else None
         with at(values.party, self._place):
-            bits = compare.below(values.party, source.opened(scale), limits, width)
+            bits = compare.less_than_public(values.party, source.opened(scale), limits, width)
         self._bits.update((r, bits[i]) for i, r in enumerate(requests))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc import division, elementary, normalise, roots
+from lpgan_jax.mpc import division, elementary, range_reduction, roots
 from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.mpc.series import Series, evaluate
@@ -142,7 +142,9 @@ def _range(interval: Interval, frac_bits: int) -> dict[str, Any]:
     smallest = roots.lowest_bit(low / 2, frac_bits) if low > 0 else 0
     if math.isinf(high):
         return {"smallest": smallest}
-    largest = min(normalise.TOP, math.ceil(math.log2(max(high, 2.0**-40)) + 2**-20) + frac_bits + 1)
+    largest = min(
+        range_reduction.TOP, math.ceil(math.log2(max(high, 2.0**-40)) + 2**-20) + frac_bits + 1
+    )
     return {"smallest": smallest, "largest": max(largest, smallest + 1)}
 
 
@@ -187,7 +189,7 @@ def _sqrt(values: Values, node: Node, x: Value) -> Value:
 
 @rule("reciprocal", together=True)
 def _reciprocal(values: Values, node: Node, x: Value) -> Value:
-    f = min(values.form.frac_bits, normalise.MANTISSA_BITS)
+    f = min(values.form.frac_bits, range_reduction.MANTISSA_BITS)
     low, high = interval = values.interval(node.inputs[0])
 
     def run(party: Party, u: Secret) -> Secret:
@@ -223,7 +225,7 @@ def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Valu
     def run(party: Party, times: Secret, u: Secret) -> Secret:
         finer = times.frac_bits - nominal
         times = times.divided_by_power_of_two(-finer)
-        root = roots.inverse_sqrt(party, u, None, times=times, search=normalise.binary_levels)
+        root = roots.inverse_sqrt(party, u, None, times=times, search=range_reduction.binary_levels)
         return root.divided_by_power_of_two(finer)
 
     return together(

@@ -13,7 +13,7 @@ import numpy as np
 from lpgan_jax.mpc import arithmetic
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.ring import Convolution, matmul
-from lpgan_jax.transform.rules.arithmetic import _words, factor_scales, product
+from lpgan_jax.transform.rules.arithmetic import factor_scales, product, words_like
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
 
 _SMALL = 4  # public factors below 2^-4 get more than f fraction bits
@@ -62,7 +62,7 @@ def bilinear(values: Values, node: Node, of: Bilinear, x: Any, y: Any) -> Value:
         def make() -> Secret:
             first = u.opened(one)
             second = first if u is v else v.opened(other)
-            return arithmetic.bilinear(values.party, of, first, second, owing=True)
+            return arithmetic.bilinear(values.party, of, first, second)
 
         return values.now(node.shape, make, c * d)
     secret, public = (x, y) if isinstance(x, Value) else (y, x)
@@ -78,7 +78,7 @@ def bilinear(values: Values, node: Node, of: Bilinear, x: Any, y: Any) -> Value:
         scaled = jnp.round(jnp.asarray(public, jnp.float64) * 2.0**bits)
 
         def apply(v: jax.Array) -> jax.Array:
-            words = _words(scaled, v)
+            words = words_like(scaled, v)
             return of(v, words) if secret is x else of(words, v)
 
         return known.map(apply).divided_by_power_of_two(bits)

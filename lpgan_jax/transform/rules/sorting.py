@@ -79,7 +79,7 @@ class Network:
                     jnp.arange(self.count).astype(rows.words.dtype), rows.shape
                 )
                 scaled = rows.times_int(1 << bits)
-                key = Secret(scaled.words + party.only_s1(number), f)
+                key = Secret(scaled.words + party.public_share(number), f)
                 rows = concatenate([key, rows])
             for layer in self._layers:
                 change = masked(party, rows[..., layer[1]] - rows[..., layer[0]])

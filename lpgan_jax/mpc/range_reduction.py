@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lpgan_jax.mpc.arithmetic import masked
-from lpgan_jax.mpc.compare import Bit, arithmetic, below, select
+from lpgan_jax.mpc.compare import Bit, b2a, less_than_public, select
 from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.secret import Secret, add_public
 
@@ -41,7 +41,7 @@ class Thermometer:
         `values`: count + 1 public integers.
         """
         steps = [after - before for before, after in pairwise(values)]
-        total = arithmetic(party, self.bits).times_ints(steps).sum((0,))
+        total = b2a(party, self.bits).times_ints(steps).sum((0,))
         return add_public(party, total, values[0])
 
     def times(
@@ -139,10 +139,10 @@ def normalise(
     for level in search(steps):
         x = masked(party, x)
         thresholds = [1 << (TOP - log_base * level.unit * (j + 1)) for j in range(level.count)]
-        thermometer = Thermometer(below(party, x, thresholds), level.count)
+        thermometer = Thermometer(less_than_public(party, x, thresholds), level.count)
         x = Exponent(((thermometer, level.unit),)).times_power(party, x, log_base)
         levels.append((thermometer, level.unit))
-    return x, Exponent(tuple(levels)), known
+    return x.settled(party), Exponent(tuple(levels)), known
 
 
 def normalise_magnitude(party: Party, x: Secret, top: int) -> tuple[Secret, Thermometer]:
@@ -158,7 +158,7 @@ def normalise_magnitude(party: Party, x: Secret, top: int) -> tuple[Secret, Ther
         after x was masked).
     """
     thresholds = [1 << (top - 1 - j) for j in range(top - 1)]
-    bits = below(party, x, [*thresholds, 0, *(1 - t for t in thresholds)])
+    bits = less_than_public(party, x, [*thresholds, 0, *(1 - t for t in thresholds)])
     thermometer = Thermometer(bits, len(thresholds), signed=True)
     powers = [1 << j for j in range(len(thresholds) + 1)]
     return thermometer.times(party, x, powers, with_sign=True), thermometer

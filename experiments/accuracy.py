@@ -25,11 +25,11 @@ import numpy as np
 
 import lpgan_jax as lp
 from lpgan_jax import FixedPoint
-from lpgan_jax.common import tables
 from lpgan_jax import protocols as P
+from lpgan_jax.common import tables
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.mpc.shares import share_words
 from lpgan_jax.common.tables import Row
+from lpgan_jax.mpc.shares import share_words
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMAND = "python experiments/accuracy.py"

@@ -22,23 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from lpgan_jax.classification import Batch, Classifier, PlaintextClassifier, one_hot
+from lpgan_jax.models.small_nets import NAMES, SmallNet
 from rich.console import Console
 from rich.progress import track
 
 import lpgan_jax as lp
 from lpgan_jax import optim
-from lpgan_jax.common import tables
-from lpgan_jax.classification import Batch, Classifier, PlaintextClassifier, one_hot
-from lpgan_jax.training.config import DataConfig
 from lpgan_jax.analysis.cost import program_cost
-from lpgan_jax.training.data import Batches, load_images, load_labels
-from lpgan_jax.common.files import atomic_write
 from lpgan_jax.analysis.headroom import headroom, worst
-from lpgan_jax.models.small_nets import NAMES, SmallNet
+from lpgan_jax.common import tables
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.common.tables import Row
 from lpgan_jax.mpc.party import simulate
+from lpgan_jax.training.config import DataConfig
+from lpgan_jax.training.data import Batches, load_images, load_labels
 from lpgan_jax.training.programs import shared
 from lpgan_jax.training.simulation import StepKeys, compiler_options, reveal_tree, share_tree
-from lpgan_jax.common.tables import Row
 
 RATES = {"fc": 0.005, "conv-square": 0.01, "conv-relu": 0.05}
 BATCH, MOMENTUM = 64, 0.9

@@ -470,7 +470,8 @@ def table(workers: int, count: int = INPUTS) -> list[Row]:
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         futures = {
-            pool.submit(lambda n, f: summarise(n, measure(n, f, count)), *job): job for job in jobs
+            pool.submit(lambda job: summarise(job[0], measure(*job, count)), job): job
+            for job in jobs
         }
         for done, future in enumerate(as_completed(futures), 1):
             row = rows[futures[future]] = future.result()

@@ -26,6 +26,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +69,8 @@ def deviating(deviation: Deviation) -> Iterator[None]:
             words = words + party.only_s1(jnp.asarray(added.view(np.uint64)))
         return honest(party, words, name)
 
-    Party.exchange = exchange
-    try:
+    with mock.patch.object(Party, "exchange", exchange):
         yield
-    finally:
-        Party.exchange = honest
 
 
 def at_places(example: tuple[int, ...], value: float) -> list[tuple[Any, int]]:

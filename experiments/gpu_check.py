@@ -125,8 +125,8 @@ Check = tuple[str, Callable[[], None]]
 def checks(device: jax.Device, cpu: jax.Device, sizes: Sizes) -> Iterator[Check]:
     """All comparisons."""
     for m, k, n in sizes.products:
-        for product in (matmul, matmul_digits):
-            name = f"{product.__name__} of {m} x {k} and {k} x {n}"
+        for kind, product in (("matmul", matmul), ("matmul_digits", matmul_digits)):
+            name = f"{kind} of {m} x {k} and {k} x {n}"
             yield name, functools.partial(check_product, device, product, m, k, n)
     yield "matmul in a batch", functools.partial(check_batches, device)
     for strides in ((2, 2), (1, 1), (3, 2)):

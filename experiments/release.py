@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from flax import serialization
@@ -73,7 +74,7 @@ def publish_generator(run: Path, settings: TrainConfig, out: Path) -> None:
         variables = serialization.msgpack_restore(both.read_bytes())["g"]
     atomic_write(out / "generator.msgpack", serialization.to_bytes(variables), private=False)
     noise = np.random.default_rng(0).normal(size=(2, settings.model.noise_size))
-    assert np.isfinite(gan.generate(variables, noise.astype(np.float32))).all()
+    assert np.isfinite(gan.generate(variables, jnp.asarray(noise, np.float32))).all()
 
 
 CARD = """\

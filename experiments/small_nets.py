@@ -220,12 +220,9 @@ def measure(name: str, args: argparse.Namespace, train: Data, test: Data) -> Res
 
     def point(number: int) -> Row:
         row: Row = {"network": name, "step": number}
-        params = {
-            "secure": jax.tree.map(np.float32, lp.reveal(secret["params"])),
-            "plaintext": plain["params"],
-        }
-        for kind, own_params in params.items():
-            predicted = np.asarray(plain_infer(own_params, test.images[:SUBSET])).argmax(1)
+        secure = jax.tree.map(np.float32, lp.reveal(secret["params"]))
+        for kind, params in (("secure", secure), ("plaintext", plain["params"])):
+            predicted = np.asarray(plain_infer(params, test.images[:SUBSET])).argmax(1)
             row[f"{kind}_accuracy"] = np.mean(predicted == test.labels[:SUBSET])
         return rounded(row)
 

@@ -96,9 +96,9 @@ def in_adam(initial: State, network: str, second_moment: float, root: float) -> 
 def attacks(initial: State) -> dict[str, tuple[str, Deviation]]:
     """{name: (whose kernel is read, what S1 does in the last step)}."""
     first, second = (0, 0), (1, 0)  # of the images, or of SD's noise; of SG's noise
-    one = {("Discriminator.conv0.backward/mask", 1): at_places(first, -12.5)}
-    adam = one | in_adam(initial, "discriminator", 2.0**-6, 128.0)
-    generator = adam | in_adam(initial, "generator", 2.0**-8, 24.0)
+    one = {("Discriminator.conv0.backward/mask", 1): at_places(first, -8.0)}
+    adam = one | in_adam(initial, "discriminator", 0.4, 128.0)
+    generator = adam | in_adam(initial, "generator", 0.25, 24.0)
     generator |= {
         ("Discriminator.conv0.backward/mask", 3): at_places((0,), -0.1875),
         ("Generator.backward/mask", 0): [(0, 4 * 2**36)],  # at double fraction

@@ -25,11 +25,11 @@ import numpy as np
 
 import lpgan_jax as lp
 from lpgan_jax import FixedPoint
-from lpgan_jax.common import tables
 from lpgan_jax import protocols as P
+from lpgan_jax.common import tables
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.mpc.shares import share_words
 from lpgan_jax.common.tables import Row
+from lpgan_jax.mpc.shares import share_words
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMAND = "python experiments/accuracy.py"
@@ -470,7 +470,8 @@ def table(workers: int, count: int = INPUTS) -> list[Row]:
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         futures = {
-            pool.submit(lambda n, f: summarise(n, measure(n, f, count)), *job): job for job in jobs
+            pool.submit(lambda job: summarise(job[0], measure(*job, count)), job): job
+            for job in jobs
         }
         for done, future in enumerate(as_completed(futures), 1):
             row = rows[futures[future]] = future.result()

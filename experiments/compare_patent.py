@@ -24,12 +24,12 @@ import lpgan_jax as lp
 from lpgan_jax import protocols as P
 from lpgan_jax.common import tables
 from lpgan_jax.common.files import atomic_write
+from lpgan_jax.common.tables import Row
 from lpgan_jax.mpc import arithmetic, boolean, patent
 from lpgan_jax.mpc.party import Party, simulate
 from lpgan_jax.mpc.prng import KEY_WORDS
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.shares import share_words
-from lpgan_jax.common.tables import Row
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMAND = "python experiments/compare_patent.py"

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import lpgan_jax
-from lpgan_jax.training import bench
 from lpgan_jax.common import tables
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row
+from lpgan_jax.training import bench
 
 HERE = Path(__file__).parent
 NAMES = {"lpgan_jax": "lpgan_jax", "crypten": "CrypTen", "spu": "SPU"}

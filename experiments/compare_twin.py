@@ -1,28 +1,31 @@
-"""How far does secure training drift from its plaintext twin?
+"""How far does secure training drift from the same step in float64?
 
-Trains both from the same initial parameters, batches and noise, and prints the largest difference
-of any parameter next to how far the parameters moved:
+Trains both from the same initial parameters, batches and noise, and prints the largest and
+the median difference of parameters next to how far the parameters moved:
 
     python experiments/compare_twin.py --optimizer sgd --learning-rate 2e-3 --steps 20
 """
 
 import argparse
+from typing import Any
 
 import jax
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax.training import config, data
 from lpgan_jax.gan import NETWORKS
-from lpgan_jax.models.twin import from_flax
-from lpgan_jax.training.simulation import Simulation, reveal_tree, share_state
-from lpgan_jax.training.trainers import plaintext_twin
-from lpgan_jax.training.loop import DataSource, build
+from lpgan_jax.mpc.share_trees import reveal_tree
+from lpgan_jax.training import config, data
+from lpgan_jax.training.building import build
+from lpgan_jax.training.simulation import Simulation
+from lpgan_jax.training.source import DataSource
+from lpgan_jax.training.trainers import PlaintextTrainer
 
 
-def largest(tree: object) -> float:
-    """The largest magnitude in a tree of arrays."""
-    return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+def magnitudes(a: Any, b: Any) -> np.ndarray:
+    """Of all differences between two trees of arrays."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return np.concatenate([np.abs(x - y).ravel() for x, y in pairs])
 
 
 def main() -> None:
@@ -44,29 +47,26 @@ def main() -> None:
     settings = config.load(args.config, changes)
     gan = build(settings)
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
-    initial = source.initial_state(gan)
-    twin = plaintext_twin(settings, gan, np.float64)
-    plain = twin.init(initial.params, initial.stats)
-    keys = jax.random.split(lp.key(settings.seed), 2)
-    secure = Simulation(gan, share_state(gan, keys[0], initial), keys[1])
+    initial = source.initial_state(gan.gan)
+    plain = PlaintextTrainer(gan.gan, initial, dtype=np.float64)
+    secure = Simulation.begin(gan, initial, lp.key(settings.seed))
 
     print(
         f"{settings.frac_bits} fraction bits, {args.optimizer} at {args.learning_rate}, "
         f"batch {settings.batch_size}"
     )
-    print(f"{'step':>5} {'largest difference':>20} {'in LSB':>9} {'largest move':>14}")
+    print(" step   largest difference    in LSB   median   largest move")
     for step in range(args.steps):
         batch = source.batch(step)
-        plain, _ = twin.train_step(plain, batch.images, batch.noise_d, batch.noise_g)
+        plain.step(step, batch)
         secure.train_step(step, batch)
         if step + 1 in (1, 2, 5, 10, args.steps) or (step + 1) % 20 == 0:
-            expected = {n: from_flax(gan.model, n, plain.variables[n])[0] for n in NETWORKS}
-            revealed = reveal_tree(secure.state).params
-            difference = largest(jax.tree.map(lambda a, b: a - b, revealed, expected))
-            moved = largest(jax.tree.map(lambda a, b: a - b, expected, initial.params))
+            expected, revealed = plain.state().params, reveal_tree(secure.state.params)
+            differences = magnitudes(revealed, expected)
             print(
-                f"{step + 1:5d} {difference:20.2e} {difference * 2**settings.frac_bits:9.1f} "
-                f"{moved:14.2e}",
+                f"{step + 1:5d} {differences.max():20.2e} "
+                f"{differences.max() * 2**settings.frac_bits:9.1f} {np.median(differences):8.1e} "
+                f"{magnitudes(expected, initial.params).max():14.2e}",
                 flush=True,
             )
 

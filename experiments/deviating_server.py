@@ -26,17 +26,21 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax.gan import State
+from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.share_trees import reveal_tree
 from lpgan_jax.training import config, data
-from lpgan_jax.training.loop import DataSource, build
-from lpgan_jax.training.simulation import Simulation, reveal_tree, share_state
+from lpgan_jax.training.building import build
+from lpgan_jax.training.simulation import Simulation
+from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import mean_losses
 
 SETTINGS = ["model.features=16"]
@@ -65,17 +69,14 @@ def deviating(deviation: Deviation) -> Iterator[None]:
             words = words + party.public_share(jnp.asarray(added.view(np.uint64)))
         return honest(party, words, name)
 
-    Party.exchange = exchange
-    try:
+    with mock.patch.object(Party, "exchange", exchange):
         yield
-    finally:
-        Party.exchange = honest
 
 
-def at_places(example: int, value: float) -> list[tuple[Any, int]]:
+def at_places(example: tuple[int, ...], value: float) -> list[tuple[Any, int]]:
     """The same at an example's 16 places, each in a map of its own; 18 fraction bits."""
     word = round(value * 2**18)
-    return [((example, *place, feature), word) for feature, place in enumerate(PLACES)]
+    return [((*example, *place, feature), word) for feature, place in enumerate(PLACES)]
 
 
 def in_adam(initial: State, network: str, second_moment: float, root: float) -> Deviation:
@@ -85,22 +86,23 @@ def in_adam(initial: State, network: str, second_moment: float, root: float) -> 
         if path[0].key == KERNELS[network]:
             entries = slice(start, start + leaf.size)
         start += leaf.size
-    message = f"{network}.update/adam/mask"
-    return {  # the second moment's change is opened at 49 fraction bits, the root at 28
-        (message, 4): [(entries, round(second_moment * 2**49))],
-        (message, 12): [(entries, round(root * 2**28))],
+    message = f"{network}.update/mask"
+    return {  # the second moment is opened at 63 fraction bits, the root's mantissa at 28
+        (message, 2): [(entries, round(second_moment * 2**63))],
+        (message, 10): [(entries, round(root * 2**28))],
     }
 
 
-def attacks(initial: State, batch_size: int) -> dict[str, tuple[str, Deviation]]:
+def attacks(initial: State) -> dict[str, tuple[str, Deviation]]:
     """{name: (whose kernel is read, what S1 does in the last step)}."""
-    one = {("discriminator.conv0.backward/mask", 0): at_places(0, -800.0)}
-    adam = one | in_adam(initial, "discriminator", 64.0, 128.0)
-    generator = adam | in_adam(initial, "generator", 16.0, 24.0)
+    first, second = (0, 0), (1, 0)  # of the images, or of SD's noise; of SG's noise
+    one = {("Discriminator.conv0.backward/mask", 1): at_places(first, -8.0)}
+    adam = one | in_adam(initial, "discriminator", 0.4, 128.0)
+    generator = adam | in_adam(initial, "generator", 0.25, 24.0)
     generator |= {
-        ("discriminator.conv0.backward/mask", 1): at_places(0, -12.0),
-        ("generator.tanh.backward/mask", 0): [(0, 4 * 2**36)],  # at double fraction
-        ("generator.deconv1.forward/mask", 0): at_places(batch_size, 400.0),
+        ("Discriminator.conv0.backward/mask", 3): at_places((0,), -0.1875),
+        ("Generator.backward/mask", 0): [(0, 4 * 2**36)],  # at double fraction
+        ("Generator.deconv1/mask", 0): at_places(second, 400.0),
     }
     return {
         "one message": ("discriminator", one),
@@ -141,9 +143,9 @@ def main() -> None:
     settings = config.load("digits", SETTINGS)
     gan = build(settings)
     source = DataSource(settings, args.seed, data.load_images(settings.data))
-    initial = source.initial_state(gan)
-    keys = jax.random.split(lp.key(args.seed), 5)
-    simulation = Simulation(gan, share_state(gan, keys[0], initial), keys[1])
+    initial = source.initial_state(gan.gan)
+    keys = jax.random.split(lp.key(args.seed), 4)
+    simulation = Simulation.begin(gan, initial, keys[0])
     last = args.steps - 1
     for step in range(last):
         simulation.train_step(step, source.batch(step))
@@ -160,9 +162,9 @@ def main() -> None:
 
     honest = [last_step(simulation, number)[1] for number in range(args.images)]
     print(f"digits, 16 maps, step {args.steps}, {args.images} images; no deviation: {show(honest)}")
-    chosen = attacks(initial, settings.batch_size).items()
-    for key, (name, (network, deviation)) in zip(keys[2:], chosen, strict=True):
-        program, losses = Simulation(gan, before, key), []
+    for key, (name, (network, deviation)) in zip(keys[1:], attacks(initial).items(), strict=True):
+        traced_anew = SecureLPGAN(gan.gan, settings.batch_size, settings.frac_bits)
+        program, losses = Simulation(traced_anew, before, DealerKeys(key)), []
         found: dict[str, list[Any]] = {"parameters": [], "difference": []}
         for number in range(args.images):
             with deviating(deviation):  # the first call traces

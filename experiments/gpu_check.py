@@ -41,9 +41,10 @@ from lpgan_jax.mpc.shares import share_words
 from lpgan_jax.ring import Convolution, matmul
 from lpgan_jax.ring.matmul import matmul_digits
 from lpgan_jax.training import bench, config
+from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.loop import DataSource, build
-from lpgan_jax.training.simulation import Simulation, share_state
+from lpgan_jax.training.simulation import Simulation
+from lpgan_jax.training.source import DataSource
 
 FRAC_BITS = 18
 NO_GPU = """no GPU: JAX sees {devices} only.
@@ -124,8 +125,8 @@ Check = tuple[str, Callable[[], None]]
 def checks(device: jax.Device, cpu: jax.Device, sizes: Sizes) -> Iterator[Check]:
     """All comparisons."""
     for m, k, n in sizes.products:
-        for product in (matmul, matmul_digits):
-            name = f"{product.__name__} of {m} x {k} and {k} x {n}"
+        for kind, product in (("matmul", matmul), ("matmul_digits", matmul_digits)):
+            name = f"{kind} of {m} x {k} and {k} x {n}"
             yield name, functools.partial(check_product, device, product, m, k, n)
     yield "matmul in a batch", functools.partial(check_batches, device)
     for strides in ((2, 2), (1, 1), (3, 2)):
@@ -182,41 +183,50 @@ def check_convolution(
     device: jax.Device, strides: tuple[int, int], channels: int, features: int
 ) -> None:
     """A convolution and its two gradients."""
-    size, kernel, once = 8, 4, (1, 1)
-    images, weights = (0, 3, 1, 2), (3, 2, 0, 1)  # NHWC, HWIO
-    conv = Convolution(images, weights, images, strides, ((1, 1), (1, 1)), once, once)
-    x, w = words(5, (2, size, size, channels)), words(6, (kernel, kernel, channels, features))
-    dy = words(7, conv.shape(x.shape, w.shape))
-    spans = [s * (n - 1) for s, n in zip(strides, dy.shape[1:3], strict=True)]
-    # As JAX transposes a convolution: dy is spread by the strides.
-    around = tuple((kernel - 2, size - span) for span in spans)
-    of_x = Convolution(images, (2, 3, 0, 1), images, once, around, strides, once)
-    cut = tuple((1, kernel - size - 1 + span) for span in spans)
-    of_w = Convolution((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1), once, cut, once, strides)
+    x, w = words(5, (2, *INPUT, channels)), words(6, (*KERNEL, channels, features))
+    sizes = [(n + 2 - k) // s + 1 for n, k, s in zip(INPUT, KERNEL, strides, strict=True)]
+    dy = words(7, (2, *sizes, features))
 
     def maps(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
-        return conv(x, w), of_x(dy, w[::-1, ::-1]), of_w(x, dy)
+        forward, input_gradient, kernel_gradient = convolutions(strides, sizes)
+        return forward(x, w), input_gradient(dy, w[::-1, ::-1]), kernel_gradient(x, dy)
 
-    equal(on(device, maps, x, w, dy), plain_convolution(conv, x, w, dy))
+    equal(on(device, maps, x, w, dy), plain_convolution(strides, x, w, dy))
+
+
+INPUT, KERNEL = (8, 8), (4, 4)  # sizes; a zero lies around the input
+
+
+def convolutions(strides: tuple[int, int], sizes: list[int]) -> list[Convolution]:
+    """(forward, gradient at the input, at the kernel), as JAX's derivatives have them."""
+    spans = [s * (n - 1) for s, n in zip(strides, sizes, strict=True)]
+    ends = [n - span for n, span in zip(INPUT, spans, strict=True)]
+    images, kernel, one = (0, 3, 1, 2), (3, 2, 0, 1), (1, 1)
+    around_dy = tuple((k - 2, end) for k, end in zip(KERNEL, ends, strict=True))
+    around_x = tuple((1, k - 1 - end) for k, end in zip(KERNEL, ends, strict=True))
+    return [
+        Convolution(images, kernel, images, strides, ((1, 1), (1, 1)), one, one),
+        Convolution(images, (2, 3, 0, 1), images, one, around_dy, strides, one),
+        Convolution((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1), one, around_x, one, strides),
+    ]
 
 
 def plain_convolution(
-    conv: Convolution, x: np.ndarray, w: np.ndarray, dy: np.ndarray
+    strides: tuple[int, int], x: np.ndarray, w: np.ndarray, dy: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """The same in NumPy, one tap of the kernel after the other."""
-    image = np.pad(x, ((0, 0), *conv.padding, (0, 0)))
+    image = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     y, dx, dw = (np.zeros_like(v) for v in (dy, image, w))
-    spans = [s * (n - 1) + 1 for s, n in zip(conv.strides, dy.shape[1:3], strict=True)]
+    spans = [s * (n - 1) + 1 for s, n in zip(strides, dy.shape[1:3], strict=True)]
     for i, j in np.ndindex(*w.shape[:2]):
         rows, columns = (
             slice(first, first + span, stride)
-            for first, span, stride in zip((i, j), spans, conv.strides, strict=True)
+            for first, span, stride in zip((i, j), spans, strides, strict=True)
         )
         y += image[:, rows, columns] @ w[i, j]
         dx[:, rows, columns] += dy @ w[i, j].T
         dw[i, j] = np.tensordot(image[:, rows, columns], dy, ((0, 1, 2), (0, 1, 2)))
-    (top, _), (left, _) = conv.padding
-    return y, dx[:, top : top + x.shape[1], left : left + x.shape[2]], dw
+    return y, dx[:, 1:-1, 1:-1], dw
 
 
 def check_draw(device: jax.Device, cpu: jax.Device, width: int, size: int) -> None:
@@ -264,9 +274,7 @@ def simulated(device: jax.Device, settings: TrainConfig) -> tuple[Simulation, Da
     shape = (settings.batch_size, size, size, settings.data.channels)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     source, gan = DataSource(settings, 0, images), build(settings)
-    keys = jax.random.split(key(1), 2)
-    state = share_state(gan, keys[0], source.initial_state(gan))
-    return Simulation(gan, state, keys[1]), source
+    return Simulation.begin(gan, source.initial_state(gan.gan), key(1)), source
 
 
 # Speed --------------------------------------------------------------------------------------------

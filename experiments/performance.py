@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from compare_peers import NAMES
 
-from lpgan_jax.training import bench
 from lpgan_jax.common import tables
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row
+from lpgan_jax.training import bench
 
 ROOT = Path(__file__).parent.parent
 COMMAND = "python experiments/performance.py"

@@ -1,6 +1,7 @@
 """Publish what a secure training run made: its generator, a model card, and the figures behind it.
 
     python experiments/release.py --run runs/digits --out docs/results/digits \
+        --title "Handwritten digits at 16x16, trained under sharing" \
         --command "lpgan train --config digits --out runs/digits --seed 0"
 
 Writes generator.msgpack (Flax variables), README.md (the card), samples.png, losses.csv, losses.png
@@ -10,25 +11,28 @@ and quality.csv. The discriminator is not published: it knows more about the ima
 import argparse
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from flax import serialization
 
-from lpgan_jax.training import config, data
-from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.study.features import classifier
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.training.images import save_png
-from lpgan_jax.models.twin import Generator
-from lpgan_jax.training.parameters import load_parameters
-from lpgan_jax.training.run_directory import RunDirectory
 from lpgan_jax.common.tables import Row, read_csv, write_csv
-from lpgan_jax.training.loop import build, export, generate, quality
+from lpgan_jax.gan import Generator
+from lpgan_jax.study.features import classifier
+from lpgan_jax.study.runs import quality
+from lpgan_jax.training import data
+from lpgan_jax.training.building import build
+from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.images import save_png
+from lpgan_jax.training.parameters import load_parameters
+from lpgan_jax.training.results import export, generate
+from lpgan_jax.training.run_directory import RunDirectory
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -62,16 +66,15 @@ def draw_losses(rows: list[Row], title: str, path: Path) -> None:
 
 def publish_generator(run: Path, settings: TrainConfig, out: Path) -> None:
     """SP's reconstruction of the generator alone, as `{"params", "batch_stats"}` in float32."""
-    model = build(settings).model
+    gan = build(settings).gan
     with tempfile.TemporaryDirectory() as folder:
         both = Path(folder) / "both.msgpack"
         export(run, both)
-        load_parameters(both, model)  # checks names and shapes
+        load_parameters(both, gan.init(np.random.default_rng(0)))  # checks names and shapes
         variables = serialization.msgpack_restore(both.read_bytes())["g"]
     atomic_write(out / "generator.msgpack", serialization.to_bytes(variables), private=False)
     noise = np.random.default_rng(0).normal(size=(2, settings.model.noise_size))
-    images = Generator(model).apply(variables, noise.astype(np.float32), use_running_average=True)
-    assert np.isfinite(np.asarray(images)).all()
+    assert np.isfinite(gan.generate(variables, jnp.asarray(noise, np.float32))).all()
 
 
 CARD = """\
@@ -109,14 +112,12 @@ from pathlib import Path
 
 import jax
 from flax import serialization
-from lpgan_jax.training import config
-from lpgan_jax.models.twin import generator_twin
-from lpgan_jax.training.loop import build
+from lpgan_jax.gan import Generator
 
-model = build(config.load("{config}")).model
+generator = {network}
 variables = serialization.msgpack_restore(Path("generator.msgpack").read_bytes())
-noise = jax.random.normal(jax.random.key(0), ({shown}, model.noise_size), "float32")
-images = generator_twin(model).apply(variables, noise, use_running_average=True)  # -1 to 1
+noise = jax.random.normal(jax.random.key(0), ({shown}, {noise_size}), "float32")
+images = generator.apply(variables, noise, train=False)  # -1 to 1
 ```
 
 **Intended use.** To see what secure training gives, and to compare with. {data}
@@ -129,12 +130,24 @@ Licence: Apache-2.0.
 """
 
 
+def as_code(generator: Generator) -> str:
+    """What makes the generator: its fields that are not the default."""
+    own = {
+        field.name: value
+        for field in fields(Generator)
+        if (value := getattr(generator, field.name)) != field.default
+        and field.name not in ("parent", "name")
+    }
+    return f"Generator({', '.join(f'{name}={value!r}' for name, value in own.items())})"
+
+
 def card(settings: TrainConfig, figures: Row, steps: int, args: argparse.Namespace) -> str:
     """The model card."""
-    leaves = jax.tree.leaves(build(settings).model.generator().init(np.random.default_rng(0))[0])
+    gan = build(settings).gan
+    if not isinstance(gan.generator, Generator):
+        raise ValueError("--run: a network of your own, whose code a card cannot import")
+    leaves = jax.tree.leaves(gan.init(np.random.default_rng(0)).params["generator"])
     channels = settings.data.channels
-    if build(config.load(args.config)).model != build(settings).model:
-        raise ValueError(f"--config: {args.config} is another network than the run's")
     values: dict[str, Any] = {
         "title": args.title,
         "shown": SHOWN,
@@ -147,7 +160,8 @@ def card(settings: TrainConfig, figures: Row, steps: int, args: argparse.Namespa
         "frac_bits": settings.frac_bits,
         "command": args.command,
         "accuracy": 100 * figures["classifier_accuracy"],
-        "config": args.config,
+        "network": as_code(gan.generator),
+        "noise_size": gan.noise_size,
         "data": args.data,
         "seed": settings.seed,
         "noise_seed": args.seed,
@@ -160,7 +174,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--config", required=True, help="the shipped configuration of the run")
     parser.add_argument("--command", required=True, help="what made the run, for the card")
     parser.add_argument("--title", required=True)
     parser.add_argument("--data", default="", help="a sentence about the data, for the card")
@@ -174,7 +187,7 @@ def main() -> None:
     losses = read_csv(run.metrics_file)
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(args.out / "losses.csv", losses, ("step", "loss_d", "loss_g"))
-    title = f"{args.config} under sharing, {settings.frac_bits} fraction bits; seed {settings.seed}"
+    title = f"{args.title}, {settings.frac_bits} fraction bits; seed {settings.seed}"
     draw_losses(losses, title, args.out / "losses.png")
     save_png(args.out / "samples.png", generate(args.run, SHOWN, seed=args.seed), private=False)
     publish_generator(args.run, settings, args.out)

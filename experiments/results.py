@@ -10,10 +10,10 @@ import itertools
 import re
 from pathlib import Path
 
-from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.study.sweep.report import MARGIN, good_bits
 from lpgan_jax.common.tables import Row, read_csv
+from lpgan_jax.study.sweep.report import MARGIN, good_bits
+from lpgan_jax.training.config import TrainConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -27,9 +27,9 @@ changes speed and nothing else.
 
 *Fréchet distance*, *precision*, *recall* and *classes covered* compare generated with real images
 in the features of a small classifier, trained on the real images
-([quality.py](../lpgan_jax/quality.py)); they cannot be compared with distances in other features,
-such as Inception's. *Shadow mode* is the secure program on plaintext integers, rounded as the
-protocols round.
+([quality.py](../lpgan_jax/study/quality.py)); they cannot be compared with distances in other
+features, such as Inception's. *Shadow mode* is the secure program on plaintext integers, rounded as
+the protocols round.
 """
 
 
@@ -172,9 +172,9 @@ def small_nets(results: Path) -> str:
     return f"""\
 ## Other networks: training and inference of three classifiers
 
-The layers are not the GAN's alone: three small networks for MNIST, trained and applied under
-sharing. `fc` is 784-128-128-10 with squares, `conv-square` and `conv-relu` have a 5x5 convolution
-of stride 2 before 100-10.
+Three small networks for MNIST, in plain Flax, trained and applied under `lp.secure`. `fc` is
+784-128-128-10 with squares, `conv-square` and `conv-relu` have a 5x5 convolution of stride 2
+before 100-10.
 
 ![accuracy over steps]({place}/small_nets.png)
 

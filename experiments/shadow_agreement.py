@@ -22,17 +22,28 @@ import numpy as np
 import scipy.stats
 
 import lpgan_jax as lp
-from lpgan_jax.training import config, data
-from lpgan_jax.mpc import emulated
-from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.gan import LPGAN, Batch, State
-from lpgan_jax.mpc.party import simulate
-from lpgan_jax.mpc.secret import is_secret
-from lpgan_jax.training.simulation import compiler_options, reveal_tree, share_state, share_tree, whole_tree
 from lpgan_jax.common.tables import Row, read_csv, write_csv
+from lpgan_jax.gan import Batch, SecureLPGAN, State
+from lpgan_jax.mpc import emulated
+from lpgan_jax.mpc.compiling import options_to_run_often
+from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.mpc.party import simulate
+from lpgan_jax.mpc.share_trees import (
+    decoded,
+    encoded,
+    reveal_tree,
+    same_scale,
+    scaled,
+    share_tree,
+    unscaled,
+)
+from lpgan_jax.training import config, data
+from lpgan_jax.training.building import build
+from lpgan_jax.training.simulation import share_state
+from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import ShadowTrainer
-from lpgan_jax.training.loop import DataSource, build
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -44,42 +55,41 @@ TESTS = ("tensor", "statistic", "runs", "shadow_mean", "secure_mean", "ks", "p",
 
 
 def programs(
-    gan: LPGAN, state: State, batch: Batch, step: int
+    gan: SecureLPGAN, state: State, batch: Batch, step: int
 ) -> tuple[dict[str, Callable[[int], Any]], Any]:
     """One step of each mode from `state`, as {mode: run -> parameters}, and float64's parameters.
 
     `state` and `batch` are float arrays that fixed point holds exactly.
     """
-    f, scales, public = gan.model.frac_bits, gan.scales(state), gan.schedule(step)
-    options = compiler_options(gan.model.features)
-    all_f = jax.tree.map(lambda _: f, batch)
+    public, options = gan.schedule(step), options_to_run_often()
+    all_f = same_scale(batch, gan.frac_bits)
 
     def secure(keys: jax.Array, state: State, batch: Batch) -> Any:
         shared = share_tree(keys[0], batch, all_f)
         return simulate(gan.train_step, keys[1], (state, shared), public)[0].params
 
     def shadowed(keys: jax.Array, state: State, batch: Batch) -> Any:
-        values = (state, emulated.whole_words(batch, f))
+        values = (state, encoded(batch, all_f))
         return emulated.run(gan.train_step, keys[1], values, public)[0].params
 
     compiled = [jax.jit(p, compiler_options=options) for p in (secure, shadowed)]
-    shares, words = share_state(gan, lp.key(0), state), emulated.whole_words(state, scales)
+    shares = share_state(gan, DealerKeys(lp.key(0)), state)
+    words = encoded(state, gan.scales)
 
     def keys(run: int) -> jax.Array:
         return jax.random.split(lp.key(run), 2)
 
-    floats = jax.tree.map(scaled, (state, batch), (scales, all_f))
+    floats = scaled((state, batch), (gan.scales, all_f))
     exact = jax.jit(lambda v: gan.train_step(ExactSeat(), v, public)[0].params)(floats)
-    exact = jax.tree.map(lambda v: np.asarray(v.share) * 2.0**-f, exact, is_leaf=is_secret)
     return {
         "secure": lambda run: reveal_tree(compiled[0](keys(2 * run + 1), shares, batch)),
-        "shadow": lambda run: whole_tree(compiled[1](keys(2 * run + 2), words, batch)),
-    }, exact
+        "shadow": lambda run: decoded(compiled[1](keys(2 * run + 2), words, batch)),
+    }, jax.tree.map(np.asarray, unscaled(exact))
 
 
-def trained_state(gan: LPGAN, source: DataSource, steps: int) -> State:
+def trained_state(gan: SecureLPGAN, source: DataSource, steps: int) -> State:
     """The state after some steps of shadow training."""
-    trainer = ShadowTrainer(gan, source.initial_state(gan), lp.key(0))
+    trainer = ShadowTrainer(gan, source.initial_state(gan.gan), lp.key(0))
     for step in range(steps):
         trainer.step(step, source.batch(step))
     return trainer.state()

@@ -1,47 +1,42 @@
-"""Secure training and inference of three small networks on MNIST, next to their plaintext twins.
+"""Secure training and inference of three small networks on MNIST, next to the same in the clear.
 
     python experiments/small_nets.py --mnist DIR --out DIR
 
-trains every network of `lpgan_jax.models.small_nets` on shares (both servers and DS simulated) and
-its Flax and optax twin in float32, from the same parameters and on the same batches. Then the
-securely trained one classifies the test images on shares. OUT gets small_nets.csv,
-small_nets_curve.csv and small_nets.png, which the seed determines, small_nets_times.csv, and
-small_nets.md with the tables. A network that is in the tables already is not trained again.
+Each network is plain Flax, and a step of its training plain JAX and optax: run as it is, in
+float32, and under `lp.secure` (both servers and DS simulated), from the same parameters and on the
+same batches. Then the securely trained one classifies the test images on shares. OUT gets
+small_nets.csv, small_nets_curve.csv and small_nets.png, which the seed determines,
+small_nets_times.csv, and small_nets.md with the tables. A network that is in the tables already is
+not trained again.
 """
 
 import argparse
 import io
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
 from rich.progress import track
 
 import lpgan_jax as lp
-from lpgan_jax import optim
 from lpgan_jax.common import tables
-from lpgan_jax.classification import Batch, Classifier, PlaintextClassifier, one_hot
-from lpgan_jax.training.config import DataConfig
-from lpgan_jax.analysis.cost import program_cost
-from lpgan_jax.training.data import Batches, load_images, load_labels
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.analysis.headroom import headroom, worst
-from lpgan_jax.models.small_nets import NAMES, SmallNet
-from lpgan_jax.mpc.party import simulate
-from lpgan_jax.training.programs import shared
-from lpgan_jax.training.simulation import StepKeys, compiler_options, reveal_tree, share_tree
 from lpgan_jax.common.tables import Row
+from lpgan_jax.mpc.compiling import options_to_run_often
+from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.training.config import DataConfig
+from lpgan_jax.training.data import Batches, load_images, load_labels
 
 RATES = {"fc": 0.005, "conv-square": 0.01, "conv-relu": 0.05}
-BATCH, MOMENTUM = 64, 0.9
+BATCH, MOMENTUM, FRAC_BITS = 64, 0.9, 18
 INFERENCE = 100  # images that are classified at once
 POINTS, SUBSET = 20, 1000  # of the curve, and test images for each
 
@@ -66,8 +61,9 @@ class Data(NamedTuple):
 
 def load(path: str, split: str, number: int) -> Data:
     """The first so many images of a split."""
-    fields = {"split": split, "image_size": 28, "channels": 1, "limit": number}
-    config = DataConfig(dataset="idx", path=path, **fields)
+    config = DataConfig(
+        dataset="idx", path=path, split=split, image_size=28, channels=1, limit=number
+    )
     images, labels = load_images(config), load_labels(config)
     assert labels is not None  # IDX files have some
     if len(images) < number:
@@ -98,140 +94,182 @@ def rounded(row: Row) -> Row:
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
-# On shares ----------------------------------------------------------------------------------------
+# The networks -------------------------------------------------------------------------------------
 
 
-class Simulation:
-    """DS, both servers and SP of a classifier, in one process.
-
-    Attributes:
-        state: everything secret, as `Secret`s of paired arrays.
-    """
-
-    def __init__(self, classifier: Classifier, initial: Any, master: jax.Array) -> None:
-        """`initial`: float arrays; `master`: DS's key."""
-        f = classifier.model.frac_bits
-        self._keys = StepKeys(master)
-        self._schedule = classifier.schedule
-        self.state = share_tree(self._keys.take(), initial, classifier.scales(initial))
-
-        def step(keys: jax.Array, state: Any, batch: Batch, public: Any) -> Any:
-            secrets = state, share_tree(keys[0], batch, Batch(f, f))
-            return simulate(classifier.train_step, keys[1], secrets, public)
-
-        def infer(keys: jax.Array, params: Any, images: jax.Array) -> Any:
-            return simulate(classifier.infer, keys[1], (params, share_tree(keys[0], images, f)))
-
-        options = compiler_options(128)  # ring products are wide
-        self._step = jax.jit(step, donate_argnums=1, compiler_options=options)
-        self._infer = jax.jit(infer, compiler_options=options)
-
-    def _two_keys(self) -> jax.Array:
-        return jnp.stack([self._keys.take(), self._keys.take()])
-
-    def train_step(self, step: int, batch: Batch) -> Any:
-        """A step on a batch of real values; returns the new state."""
-        self.state = self._step(self._two_keys(), self.state, batch, self._schedule(step))
-        return self.state
-
-    def params(self) -> Any:
-        """SP's reconstruction."""
-        return reveal_tree(self.state.params)
-
-    def infer(self, images: np.ndarray) -> np.ndarray:
-        """Logits [n, 10], opened by SP, of images that DS shares."""
-        return reveal_tree(self._infer(self._two_keys(), self.state.params, images))
+def dense(features: int, inputs: int, gain: float) -> nn.Dense:
+    """A layer whose outputs are `gain` times as large as its inputs, at the start."""
+    return nn.Dense(features, kernel_init=nn.initializers.normal(gain / math.sqrt(inputs)))
 
 
-def bits_left(classifier: Classifier, initial: Any, batches: Iterable[Batch]) -> float:
-    """The fewest bits that any value leaves free of its range, training in the clear."""
-    program = SimpleNamespace(  # as `headroom` takes it
-        model=classifier.model,
-        scales=classifier.scales,
-        schedule=classifier.schedule,
-        train_step=lambda *arguments: (classifier.train_step(*arguments), None),
-    )
-    return worst(headroom(program, initial, batches))[1]
+def conv(padding: tuple[int, int], gain: float) -> nn.Conv:
+    """5x5, stride 2, five maps."""
+    normal = nn.initializers.normal(gain / 5)
+    return nn.Conv(5, (5, 5), (2, 2), (padding, padding), kernel_init=normal)
 
 
-def inference_cost(classifier: Classifier, params: Any, images: np.ndarray) -> Row:
+class Fc(nn.Module):
+    """784-128-128-10, with squares."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits [N, 10] of images [N, 28, 28, 1]."""
+        x = dense(128, 784, 1.0)(x.reshape(len(x), -1)) ** 2
+        x = dense(128, 128, 1.0)(x) ** 2
+        return dense(10, 128, 1.0)(x)
+
+
+class ConvSquare(nn.Module):
+    """A convolution to 13x13x5 = 845, and 845-100-10, with squares."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """As `Fc`."""
+        x = conv((1, 1), 1.0)(x).reshape(len(x), -1) ** 2
+        x = dense(100, 845, 1.0)(x) ** 2
+        return dense(10, 100, 1.0)(x)
+
+
+class ConvRelu(nn.Module):
+    """A convolution to 14x14x5 = 980, and 980-100-10, with ReLUs."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """As `Fc`."""
+        gain = math.sqrt(2)  # keeps the second moment of activations (He et al. 2015)
+        x = nn.relu(conv((1, 2), gain)(x).reshape(len(x), -1))
+        x = nn.relu(dense(100, 980, gain)(x))
+        return dense(10, 100, gain)(x)
+
+
+NETWORKS: dict[str, nn.Module] = {
+    "fc": Fc(),
+    "conv-square": ConvSquare(),
+    "conv-relu": ConvRelu(),
+}
+
+
+class Classifier:
+    """A network, its optimizer, and a step of its training: ordinary JAX."""
+
+    def __init__(self, name: str) -> None:
+        """`name`: which network."""
+        self.network = NETWORKS[name]
+        self._optimizer = optax.sgd(RATES[name], MOMENTUM)
+
+    def init(self, seed: int) -> Any:
+        """The state before the first step."""
+        images = np.zeros((1, 28, 28, 1), np.float32)
+        params = jax.tree.map(np.asarray, self.network.init(jax.random.key(seed), images))
+        return {"params": params, "optimizer": self._optimizer.init(params)}
+
+    def train_step(self, state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        """The state after a step; labels are one-hot, each class against all others."""
+
+        def loss(params: Any) -> jax.Array:
+            logits = self.logits(params, images)
+            return optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1).mean()
+
+        params, gradients = state["params"], jax.grad(loss)(state["params"])
+        updates, optimizer = self._optimizer.update(gradients, state["optimizer"])
+        return {"params": optax.apply_updates(params, updates), "optimizer": optimizer}
+
+    def logits(self, params: Any, images: jax.Array) -> Any:
+        """Logits [n, 10] of images [n, 28, 28, 1]."""
+        return self.network.apply(params, images)
+
+
+# Measuring ----------------------------------------------------------------------------------------
+
+
+def bits_left(step: Any, *arguments: Any) -> float:
+    """The fewest bits that any value of a step leaves free of its range, run in the clear."""
+    left = [row.bits_left for row in step.explain(*arguments).rows]
+    return min(bits for bits in left if bits is not None)
+
+
+def inference_cost(infer: Any, params: Any, images: np.ndarray) -> Row:
     """Of the images together, and of one alone; each server sends as much as the other."""
-
-    def cost(images: np.ndarray) -> Any:
-        shapes = jax.tree.map(lambda v: shared(v, classifier.model.frac_bits), (params, images))
-        return program_cost(classifier.infer, shapes)
-
-    size, together = len(images), cost(images)
+    size, together = len(images), lp.cost(infer, params, images)
     return {
         "inference_batch": size,
         "rounds": together.rounds,
         "server_bytes_per_image": together.online_bytes / size,
-        "server_bytes_one_image": cost(images[:1]).online_bytes,
+        "server_bytes_one_image": lp.cost(infer, params, images[:1]).online_bytes,
         "dealer_bytes_per_image": together.dealer_bytes_s2 / size,
     }
 
 
 def measure(name: str, args: argparse.Namespace, train: Data, test: Data) -> Results:
     """Train one network on shares and in the clear, and classify the test images with both."""
-    model, rate = SmallNet(name), RATES[name]
-    classifier = Classifier(model, optim.sgd(rate, BATCH, model.frac_bits, MOMENTUM))
-    plain = PlaintextClassifier(model, optax.sgd(rate, MOMENTUM))
-    images, labels = model.inputs(train.images), one_hot(train.labels)
-    order = Batches(len(images), BATCH, args.seed)
+    own = Classifier(name)
+    step = lp.secure(own.train_step, carry={0: 0}, frac_bits=FRAC_BITS)
+    infer = lp.secure(own.logits, frac_bits=FRAC_BITS)
+    options = options_to_run_often()
+    secure_step, secure_infer = (jax.jit(f, compiler_options=options) for f in (step, infer))
+    plain_step, plain_infer = jax.jit(own.train_step), jax.jit(own.logits)
+
+    order = Batches(len(train.images), BATCH, args.seed)
     steps = args.epochs * order.per_epoch
-
-    def batches() -> Iterable[Batch]:
-        for chosen in map(order.indices, range(steps)):
-            yield Batch(images[chosen], labels[chosen])
-
+    labels = np.eye(10, dtype=np.float32)[train.labels]
     # A network's results do not depend on which others were trained before it.
-    master = jax.random.split(lp.key(args.seed), len(NAMES))[NAMES.index(name)]
-    initial = classifier.init(np.random.default_rng(args.seed))
-    secure, twin = Simulation(classifier, initial, master), plain.init(initial.params)
-    inputs = model.inputs(test.images)
+    keys = DealerKeys(jax.random.split(lp.key(args.seed), len(NETWORKS))[[*NETWORKS].index(name)])
+    initial = plain = own.init(args.seed)
+    chosen = order.indices(0)
+    secret, *_ = step.share(keys.for_state(), initial, train.images[chosen], labels[chosen])
 
-    def point(step: int) -> Row:
-        row: Row = {"network": name, "step": step}
-        for kind, params in (("secure", secure.params()), ("plaintext", twin.params)):
-            predicted = np.asarray(plain.infer(params, inputs[:SUBSET])).argmax(1)
+    def point(number: int) -> Row:
+        row: Row = {"network": name, "step": number}
+        secure = jax.tree.map(np.float32, lp.reveal(secret["params"]))
+        for kind, params in (("secure", secure), ("plaintext", plain["params"])):
+            predicted = np.asarray(plain_infer(params, test.images[:SUBSET])).argmax(1)
             row[f"{kind}_accuracy"] = np.mean(predicted == test.labels[:SUBSET])
         return rounded(row)
 
-    free = bits_left(classifier, initial, watched(batches(), steps, f"{name}: ranges"))
     curve: list[Row] = []
+    free: list[float] = []
     secure_s: list[float] = []
     plain_s: list[float] = []
-    for step, batch in enumerate(watched(batches(), steps, f"{name}: training")):
-        if step % -(-steps // POINTS) == 0:
-            curve.append(point(step))
-        timed(secure_s, secure.train_step, step, batch)
-        twin = timed(plain_s, plain.train_step, twin, batch)
+    for number in watched(range(steps), steps, f"{name}: training"):
+        chosen = order.indices(number)
+        batch = train.images[chosen], labels[chosen]
+        if number % -(-steps // POINTS) == 0:
+            curve.append(point(number))
+        if number in (0, steps - 1):
+            free.append(bits_left(step, plain, *batch))
+        shared = step.share(keys.take(), secret, *batch)
+        secret = timed(secure_s, secure_step, keys.take(), *shared)
+        plain = timed(plain_s, plain_step, plain, *batch)
     curve.append(point(steps))
 
-    parts = np.array_split(inputs, range(INFERENCE, len(inputs), INFERENCE))
+    params = secret["params"]
+    parts = np.array_split(test.images, range(INFERENCE, len(test.images), INFERENCE))
     infer_s: list[float] = []
-    opened = watched(parts, len(parts), f"{name}: inference")
-    logits = np.concatenate([timed(infer_s, secure.infer, part) for part in opened])
-    exact = PlaintextClassifier(model, plain.tx, np.float64).infer(secure.params(), inputs)
+    opened = []
+    for part in watched(parts, len(parts), f"{name}: inference"):
+        shared = infer.share(keys.take(), params, part)
+        opened.append(lp.reveal(timed(infer_s, secure_infer, keys.take(), *shared)))
+    logits = np.concatenate(opened)
+    exact = plain_infer(lp.reveal(params), np.float64(test.images))
     difference = np.abs(logits - np.asarray(exact)).max()
-    ours, theirs = logits.argmax(1), np.asarray(plain.infer(twin.params, inputs)).argmax(1)
+    ours, theirs = logits.argmax(1), np.asarray(plain_infer(plain["params"], test.images)).argmax(1)
     row: Row = {
         "network": name,
         **{setting: vars(args)[setting] for setting in SETTINGS},
         "batch_size": BATCH,
-        "learning_rate": rate,
+        "learning_rate": RATES[name],
         "momentum": MOMENTUM,
-        "frac_bits": model.frac_bits,
+        "frac_bits": FRAC_BITS,
         "steps": steps,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(initial.params)),
-        "headroom_bits": free,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(initial["params"])),
+        "headroom_bits": min(free),
         "secure_accuracy": np.mean(ours == test.labels),
         "plaintext_accuracy": np.mean(theirs == test.labels),
         "agreement": np.mean(ours == theirs),
         "largest_logit": np.abs(logits).max(),
         "logit_difference": difference,
-        "logit_difference_lsb": difference * 2**model.frac_bits,
-        **inference_cost(classifier, initial.params, parts[0]),
+        "logit_difference_lsb": difference * 2**FRAC_BITS,
+        **inference_cost(infer, initial["params"], parts[0]),
     }
     whole = [s for s, part in zip(infer_s, parts, strict=True) if len(part) == len(parts[0])]
     times: Row = {
@@ -265,11 +303,11 @@ def to_markdown(results: Results) -> str:
     text = [
         f"`python experiments/small_nets.py --mnist DIR --out DIR {settings}`: batches of "
         f"{first['batch_size']}, SGD with momentum {first['momentum']:g}, {first['frac_bits']} "
-        "fraction bits; the twin is Flax in float32, from the same parameters and on the same "
+        "fraction bits; in the clear, float32, from the same parameters and on the same "
         "batches. Both servers and DS are simulated in one process.",
         "",
         "| network | accuracy, secure | accuracy, plaintext | same class | largest difference of a "
-        "logit | a training step, secure | plaintext | bits of range left |",
+        "logit | a training step, secure | plaintext | bits of range left, first and last step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -371,7 +409,7 @@ def main() -> None:
                 parser.error(f"--{name}: {args.out} has results for {row[name]}: use another --out")
     done = [row["network"] for row in results["small_nets.csv"]]
     try:
-        for network in [name for name in NAMES if name not in done]:
+        for network in [name for name in NETWORKS if name not in done]:
             train, test = (
                 load(args.mnist, split, vars(args)[split]) for split in ("train", "test")
             )

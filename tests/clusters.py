@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.training import config, data
 from lpgan_jax.cluster.dealer import master_key
 from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.training.simulation import Simulation, StepKeys, reveal_tree, share_state
+from lpgan_jax.training import config, data
 from lpgan_jax.training.loop import DataSource, build
+from lpgan_jax.training.simulation import Simulation, StepKeys, reveal_tree, share_state
 
 TINY = """
 data: {dataset: digits, image_size: 8, channels: 1}

@@ -8,8 +8,8 @@ import pytest
 
 import lpgan_jax as lp
 from lpgan_jax import protocols as P
-from lpgan_jax.transform import function as transformed
 from lpgan_jax.analysis.audit import audit, audit_program
+from lpgan_jax.transform import function as transformed
 
 FXP = lp.FixedPoint(18)
 LOCAL = {"sec_add", "sec_xor"}

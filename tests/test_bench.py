@@ -10,8 +10,8 @@ import pytest
 from helpers import script
 from rich.console import Console
 
-from lpgan_jax.training import bench
 from lpgan_jax import cli
+from lpgan_jax.training import bench
 
 DOCS = Path(__file__).parent.parent / "docs"
 compare_peers, performance = script("compare_peers"), script("performance")

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpgan_jax.common import files
-from lpgan_jax.training.checkpoint import CheckpointError, latest_step, load, save
 from lpgan_jax.common.files import atomic_write
+from lpgan_jax.training.checkpoint import CheckpointError, latest_step, load, save
 
 REPOSITORY = Path(__file__).parent.parent
 

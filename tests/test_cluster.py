@@ -19,22 +19,22 @@ from flax import serialization
 from modes import open_to_others
 from PIL import Image
 
-from lpgan_jax.training import checkpoint, config
 from lpgan_jax import cli
+from lpgan_jax.analysis.cost import program_cost
 from lpgan_jax.cluster import dealer, roles
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster, public_part
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.analysis.cost import program_cost
 from lpgan_jax.mpc.fixed_point import encode
-from lpgan_jax.training.parameters import save_parameters
 from lpgan_jax.mpc.party import server_seeds
+from lpgan_jax.training import checkpoint, config
+from lpgan_jax.training.loop import export
+from lpgan_jax.training.parameters import save_parameters
 from lpgan_jax.training.programs import training_program
 from lpgan_jax.training.run_directory import RunDirectory
 from lpgan_jax.training.simulation import reveal_tree, share_state, share_tree
-from lpgan_jax.training.loop import export
 
 
 class Running:

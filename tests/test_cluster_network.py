@@ -15,8 +15,8 @@ from networks import IP_AND_TCP, LINK, Machines, Roles, possible
 from scipy import stats
 from test_statistics import byte_counts, correlations, kolmogorov_smirnov
 
-from lpgan_jax.training import checkpoint, config
 from lpgan_jax.analysis.cost import LAN, WAN, program_cost
+from lpgan_jax.training import checkpoint, config
 from lpgan_jax.training.programs import training_program
 
 pytestmark = [

@@ -19,7 +19,6 @@ from clusters import Deaf, events, tiny
 from flax import serialization
 
 from lpgan_jax import cli
-from lpgan_jax.training import config
 from lpgan_jax.cluster import provider, servers, tcp
 from lpgan_jax.cluster.certificates import make_certificates
 from lpgan_jax.cluster.provider import _Pairs
@@ -34,6 +33,7 @@ from lpgan_jax.cluster.settings import (
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Layout, Malformed, Result, buffers, chunks, receive
 from lpgan_jax.cluster.worker import Job
+from lpgan_jax.training import config
 from lpgan_jax.training.config import ConfigError
 from lpgan_jax.training.run_directory import RunDirectory
 

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-
-import lpgan_jax as lp
-from lpgan_jax import optim
-from lpgan_jax.mpc import party
-from lpgan_jax.mpc.party import AXIS
-from lpgan_jax.mpc.mesh import BATCH_AXIS, server_mesh, server_program, whole_sharding
-from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.nn.activation import SLR
 from lpgan_jax.nn.linear import SecConv
 from lpgan_jax.nn.normalization import SecBN
+
+import lpgan_jax as lp
+from lpgan_jax import optim
+from lpgan_jax.gan import LPGAN, Batch
+from lpgan_jax.mpc import party
+from lpgan_jax.mpc.mesh import BATCH_AXIS, server_mesh, server_program, whole_sharding
+from lpgan_jax.mpc.party import AXIS
 from lpgan_jax.mpc.secret import is_secret
 from lpgan_jax.training.simulation import share_state, share_tree
 

@@ -15,8 +15,6 @@ import pytest
 from clusters import events, local, tiny
 from modes import open_to_others, watched
 
-from lpgan_jax.training import checkpoint
-from lpgan_jax.study import features
 from lpgan_jax import native
 from lpgan_jax.cluster import worker
 from lpgan_jax.cluster.certificates import make_certificates
@@ -25,8 +23,10 @@ from lpgan_jax.cluster.supervisor import Log, Supervisor
 from lpgan_jax.cluster.wire import Result
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.common.files import atomic_write, use_compilation_cache
-from lpgan_jax.training.run_directory import Metrics, RunDirectory
+from lpgan_jax.study import features
+from lpgan_jax.training import checkpoint
 from lpgan_jax.training.loop import train
+from lpgan_jax.training.run_directory import Metrics, RunDirectory
 
 OTHER = 12345  # another user
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

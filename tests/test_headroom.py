@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import pair_of, run, whole
-
-from lpgan_jax.mpc.exact import ExactSeat
-from lpgan_jax.gan import LPGAN, NETWORKS, Batch
-from lpgan_jax.analysis.headroom import headroom, worst
 from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.optim import adam, sgd
+
+from lpgan_jax.analysis.headroom import headroom, worst
+from lpgan_jax.gan import LPGAN, NETWORKS, Batch
 from lpgan_jax.mpc import arithmetic, compare, roots
 from lpgan_jax.mpc.activation import LOG_RANGE, SLR, SR
-from lpgan_jax.optim import adam, sgd
-from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.plain import bits_left
+from lpgan_jax.mpc.secret import Secret
 
 
 def gan_and_batches(model, optimizer, steps=2, size=4):

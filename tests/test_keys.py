@@ -10,9 +10,8 @@ from helpers import pair, whole
 from jax import lax
 
 import lpgan_jax as lp
-from lpgan_jax.mpc import party, traces
 from lpgan_jax import protocols as P
-from lpgan_jax.mpc import arithmetic
+from lpgan_jax.mpc import arithmetic, party, traces
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.traces import StaleKey, depth
 

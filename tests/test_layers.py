@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from helpers import on_grid, real, run, secret
 from jax import lax
-
 from lpgan_jax.nn.activation import SLR, SR, SecTanh
 from lpgan_jax.nn.linear import SecConv, SecDeconv, SecFC
 from lpgan_jax.nn.normalization import SecBN
+
 from lpgan_jax.mpc.secret import is_secret
 
 F = 18

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 from helpers import integers, real, secret
+from lpgan_jax.optim import adam, apply_updates, sgd
 
 from lpgan_jax import key
-from lpgan_jax.optim import adam, apply_updates, sgd
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret
 

@@ -4,8 +4,8 @@ import pytest
 from flax import serialization
 
 from lpgan_jax.training import config
-from lpgan_jax.training.parameters import load_parameters, save_parameters
 from lpgan_jax.training.loop import build
+from lpgan_jax.training.parameters import load_parameters, save_parameters
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import lpgan_jax as lp
-from lpgan_jax.training import config
 from lpgan_jax.analysis.cost import program_cost
+from lpgan_jax.training import config
+from lpgan_jax.training.loop import build
 from lpgan_jax.training.programs import training_program
 from lpgan_jax.training.trainers import plaintext_twin
-from lpgan_jax.training.loop import build
 
 LSB = 2.0**-18
 OPTIMIZER = {

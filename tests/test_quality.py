@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lpgan_jax.study import features as classifiers
 from lpgan_jax.study import quality
-from lpgan_jax.training.config import DataConfig
 from lpgan_jax.study.features import classifier, classifier_judge
 from lpgan_jax.study.quality import Judge, class_coverage, frechet_distance, precision_recall
+from lpgan_jax.training.config import DataConfig
 
 
 def rows(seed, count, width, scale=1.0, shift=0.0):

@@ -3,17 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lpgan_jax.models.dcgan import DCGAN
+from lpgan_jax.optim import sgd
 
 from lpgan_jax import key
-from lpgan_jax.mpc import emulated
+from lpgan_jax.analysis.ranges import Range, observe, ranges, summary, table, verdict
 from lpgan_jax.cli import main
 from lpgan_jax.gan import LPGAN, NETWORKS, Batch
-from lpgan_jax.models.dcgan import DCGAN
-from lpgan_jax.mpc import arithmetic, compare
-from lpgan_jax.optim import sgd
-from lpgan_jax.analysis.ranges import Range, observe, ranges, summary, table, verdict
-from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc import arithmetic, compare, emulated
 from lpgan_jax.mpc.plain import Seen
+from lpgan_jax.mpc.secret import Secret
 
 
 def looked_at(function, values, frac_bits, rounding="stochastic"):

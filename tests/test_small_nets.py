@@ -12,21 +12,21 @@ import optax
 import pytest
 from helpers import on_grid, real, run, script, secret
 from jax import lax
-
-from lpgan_jax import key, optim
-from lpgan_jax.mpc import emulated
-from lpgan_jax.analysis.audit import audit_program
 from lpgan_jax.classification import Batch, Classifier, PlaintextClassifier, State, one_hot
-from lpgan_jax.mpc.exact import ExactSeat
-from lpgan_jax.analysis.cost import program_cost
-from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.models.dcgan import Reshape
 from lpgan_jax.models.small_nets import NAMES, SmallNet
 from lpgan_jax.nn.activation import SR, SecSquare
 from lpgan_jax.nn.linear import SecConv
+
+from lpgan_jax import key, optim
+from lpgan_jax.analysis.audit import audit_program
+from lpgan_jax.analysis.cost import program_cost
+from lpgan_jax.mpc import emulated
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.party import simulate
-from lpgan_jax.training.programs import shared
 from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.training.programs import shared
 from lpgan_jax.training.simulation import reveal_tree, share_tree, whole_tree
 
 F = 18

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpgan_jax.training import config
 from lpgan_jax.cli import main
-from lpgan_jax.training.config import ConfigError, SweepConfig
+from lpgan_jax.common.tables import read_csv, write_csv
 from lpgan_jax.study.sweep import Cell, Variant, run_sweep, write_report
 from lpgan_jax.study.sweep import run as running
 from lpgan_jax.study.sweep.plan import variants
 from lpgan_jax.study.sweep.report import final_rows, good_bits, paired_rows
-from lpgan_jax.common.tables import read_csv, write_csv
+from lpgan_jax.training import config
+from lpgan_jax.training.config import ConfigError, SweepConfig
 
 BASE = """\
 data: {{dataset: npz, path: {path}, image_size: 8, channels: 1}}

@@ -8,18 +8,19 @@ import jax
 import numpy as np
 import pytest
 from flax import serialization
+from lpgan_jax.models.twin import from_flax, to_flax
 from modes import watched
 from PIL import Image
 
 import lpgan_jax as lp
-from lpgan_jax.training import checkpoint, config, loop as training
 from lpgan_jax import cli
 from lpgan_jax.study import features
-from lpgan_jax.models.twin import from_flax, to_flax
+from lpgan_jax.training import checkpoint, config
+from lpgan_jax.training import loop as training
+from lpgan_jax.training.loop import build, generate, quality, train
 from lpgan_jax.training.parameters import load_parameters, save_parameters
 from lpgan_jax.training.run_directory import RunDirectory
 from lpgan_jax.training.simulation import StepKeys, restore_state, reveal_tree
-from lpgan_jax.training.loop import build, generate, quality, train
 
 YAML = """
 data: {dataset: digits, image_size: 8, channels: 1}

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import on_grid, real, secret
-
-from lpgan_jax import key
-from lpgan_jax.mpc.exact import ExactSeat
-from lpgan_jax.training.config import OptimizerConfig
-from lpgan_jax.gan import LPGAN, NETWORKS, Batch
 from lpgan_jax.models.dcgan import DCGAN
 from lpgan_jax.models.twin import discriminator_twin, from_flax, generator_twin, to_flax
 from lpgan_jax.optim import adam, sgd
-from lpgan_jax.mpc.party import simulate
 from lpgan_jax.plaintext import PlaintextLPGAN, optax_optimizer
+
+from lpgan_jax import key
+from lpgan_jax.gan import LPGAN, NETWORKS, Batch
+from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.training.config import OptimizerConfig
 
 F = 18
 LSB = 2.0**-F

@@ -3,7 +3,7 @@
     PYTHONPATH=experiments lpgan train --config digits --out runs/resnet \
         --set model.module=resnet_gan:Networks --set model.loss=hinge
 
-The loss is the hinge loss, and nothing here knows of sharing. Nearest neighbours double the size and
+The loss is the hinge loss, and nothing here knows of sharing. Nearest neighbours double the size,
 means halve it, which costs no message; SD has no normalisation.
 """
 

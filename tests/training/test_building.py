@@ -98,7 +98,7 @@ def test_the_configuration_names_them(my_nets):
 
 
 def test_what_is_not_there_is_named(my_nets):
-    with pytest.raises(config.ConfigError, match="model.module: 'no_such:Thing' given"):
+    with pytest.raises(config.ConfigError, match=r"model\.module: 'no_such:Thing' given"):
         imported("no_such:Thing")
     with pytest.raises(config.ConfigError, match="module 'my_nets' has no attribute 'Nothing'"):
         imported("my_nets:Nothing")

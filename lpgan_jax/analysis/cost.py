@@ -1,6 +1,6 @@
 """What a protocol costs, from its trace alone: nothing is compiled, and nothing runs.
 
-A `Party` marks exchanges, dealings and comparisons as named calls (`Party.marked`), and these names
+A `Party` marks exchanges, dealings and comparisons as named calls (`Seat.marked`), and these names
 survive `jit`, `vmap` and `scan`. So a traced simulation tells everything that the servers and DS
 would send each other, and in which order: an exchange depends on another if its words do.
 """
@@ -27,7 +27,7 @@ from lpgan_jax.mpc.shares import PARTIES
 from lpgan_jax.ring.contraction import ring_product_p
 
 UNPLACED = "(no place)"
-"""The layer of what happens outside of every `Party.at`: inputs, seeds, and a bare protocol."""
+"""The layer of what happens outside of every `Seat.at`: inputs, seeds, and a bare protocol."""
 
 _SEED_BYTES = 4 * KEY_WORDS
 
@@ -279,7 +279,7 @@ def _cost_of_trace(program: Jaxpr, input_bytes: int = 0) -> Cost:
 
 
 def _mark(equation: JaxprEqn) -> tuple[str, str] | None:
-    """(kind, layer) of a call that `Party.marked` named kind:place/.../name."""
+    """(kind, layer) of a call that `Seat.marked` named kind:place/.../name."""
     name = equation.params.get("name") if equation.primitive.name in ("jit", "pjit") else None
     kind, colon, path = str(name).partition(":")
     if not colon or kind not in ("exchange", "deal", "compare", "seeds"):

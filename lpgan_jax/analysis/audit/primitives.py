@@ -148,7 +148,7 @@ def padded(array: np.ndarray, params: dict[str, Any]) -> np.ndarray | None:
 
 
 def call_name(equation: Any) -> str:
-    """The name of a named call, such as `Party.marked` makes; empty for anything else."""
+    """The name of a named call, such as `Seat.marked` makes; empty for anything else."""
     return equation.params.get("name", "") if equation.primitive.name == "jit" else ""
 
 

@@ -24,6 +24,7 @@ from lpgan_jax.common.tables import aligned, si
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.prng import KEY_WORDS, abstract_key
 from lpgan_jax.mpc.shares import PARTIES
+from lpgan_jax.mpc.traces import mark
 from lpgan_jax.ring.contraction import ring_product_p
 
 UNPLACED = "(no place)"
@@ -279,15 +280,11 @@ def _cost_of_trace(program: Jaxpr, input_bytes: int = 0) -> Cost:
 
 
 def _mark(equation: JaxprEqn) -> tuple[str, str] | None:
-    """(kind, layer) of a call that `Seat.marked` named kind:place/.../name."""
-    name = equation.params.get("name") if equation.primitive.name in ("jit", "pjit") else None
-    kind, colon, path = str(name).partition(":")
-    if not colon or kind not in ("exchange", "deal", "compare", "seeds"):
+    """(kind, layer) of a marked call that costs something."""
+    found = mark(equation)
+    if found is None or found.kind not in ("exchange", "deal", "compare", "seeds"):
         return None
-    places = path.split("/")
-    if kind == "exchange":
-        places.pop()  # the message's own name
-    return kind, (places[0] if places else "") or UNPLACED
+    return found.kind, found.places[0] if found.places else UNPLACED
 
 
 def _exchanging_layers(program: Jaxpr) -> Iterator[str]:

@@ -22,6 +22,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 import lpgan_jax as lp
 from lpgan_jax import protocols as P
 from lpgan_jax.mpc.prng import abstract_key
+from lpgan_jax.mpc.traces import mark
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "protocols.md"
 COUNT = 4096
@@ -96,11 +97,11 @@ of AND gates xor fresh masks; `bit`: a bit xor a dealt random bit.
 def _messages(program: Jaxpr) -> Iterator[tuple[str, int]]:
     """(name, bits that each server sends) of every exchange in a trace, in order."""
     for equation in program.eqns:
-        name = str(equation.params.get("name", ""))
-        if name.startswith("exchange:"):
+        call = mark(equation)
+        if call is not None and call.kind == "exchange":
             aval: Any = equation.outvars[0].aval
             yield (
-                name.rpartition("/")[2].removeprefix("exchange:"),
+                call.name,
                 aval.size // 2 * aval.dtype.itemsize * 8,
             )
         else:

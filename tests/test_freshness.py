@@ -15,7 +15,8 @@ from lpgan_jax import FixedPoint, key, share
 from lpgan_jax import protocols as P
 from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.mpc import party as party_module
-from lpgan_jax.mpc.party import Source, StaleParty, Words, server_seeds, simulate
+from lpgan_jax.mpc.party import Source, Words, server_seeds, simulate
+from lpgan_jax.mpc.seat import StaleParty
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.shares import share_words
 from lpgan_jax.mpc.traces import StaleKey

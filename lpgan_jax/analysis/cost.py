@@ -1,6 +1,6 @@
 """What a protocol costs, from its trace alone: nothing is compiled, and nothing runs.
 
-A `Party` marks exchanges, dealings and comparisons as named calls (`Party.marked`), and these names
+A `Party` marks exchanges, dealings and comparisons as named calls (`Seat.marked`), and these names
 survive `jit`, `vmap` and `scan`. So a traced simulation tells everything that the servers and DS
 would send each other, and in which order: an exchange depends on another if its words do.
 """
@@ -24,10 +24,11 @@ from lpgan_jax.common.tables import aligned, si
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.prng import KEY_WORDS, abstract_key
 from lpgan_jax.mpc.shares import PARTIES
+from lpgan_jax.mpc.traces import mark
 from lpgan_jax.ring.contraction import ring_product_p
 
 UNPLACED = "(no place)"
-"""The layer of what happens outside of every `Party.at`: inputs, seeds, and a bare protocol."""
+"""The layer of what happens outside of every `Seat.at`: inputs, seeds, and a bare protocol."""
 
 _SEED_BYTES = 4 * KEY_WORDS
 
@@ -279,15 +280,11 @@ def _cost_of_trace(program: Jaxpr, input_bytes: int = 0) -> Cost:
 
 
 def _mark(equation: JaxprEqn) -> tuple[str, str] | None:
-    """(kind, layer) of a call that `Party.marked` named kind:place/.../name."""
-    name = equation.params.get("name") if equation.primitive.name in ("jit", "pjit") else None
-    kind, colon, path = str(name).partition(":")
-    if not colon or kind not in ("exchange", "deal", "compare", "seeds"):
+    """(kind, layer) of a marked call that costs something."""
+    found = mark(equation)
+    if found is None or found.kind not in ("exchange", "deal", "compare", "seeds"):
         return None
-    places = path.split("/")
-    if kind == "exchange":
-        places.pop()  # the message's own name
-    return kind, (places[0] if places else "") or UNPLACED
+    return found.kind, found.places[0] if found.places else UNPLACED
 
 
 def _exchanging_layers(program: Jaxpr) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 
 
 class Trainable(Protocol):
@@ -24,5 +24,5 @@ class Trainable(Protocol):
     def schedule(self, step: int) -> Any:
         """What is public in a step, counted from 0."""
 
-    def train_step(self, party: Party, secrets: Any, public: Any) -> tuple[Any, Any]:
+    def train_step(self, party: Seat, secrets: Any, public: Any) -> tuple[Any, Any]:
         """(the state after a step, losses), from (state, batch)."""

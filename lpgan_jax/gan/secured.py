@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lpgan_jax.gan.lpgan import LPGAN, Batch, Losses, State
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.function import Program, secure
 
@@ -74,7 +74,7 @@ class SecureLPGAN:
         return self._train.public(leaves)
 
     def train_step(
-        self, party: Party, secrets: tuple[State, Batch], public: list[jax.Array]
+        self, party: Seat, secrets: tuple[State, Batch], public: list[jax.Array]
     ) -> tuple[State, Losses | None]:
         """One step of SD and one of SG. Nothing is opened but masked values.
 
@@ -89,7 +89,7 @@ class SecureLPGAN:
         after: tuple[State, Losses | None] = self._train(party, secrets, public)
         return after
 
-    def generate(self, party: Party, secrets: tuple[State, Secret], public: None = None) -> Secret:
+    def generate(self, party: Seat, secrets: tuple[State, Secret], public: None = None) -> Secret:
         """SG-FP with running statistics: images [n, H, W, C] at f fraction bits, for SP.
 
         Args:

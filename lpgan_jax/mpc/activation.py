@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lpgan_jax.mpc.arithmetic import truncate
 from lpgan_jax.mpc.compare import Bit, select
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 
 LOG_RANGE = 8
@@ -15,7 +15,7 @@ would need a truncation more at twice 18 fraction bits.
 """
 
 
-def leaky(party: Party, bit: Bit, x: Secret, alpha: float, frac_bits: int) -> Secret:
+def leaky(party: Seat, bit: Bit, x: Secret, alpha: float, frac_bits: int) -> Secret:
     """alpha*x + (1 - alpha)*bit*x at frac_bits; |x| < 2^`LOG_RANGE` in real terms. 2 rounds."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: expected a slope between 0 and 1, got {alpha}")

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.fixed_point import public_constant
-from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, Wrap
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @functools.singledispatch
-def masked(party: Party, x: Secret) -> Secret:
+def masked(party: Seat, x: Secret) -> Secret:
     """Open x - a under a fresh mask a, unless x already has one.
 
     1 round, one word per element. x - a is uniform whatever x is, and reusing it in several
@@ -41,7 +42,7 @@ def parts(x: Secret) -> tuple[Dealt, jax.Array]:
 
 
 @functools.singledispatch
-def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
+def bilinear(party: Seat, product: Bilinear, x: Secret, y: Secret) -> Secret:
     """SecMul for any bilinear map: a product, a matrix product, a convolution or its gradients.
 
     z = c + e*[b] + [a]*d + (S1) e*d, with e = x - a and d = y - b open and DS's share of c = a*b
@@ -69,7 +70,7 @@ def bilinear(party: Party, product: Bilinear, x: Secret, y: Secret) -> Secret:
 
 
 @functools.singledispatch
-def mul(party: Party, x: Secret, y: Secret) -> Secret:
+def mul(party: Seat, x: Secret, y: Secret) -> Secret:
     """Elementwise (broadcasting) product, as `bilinear`; a truncated factor needs no opening.
 
     A truncated value is a public part plus a mask of two dealt parts, the second of which counts
@@ -90,7 +91,7 @@ def mul(party: Party, x: Secret, y: Secret) -> Secret:
 
 
 @functools.singledispatch
-def square(party: Party, x: Secret) -> Secret:
+def square(party: Seat, x: Secret) -> Secret:
     """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
 
     Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked or was
@@ -107,12 +108,12 @@ def square(party: Party, x: Secret) -> Secret:
     return Secret(words, 2 * x.frac_bits, owed=party.compute(lambda v: v * v, a))
 
 
-def with_public_part(party: Party, x: Secret) -> Secret:
+def with_public_part(party: Seat, x: Secret) -> Secret:
     """x with a public part: as it is if it was masked or truncated, else masked."""
     return masked(party, x) if x.mask is None else x
 
 
-def wrapped_product(party: Party, wrap: Wrap, factor: Dealt) -> jax.Array:
+def wrapped_product(party: Seat, wrap: Wrap, factor: Dealt) -> jax.Array:
     """A share of wrap * factor; DS -> S2: one narrow word per element."""
 
     def product(narrow: jax.Array, words: jax.Array) -> jax.Array:
@@ -122,7 +123,7 @@ def wrapped_product(party: Party, wrap: Wrap, factor: Dealt) -> jax.Array:
     return _flagged(party, wrap.flag, dealt.share, wrap.shift)
 
 
-def _wraps_product(party: Party, x: Wrap, y: Wrap) -> jax.Array:
+def _wraps_product(party: Seat, x: Wrap, y: Wrap) -> jax.Array:
     """A share of the product of two wraps, which is 0 where their shifts fill a word."""
     shift = x.shift + y.shift
     if shift >= party.ring.bits:
@@ -131,7 +132,7 @@ def _wraps_product(party: Party, x: Wrap, y: Wrap) -> jax.Array:
     return _flagged(party, x.flag & y.flag, dealt.share, shift)
 
 
-def _flagged(party: Party, flag: jax.Array, narrow: jax.Array, shift: int) -> jax.Array:
+def _flagged(party: Seat, flag: jax.Array, narrow: jax.Array, shift: int) -> jax.Array:
     """narrow * 2^shift where flagged, else 0. What is above a narrow word is shifted out."""
     words = party.ring.shift_left(narrow.astype(party.ring.dtype), shift)
     return jnp.where(flag, words, jnp.zeros_like(words))
@@ -139,7 +140,7 @@ def _flagged(party: Party, flag: jax.Array, narrow: jax.Array, shift: int) -> ja
 
 @functools.singledispatch
 @jax.named_scope("truncation")
-def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
+def truncate(party: Seat, x: Secret, frac_bits: int) -> Secret:
     """Rescale to fewer fraction bits, with unbiased stochastic rounding.
 
     With x's mask a and r = -a mod 2^64, the public word c = x + 2^62 + r gives, for the
@@ -172,7 +173,7 @@ def truncate(party: Party, x: Secret, frac_bits: int) -> Secret:
 
 
 def _truncated(
-    party: Party, x: Secret, shift: int | jax.Array, narrow: DTypeLike
+    party: Seat, x: Secret, shift: int | jax.Array, narrow: DTypeLike
 ) -> tuple[jax.Array, Dealt, Dealt, jax.Array]:
     """(public part, first part of the mask, its wrap, whether that counts) of x >> shift.
 
@@ -191,7 +192,7 @@ def _truncated(
 
 @functools.singledispatch
 @jax.named_scope("truncation")
-def truncate_by(party: Party, x: Secret, shift: jax.Array) -> Secret:
+def truncate_by(party: Seat, x: Secret, shift: jax.Array) -> Secret:
     """x / 2^shift for a public shift that is not known while tracing; x's scale stays.
 
     Args:
@@ -211,7 +212,7 @@ def truncate_by(party: Party, x: Secret, shift: jax.Array) -> Secret:
     return Secret(share, x.frac_bits)
 
 
-def rescale(party: Party, x: Secret, frac_bits: int) -> Secret:
+def rescale(party: Seat, x: Secret, frac_bits: int) -> Secret:
     """x at another scale: exact and local if it is finer, else as `truncate`."""
     if x.frac_bits < frac_bits:
         return x.at_scale(frac_bits)
@@ -219,7 +220,7 @@ def rescale(party: Party, x: Secret, frac_bits: int) -> Secret:
 
 
 def scale_public(
-    party: Party,
+    party: Seat,
     x: Secret,
     factor: float,
     frac_bits: int,
@@ -247,7 +248,7 @@ def scale_public(
     return rescale(party, product, frac_bits)
 
 
-def mean_of_sum(party: Party, total: Secret, count: int, frac_bits: int) -> Secret:
+def mean_of_sum(party: Seat, total: Secret, count: int, frac_bits: int) -> Secret:
     """total / count; 1 round, or 2 if the count is no power of two (then |mean| < 2^10)."""
     log_count = (count - 1).bit_length()
     finer = total.divided_by_power_of_two(log_count)

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.dealt import Dealt
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.ring.words import Ring
 
@@ -98,7 +99,7 @@ class Masked:
         return Masked(self.mask.map(lambda rows: rows[index]), self.opened[index])
 
 
-def open_masked(party: Party, rows: jax.Array, name: str = "and") -> Masked:
+def open_masked(party: Seat, rows: jax.Array, name: str = "and") -> Masked:
     """Open shared bits under a fresh mask: 1 round, one bit each."""
     mask = party.mask(rows.shape, rows.dtype, bitwise=True)
     return Masked(mask, party.open_bits(rows ^ mask.share, name))
@@ -117,7 +118,7 @@ class Term(NamedTuple):
     generate: int | None = None
 
 
-def combine(party: Party, bits: list[Masked], sums: list[list[Term]]) -> list[jax.Array]:
+def combine(party: Seat, bits: list[Masked], sums: list[list[Term]]) -> list[jax.Array]:
     """SecAnd of any number of masked bits, and XORs of such products; local.
 
     A product of sums opened_i ^ mask_i is expanded: DS deals a share of every product of masks that
@@ -166,7 +167,7 @@ def _expand(terms: list[Term]) -> dict[Masks, list[tuple[int, ...]]]:
     return polynomial
 
 
-def _deal_products(party: Party, bits: list[Masked], wanted: set[Masks]) -> dict[Masks, jax.Array]:
+def _deal_products(party: Seat, bits: list[Masked], wanted: set[Masks]) -> dict[Masks, jax.Array]:
     """Shares of products of masks; those of one shape are dealt together."""
     shares: dict[Masks, jax.Array] = {m: bits[m[0]].mask.share for m in wanted if len(m) == 1}
     by_shape: dict[tuple[int, ...], list[Masks]] = {}
@@ -185,18 +186,18 @@ def _deal_products(party: Party, bits: list[Masked], wanted: set[Masks]) -> dict
     return shares
 
 
-def conjunction(party: Party, u: jax.Array, v: jax.Array) -> jax.Array:
+def conjunction(party: Seat, u: jax.Array, v: jax.Array) -> jax.Array:
     """SecAnd of XOR-shared rows of one shape. 1 round, two bits each; DS -> S2: one bit."""
     both = open_masked(party, jnp.stack([u, v]))
     return combine(party, [both[0], both[1]], [[Term((0, 1))]])[0]
 
 
-def complement(party: Party, rows: jax.Array) -> jax.Array:
+def complement(party: Seat, rows: jax.Array) -> jax.Array:
     """1 - u of XOR-shared rows; local: S1 inverts its share."""
     return rows ^ party.public_share(~jnp.zeros_like(rows))
 
 
-def _parts(party: Party, x: Secret, offsets: Sequence[int]) -> Masked:
+def _parts(party: Seat, x: Secret, offsets: Sequence[int]) -> Masked:
     """The bits of the two parts of x + offset, lowest first: rows [bits, offsets, words] each.
 
     The offsets go to the public part, so that the bits of the mask are dealt once for all of them.
@@ -235,7 +236,7 @@ def _carry_terms(digits: int, generate: int | None) -> list[Term]:
 
 
 def sign_bit(
-    party: Party,
+    party: Seat,
     x: Secret,
     offsets: Sequence[int] = (0,),
     bits: int | None = None,
@@ -299,7 +300,7 @@ def _first_digits(bits: int, radix: int) -> int:
     return next(d for d in range(1, longest + 1) if levels(d) == levels(longest))
 
 
-def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
+def decompose(party: Seat, x: Secret, radix: int = RADIX) -> jax.Array:
     """All bits of a masked x, by a prefix tree (Sklansky 1960) of higher radix.
 
     Args:
@@ -337,7 +338,7 @@ def decompose(party: Party, x: Secret, radix: int = RADIX) -> jax.Array:
 
 
 def _scan_blocks(
-    party: Party, propagate: jax.Array, generate: jax.Array | None, radix: int
+    party: Seat, propagate: jax.Array, generate: jax.Array | None, radix: int
 ) -> tuple[jax.Array | None, jax.Array]:
     """Join blocks' prefixes [blocks, span, words] until one block is left: a round a level.
 
@@ -386,7 +387,7 @@ def _scan_blocks(
 
 
 def most_significant(
-    party: Party, rows: jax.Array, radix: int = RADIX
+    party: Seat, rows: jax.Array, radix: int = RADIX
 ) -> tuple[jax.Array, jax.Array]:
     """SecMSB: one-hot at the highest set bit, and whether there is one.
 

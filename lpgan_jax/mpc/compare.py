@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from lpgan_jax.mpc.arithmetic import masked, parts, truncate, with_public_part, wrapped_product
 from lpgan_jax.mpc.boolean import sign_bit, unpack
-from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.dealt import Dealt
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 
 
@@ -36,7 +37,7 @@ class Bit:
 @functools.singledispatch
 @jax.named_scope("comparison")
 def less_than_public(
-    party: Party, x: Secret, thresholds: Sequence[int], bits: int | None = None
+    party: Seat, x: Secret, thresholds: Sequence[int], bits: int | None = None
 ) -> Bit:
     """[x < t] for each public t, along a new leading axis; exact for |x - t| < 2^63 as integers.
 
@@ -50,9 +51,7 @@ def less_than_public(
     return bit_of_rows(party, sign, x.shape, "compare")
 
 
-def bit_of_rows(
-    party: Party, rows: jax.Array, shape: tuple[int, ...], kind: str = "convert"
-) -> Bit:
+def bit_of_rows(party: Seat, rows: jax.Array, shape: tuple[int, ...], kind: str = "convert") -> Bit:
     """XOR-shared packed rows [k, words] as secret bits [k, *shape]. 1 round, one bit each.
 
     DS -> S2: one word per bit. `kind` is what the cost model counts them as.
@@ -67,18 +66,18 @@ def bit_of_rows(
     return Bit(party.marked(kind, "", lambda rows: bits(rows) != 0)(flipped), random)
 
 
-def negative(party: Party, x: Secret, bits: int | None = None) -> Bit:
+def negative(party: Seat, x: Secret, bits: int | None = None) -> Bit:
     """[x < 0], exact for |x| < 2^63 as an integer; see `less_than_public`."""
     return less_than_public(party, x, (0,), bits)[0]
 
 
-def positive(party: Party, x: Secret, bits: int | None = None) -> Bit:
+def positive(party: Seat, x: Secret, bits: int | None = None) -> Bit:
     """[x > 0] = [-x < 0]; 0 at x = 0. See `negative`."""
     return negative(party, -x, bits)
 
 
 @functools.singledispatch
-def b2a(party: Party, bit: Bit) -> Secret:
+def b2a(party: Seat, bit: Bit) -> Secret:
     """The bit as the integer 0 or 1 (0 fraction bits); local: d = r or 1 - r."""
     one = party.public_share(jnp.ones_like(bit.random.share))
     return Secret(jnp.where(bit.flipped, one - bit.random.share, bit.random.share), 0)
@@ -86,7 +85,7 @@ def b2a(party: Party, bit: Bit) -> Secret:
 
 @functools.singledispatch
 @jax.named_scope("comparison")
-def select(party: Party, bit: Bit, x: Secret) -> Secret:
+def select(party: Seat, bit: Bit, x: Secret) -> Secret:
     """d * x, exact, at x's scale (bit and x broadcast).
 
     With x - a = e open: r x = [r] e + [r a], and d x is r x, or x - r x where t = 1. 1 round (none
@@ -102,7 +101,7 @@ def select(party: Party, bit: Bit, x: Secret) -> Secret:
 
 
 @functools.singledispatch
-def floor(party: Party, x: Secret) -> Secret:
+def floor(party: Seat, x: Secret) -> Secret:
     """The largest integer that is at most x, exact, at 0 fraction bits.
 
     A truncation gives that one or the next, and a comparison of f + 2 bits tells which: 5 rounds.
@@ -115,6 +114,6 @@ def floor(party: Party, x: Secret) -> Secret:
     return near - b2a(party, negative(party, rest, x.frac_bits + 2))
 
 
-def greater(party: Party, u: Secret, v: Secret) -> Bit:
+def greater(party: Seat, u: Secret, v: Secret) -> Bit:
     """SecCmp: [u > v] = [v - u < 0], exact for |u|, |v| < 2^62 as integers. 4 rounds."""
     return negative(party, v - u)

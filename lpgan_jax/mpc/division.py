@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, mul, rescale, truncate
-from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.range_reduction import MANTISSA_BITS, TOP, normalise, normalise_magnitude
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.series import evaluate, fit
 
 _QUOTIENT_BITS = 26  # fraction bits of 1/m in a quotient: what is left over limits its size
 
 
-def inverse(party: Party, u: Secret, frac_bits: int) -> Secret:
+def inverse(party: Seat, u: Secret, frac_bits: int) -> Secret:
     """SecInv: 1/u for integers 0 < |u| < 2^62 at scale u.frac_bits.
 
     |u| = m 2^p with 1/2 <= m < 1, 1/m by a series (the published protocol iterates Newton's x (2 -
@@ -44,7 +44,7 @@ def inverse(party: Party, u: Secret, frac_bits: int) -> Secret:
 
 
 def inverse_positive(
-    party: Party, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP
+    party: Seat, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP
 ) -> Secret:
     """1/u for integers u in [2^smallest, 2^largest), at most 32 apart.
 
@@ -79,7 +79,7 @@ def quotient_bits(frac_bits: int) -> int:
     return TOP - 2 - _QUOTIENT_BITS - frac_bits
 
 
-def divide(party: Party, x: Secret, y: Secret, frac_bits: int) -> Secret:
+def divide(party: Seat, x: Secret, y: Secret, frac_bits: int) -> Secret:
     """SecDiv: x / y for y of either sign, 0 < |y| < 2^28 in real terms.
 
     With q the power of two (and the sign) that brings y just below 2^top, and m = y q / 2^top, the

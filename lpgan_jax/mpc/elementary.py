@@ -12,8 +12,8 @@ import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, truncate
 from lpgan_jax.mpc.compare import Bit, less_than_public, select
-from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.range_reduction import TOP, Thermometer, normalise
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, add_public
 from lpgan_jax.mpc.series import evaluate, fit
 
@@ -26,7 +26,7 @@ def _integer(value: float, frac_bits: int) -> int:
 
 
 def _clamped(
-    party: Party, x: Secret, low: float, high: float, bits: tuple[Bit, Bit]
+    party: Seat, x: Secret, low: float, high: float, bits: tuple[Bit, Bit]
 ) -> tuple[Secret, Secret]:
     """(x clamped to [low, high], the part above), with the bits [x < low] and [x < high]; exact."""
     over, under = add_public(party, x, -high), add_public(party, x, -low)
@@ -34,7 +34,7 @@ def _clamped(
     return x.unmasked() - excess - select(party, bits[0], under), excess
 
 
-def clamp(party: Party, x: Secret, bound: float) -> tuple[Secret, Secret]:
+def clamp(party: Seat, x: Secret, bound: float) -> tuple[Secret, Secret]:
     """(x clamped to [-bound, bound], the part above); exact. 4 rounds, 2 comparisons."""
     x = masked(party, x.settled(party))
     limits = [_integer(-bound, x.frac_bits), _integer(bound, x.frac_bits)]
@@ -47,7 +47,7 @@ def _saturation(frac_bits: int) -> float:
     return (frac_bits + 2) * math.log(2) / 2
 
 
-def tanh(party: Party, x: Secret, frac_bits: int) -> Secret:
+def tanh(party: Seat, x: Secret, frac_bits: int) -> Secret:
     """The hyperbolic tangent, saturating, everywhere. 6 rounds, 2 comparisons."""
     bound = _saturation(frac_bits)
     inside, _ = clamp(party, x, bound)
@@ -59,7 +59,7 @@ def _centred_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.tanh(x / 2) / 2
 
 
-def sigmoid(party: Party, x: Secret, frac_bits: int) -> Secret:
+def sigmoid(party: Seat, x: Secret, frac_bits: int) -> Secret:
     """1/(1 + e^-x) = 1/2 + tanh(x/2)/2, saturating, everywhere. 6 rounds, 2 comparisons."""
     bound = 2 * _saturation(frac_bits)
     inside, _ = clamp(party, x, bound)
@@ -71,7 +71,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
     return np.array([math.erf(v) for v in np.ravel(x)]).reshape(np.shape(x))
 
 
-def erf(party: Party, x: Secret, frac_bits: int) -> Secret:
+def erf(party: Seat, x: Secret, frac_bits: int) -> Secret:
     """The error function, saturating, everywhere. 6 rounds, 2 comparisons."""
     bound = math.sqrt((frac_bits + 2) * math.log(2))  # 1 - erf(x) < e^(-x^2)
     inside, _ = clamp(party, x, bound)
@@ -83,7 +83,7 @@ def _log_two_cosh_half(x: np.ndarray) -> np.ndarray:
     return np.logaddexp(x / 2, -x / 2)
 
 
-def softplus(party: Party, x: Secret, frac_bits: int) -> Secret:
+def softplus(party: Seat, x: Secret, frac_bits: int) -> Secret:
     """ln(1 + e^x) = x/2 + ln(2 cosh(x/2)) inside the clamp, x above. 7 rounds, 2 comparisons."""
     bound = 2 * _saturation(frac_bits)
     inside, excess = clamp(party, x, bound)
@@ -94,7 +94,7 @@ def softplus(party: Party, x: Secret, frac_bits: int) -> Secret:
     return truncate(party, total, frac_bits)
 
 
-def exp(party: Party, x: Secret, frac_bits: int, largest: int | None = None) -> Secret:
+def exp(party: Seat, x: Secret, frac_bits: int, largest: int | None = None) -> Secret:
     """SecExp: e^x = 2^i e^t with x = i ln 2 + t, 0 <= t < ln 2, for x of any size below 2^(54-f).
 
     i is found by comparing x with the multiples of ln 2. Below -(f + 2) ln 2 the result is 0; above
@@ -130,7 +130,7 @@ def exp(party: Party, x: Secret, frac_bits: int, largest: int | None = None) -> 
     return truncate(party, Secret(result.share, _POWER_BITS - lowest), frac_bits)
 
 
-def log(party: Party, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP) -> Secret:
+def log(party: Seat, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP) -> Secret:
     """SecLog: ln u = ln m + p ln 2 with u = m 2^p, 1/2 <= m < 1, for integers u in [1, 2^62).
 
     Args:

@@ -17,11 +17,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import get_opaque_trace_state
 
 from lpgan_jax.mpc import arithmetic, compare, series
-from lpgan_jax.mpc.party import Dealt, Owed, Party, Words, call_keys
+from lpgan_jax.mpc.dealt import Dealt, Owed
+from lpgan_jax.mpc.party import Words, call_keys
 from lpgan_jax.mpc.plain import PlainSeat
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 
 Rounding = Literal["stochastic", "nearest", "local"]
@@ -36,7 +37,6 @@ class EmulatedSeat(PlainSeat):
         super().__init__()
         self._round = ROUNDINGS[rounding]
         self._words = Words(call_keys(key))
-        self._trace = get_opaque_trace_state(convention="flax")
 
     def real(self, value: Secret) -> jax.Array:
         """A value as float64 (exact below 2^53 LSB)."""
@@ -73,7 +73,7 @@ class EmulatedSeat(PlainSeat):
     def _seeds(self, count: int) -> Any:
         return self._words.children(count)
 
-    def _child(self, seed: Any, received: Any) -> Party:
+    def _child(self, seed: Any) -> EmulatedSeat:
         child = EmulatedSeat(seed)
         child._round, child.place = self._round, self.place
         return child
@@ -112,7 +112,7 @@ def run(
 
 # Truncation ---------------------------------------------------------------------------------------
 
-_stochastic = arithmetic.truncate.dispatch(Party)
+_stochastic = arithmetic.truncate.dispatch(Seat)
 
 
 def _nearest(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
@@ -175,7 +175,7 @@ _COARSE_BITS = 22
 def _evaluate(party: EmulatedSeat, function: series.Series, x: Secret, frac_bits: int) -> Secret:
     with party.filling_the_range():
         if frac_bits > _COARSE_BITS:
-            return series.evaluate.dispatch(Party)(party, function, x, frac_bits)
+            return series.evaluate.dispatch(Seat)(party, function, x, frac_bits)
         total = _series_at(function, _turns(x.share, x.frac_bits + function.log_period))
         words = jnp.round((total + function.constant) * 2.0**series.WAVE_BITS).astype(jnp.int64)
         waves = Secret(words.astype(party.ring.dtype), series.WAVE_BITS)

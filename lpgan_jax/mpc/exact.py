@@ -1,7 +1,7 @@
 """The secure program in float64: what it would compute with numbers of any size and precision.
 
 Values are float64, scaled by 2^frac_bits like shares; nothing is rounded and nothing wraps. What
-comes out is the reference for `shadow`, and the magnitudes on the way are the headroom.
+comes out is the reference for `emulated`, and the magnitudes on the way are the headroom.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lpgan_jax.mpc import arithmetic, compare, series
-from lpgan_jax.mpc.party import Dealt, Party
+from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.plain import PlainSeat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.share_trees import scaled
@@ -37,8 +37,13 @@ class ExactSeat(PlainSeat):
     def _seeds(self, count: int) -> Any:
         return None
 
-    def _child(self, seed: Any, received: Any) -> Party:
+    def _child(self, seed: Any) -> ExactSeat:
         return ExactSeat()
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a protocol on words of the ring, of which there are none in float64")
+
+    exchange = mask = correlate = compute = settle = _refuse
 
 
 @arithmetic.masked.register

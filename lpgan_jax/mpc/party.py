@@ -30,7 +30,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,52 +39,15 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from lpgan_jax.mpc import prng, traces
-from lpgan_jax.mpc.fixed_point import encode
+from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.prng import require_cryptographic
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.traces import StaleKey, named
 from lpgan_jax.ring.words import RING64, Ring
 
 AXIS = "party"
 _SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
 _CALL_KEYS = 128
-
-
-class StaleParty(RuntimeError):
-    """A party was used outside of the trace that made it: its masks would serve several values."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Dealt:
-    """A value that only DS knows, of which each server holds a share.
-
-    Attributes:
-        share: this server's share.
-        plain: the value itself, which exists where both seeds do (simulate, deal); None online.
-    """
-
-    share: jax.Array
-    plain: jax.Array | None
-
-    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Dealt:
-        """The image under a linear map with public static coefficients."""
-        return Dealt(linear(self.share), None if self.plain is None else linear(self.plain))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Owed:
-    """A value that DS knows, and of which the servers have no shares yet.
-
-    Attributes:
-        plain: the value, which exists where both seeds do (simulate, deal); None online.
-    """
-
-    plain: jax.Array | None
-
-    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Owed:
-        """The image under a linear map with public static coefficients."""
-        return Owed(None if self.plain is None else linear(self.plain))
 
 
 class Words:
@@ -176,13 +138,11 @@ class Message:
     words: jax.Array
 
 
-class Party:
+class Party(Seat):
     """One server's seat. Made by `simulate`, `deal` and `online`, valid in the trace that made it.
 
     Attributes:
-        ring: the ring of arithmetic shares.
         is_s1: whether this server is S1 (a traced bool: both servers run the same program).
-        place: where in the program we are, for the names of messages.
         messages: every message sent so far, in order.
         corrections: what DS must send to S2, in order (deal mode).
     """
@@ -195,31 +155,13 @@ class Party:
         deployed: bool = False,
     ) -> None:
         """`received`: S2's corrections, in online mode; `deployed`: a device each."""
-        self.ring = ring
+        super().__init__(ring)
         self.is_s1 = lax.axis_index(AXIS) == 0
-        self.place: tuple[str, ...] = ()
         self.messages: list[Message] = []
         self.corrections: list[jax.Array] = []
         self._source = source
         self._received = received
         self._deployed = deployed
-        self._trace = traces.current()
-
-    @contextmanager
-    def at(self, name: str) -> Iterator[None]:
-        """Name a part of the program: messages in it are called place/.../name."""
-        outer, self.place = self.place, (*self.place, name)
-        try:
-            yield
-        finally:
-            self.place = outer
-
-    def marked(self, kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` as a call named kind:place/.../name (see `traces.named`)."""
-        return named(f"{kind}:{self._path(name)}", function)
-
-    def _path(self, name: str) -> str:
-        return "/".join(filter(None, (*self.place, name)))
 
     # The servers ------------------------------------------------------------------------------
 
@@ -227,16 +169,8 @@ class Party:
         """A share of a public value: the value at S1, zeros at S2."""
         return jnp.where(self.is_s1, public, jnp.zeros_like(public))
 
-    def encoded(self, values: jax.Array, frac_bits: int) -> jax.Array:
-        """Public reals as words of the ring."""
-        return encode(values, frac_bits).astype(self.ring.dtype)
-
     def exchange(self, words: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
-        """Send `words` to the other server.
-
-        Returns:
-            (S1's message, S2's message), known to both.
-        """
+        """See `Seat.exchange`."""
         self._check_fresh()
         self.messages.append(Message(self._path(name), words))
         if not self._deployed:
@@ -248,27 +182,10 @@ class Party:
         other = send(words)
         return jnp.where(self.is_s1, words, other), jnp.where(self.is_s1, other, words)
 
-    def open(self, share: jax.Array, name: str) -> jax.Array:
-        """Reveal x' + x'' to both servers: one round, one word per element."""
-        first, second = self.exchange(self.ring.reduce(share), name)
-        return self.ring.reduce(first + second)
-
-    def open_bits(self, share: jax.Array, name: str) -> jax.Array:
-        """Reveal u' xor u'' of packed bits to both servers: one round."""
-        # A reduction, which XLA does not compute again for each use of a word's 64 bits.
-        return jnp.bitwise_xor.reduce(jnp.stack(self.exchange(share, name)))
-
     # The dealer -------------------------------------------------------------------------------
 
-    def _check_fresh(self) -> None:
-        if traces.current() != self._trace:
-            raise StaleParty(
-                "this party belongs to another trace: inside the body of a scan, vmap, jit or "
-                "checkpoint, make a new party from a key that is an argument of the body"
-            )
-
     def mask(self, shape: tuple[int, ...], dtype: Any = None, bitwise: bool = False) -> Dealt:
-        """A uniform mask of ring elements, or with `bitwise` of packed bits (then XOR-shared)."""
+        """See `Seat.mask`."""
         self._check_fresh()
         words = self._source.masks(shape, dtype or self.ring.dtype)
         if not isinstance(words, tuple):
@@ -280,30 +197,21 @@ class Party:
     def correlate(
         self, function: Callable[..., jax.Array], *values: Dealt, bitwise: bool = False
     ) -> Dealt:
-        """Shares of function(values), which DS alone can compute. Fresh at every call.
-
-        Args:
-            function: of the plain values; any function, also of several arrays.
-            values: dealt values; their plains exist in simulate and deal mode only.
-            bitwise: the result is packed bits, XOR-shared, instead of ring elements.
-
-        Returns:
-            The result as a dealt value. DS -> S2: one word per element of it.
-        """
+        """See `Seat.correlate`."""
         plains = [value.plain for value in values]
         if any(plain is None for plain in plains):
             return self._receive(jax.eval_shape(function, *(value.share for value in values)))
         return self._deal(function, plains, bitwise)
 
     def compute(self, function: Callable[..., jax.Array], *values: Dealt) -> Owed:
-        """function(values), which DS alone can compute; it deals no shares of it (yet)."""
+        """See `Seat.compute`."""
         plains = [value.plain for value in values]
         if any(plain is None for plain in plains):
             return Owed(None)
         return Owed(self.marked("deal", "", lambda *plains: (function(*plains),))(*plains)[0])
 
     def settle(self, owed: Owed, like: jax.Array) -> Dealt:
-        """Shares of a computed value of the shape and dtype of `like`. Fresh at every call."""
+        """See `Seat.settle`."""
         if owed.plain is None:
             return self._receive(jax.ShapeDtypeStruct(like.shape, like.dtype))
         return self._deal(lambda plain: plain, [owed.plain], bitwise=False)
@@ -318,18 +226,7 @@ class Party:
         length: int,
         reverse: bool = False,
     ) -> tuple[Any, Any]:
-        """`lax.scan` of a protocol: every iteration has a party, and so masks, of its own.
-
-        Args:
-            body: (party, carry, x) -> (carry, y).
-            carry: of the first iteration.
-            xs: scanned over; None for nothing.
-            length: iterations.
-            reverse: from the last x to the first.
-
-        Returns:
-            (the last carry, stacked ys), as of `lax.scan`.
-        """
+        """See `Seat.scan`."""
         self._check_fresh()
         seeds = self._seeds(length)
         dealt = [

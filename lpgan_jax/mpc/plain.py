@@ -1,8 +1,8 @@
 """Interpreters of the secure program on whole values: no shares, nobody to hide them from.
 
-`PlainSeat` takes the place of a `Party`, so that layers, losses and optimizers run unchanged. What is
-exact whatever the masks (products, selections) is computed directly here; `exact.ExactSeat` computes in
-float64 without rounding, `emulated.EmulatedSeat` on the ring's integers with the protocols' own rounding.
+`PlainSeat` takes the place of a `Party`, so that programs run unchanged. What is exact whatever the
+masks (products, selections) is computed directly here; `exact.ExactSeat` computes in float64
+without rounding, `emulated.EmulatedSeat` on the ring's integers with the protocols' own rounding.
 
 Both record what they truncate and compare, in the same order, which is what ranges, headroom and
 the loss of precision are read from.
@@ -11,17 +11,18 @@ the loss of precision are read from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lpgan_jax.mpc import arithmetic, compare
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
-from lpgan_jax.ring.words import RING64
 
 RANGE_BITS = 62
 
@@ -49,7 +50,7 @@ class Seen(NamedTuple):
         return "compare" if self.result is None else "truncate"
 
 
-class PlainSeat(Party):
+class PlainSeat(Seat):
     """A seat where values are whole. Subclasses say what a value is.
 
     Attributes:
@@ -58,9 +59,7 @@ class PlainSeat(Party):
     """
 
     def __init__(self) -> None:
-        self.ring = RING64
-        self.place = ()
-        self.messages, self.corrections, self._received = [], [], None
+        super().__init__()
         self.seen: list[Seen] = []
         self.filling = False
 
@@ -68,9 +67,34 @@ class PlainSeat(Party):
         """A public value itself: there is one server."""
         return public
 
+    @abstractmethod
     def real(self, value: Secret) -> jax.Array:
         """A value as float64."""
-        raise NotImplementedError
+
+    def scan(
+        self,
+        body: Callable[[Any, Any, Any], tuple[Any, Any]],
+        carry: Any,
+        xs: Any,
+        length: int,
+        reverse: bool = False,
+    ) -> tuple[Any, Any]:
+        """See `Seat.scan`."""
+        self._check_fresh()
+
+        def step(carry: Any, iteration: Any) -> tuple[Any, Any]:
+            seed, x = iteration
+            return body(self._child(seed), carry, x)
+
+        return lax.scan(step, carry, (self._seeds(length), xs), length, reverse)
+
+    @abstractmethod
+    def _seeds(self, count: int) -> Any:
+        """What the seats of as many iterations are made from."""
+
+    @abstractmethod
+    def _child(self, seed: Any) -> PlainSeat:
+        """The seat of an iteration."""
 
     @contextmanager
     def filling_the_range(self) -> Iterator[None]:

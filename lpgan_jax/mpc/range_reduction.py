@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from lpgan_jax.mpc.arithmetic import masked
 from lpgan_jax.mpc.compare import Bit, b2a, less_than_public, select
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, add_public
 
 TOP = 62  # the largest integers that truncation takes lie below 2^62
@@ -35,7 +35,7 @@ class Thermometer:
     count: int
     signed: bool = False
 
-    def lookup(self, party: Party, values: Sequence[int]) -> Secret:
+    def lookup(self, party: Seat, values: Sequence[int]) -> Secret:
         """values[j], an integer (0 fraction bits), of an unsigned x; exact, local.
 
         `values`: count + 1 public integers.
@@ -45,7 +45,7 @@ class Thermometer:
         return add_public(party, total, values[0])
 
     def times(
-        self, party: Party, y: Secret, weights: Sequence[int], with_sign: bool = False
+        self, party: Seat, y: Secret, weights: Sequence[int], with_sign: bool = False
     ) -> Secret:
         """y * weights[j], or sign(x) y weights[j]; exact.
 
@@ -95,14 +95,14 @@ class Exponent:
 
     levels: tuple[tuple[Thermometer, int], ...]
 
-    def times_power(self, party: Party, y: Secret, log_base: int) -> Secret:
+    def times_power(self, party: Seat, y: Secret, log_base: int) -> Secret:
         """y * 2^(log_base * j); exact. A round a level but the first, if y is masked."""
         for thermometer, unit in self.levels:
             powers = [1 << (log_base * unit * j) for j in range(thermometer.count + 1)]
             y = thermometer.times(party, y, powers)
         return y
 
-    def power(self, party: Party, log_base: int) -> Secret:
+    def power(self, party: Seat, log_base: int) -> Secret:
         """2^(log_base * j) itself, of a search with one level; exact, local."""
         ((thermometer, unit),) = self.levels
         return thermometer.lookup(
@@ -111,7 +111,7 @@ class Exponent:
 
 
 def normalise(
-    party: Party,
+    party: Seat,
     x: Secret,
     log_base: int,
     smallest: int = 0,
@@ -145,7 +145,7 @@ def normalise(
     return x.settled(party), Exponent(tuple(levels)), known
 
 
-def normalise_magnitude(party: Party, x: Secret, top: int) -> tuple[Secret, Thermometer]:
+def normalise_magnitude(party: Seat, x: Secret, top: int) -> tuple[Secret, Thermometer]:
     """Multiply x, of either sign, by its sign and the power of two that brings it below 2^top.
 
     Args:

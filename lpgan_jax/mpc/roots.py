@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import mul, rescale, truncate
-from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.range_reduction import MANTISSA_BITS, TOP, Search, normalise, parallel_levels
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.series import evaluate, fit
 
@@ -22,7 +22,7 @@ def _power(exponent: float, factor: float) -> Callable[[np.ndarray], np.ndarray]
 
 
 def inverse_sqrt(
-    party: Party,
+    party: Seat,
     u: Secret,
     frac_bits: int | None,
     times: Secret | None = None,
@@ -71,7 +71,7 @@ def inverse_sqrt(
     return rescale(party, result, frac_bits)
 
 
-def sqrt(party: Party, u: Secret, frac_bits: int) -> Secret:
+def sqrt(party: Seat, u: Secret, frac_bits: int) -> Secret:
     """SSqrt: the root of integers u in [0, 2^62) at any scale; like `inverse_sqrt`.
 
     Returns:

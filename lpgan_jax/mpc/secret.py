@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.mpc.party import Dealt, Owed, Party
+from lpgan_jax.mpc.dealt import Dealt, Owed
+from lpgan_jax.mpc.seat import Seat
 
 
 class ScaleError(TypeError):
@@ -79,7 +80,7 @@ class Secret:
             )
         return self.words
 
-    def settled(self, party: Party) -> Secret:
+    def settled(self, party: Seat) -> Secret:
         """The value with nothing owed. DS -> S2: one word per element if there was."""
         if self.owed is None:
             return self
@@ -202,7 +203,7 @@ def _word(value: int, dtype: Any) -> np.ndarray:
     return np.asarray(value % 2 ** (8 * np.dtype(dtype).itemsize), dtype)
 
 
-def add_public(party: Party, secret: Secret, value: float) -> Secret:
+def add_public(party: Seat, secret: Secret, value: float) -> Secret:
     """Add a public real; local: S1 adds it to its share. The sum keeps the value's mask."""
     constant = jnp.broadcast_to(
         _word(round(value * 2.0**secret.frac_bits), secret.words.dtype), secret.shape

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, parts, truncate
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, add_public
 
 _PUBLIC_BITS, _DEALT_BITS = 28, 30  # of the servers' sines, and of DS's
@@ -142,7 +142,7 @@ def sine_cosine(turns: jax.Array, log_turn: int) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.singledispatch
-def evaluate(party: Party, series: Series, x: Secret, frac_bits: int) -> Secret:
+def evaluate(party: Seat, series: Series, x: Secret, frac_bits: int) -> Secret:
     """The series at x. 2 rounds (1 if x is masked), two words per element (one).
 
     DS -> S2: two words per multiple and element, and two to truncate.

@@ -8,11 +8,11 @@ show their differences to the servers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import get_opaque_trace_state
+from jax.extend.core import JaxprEqn, get_opaque_trace_state
 
 
 class StaleKey(RuntimeError):
@@ -79,11 +79,48 @@ def mapped_axes() -> set[str]:
     return {str(name) for name, kind in axes if kind == manual}
 
 
+class Mark(NamedTuple):
+    """The name of a named call, kind:path.
+
+    Attributes:
+        kind: "exchange", "deal", "compare", "convert", "seeds" (of the servers, from DS's key) or
+            "share" (splitting).
+        path: place/.../name of an exchange, place/... of others; empty at the top.
+    """
+
+    kind: str
+    path: str
+
+    @property
+    def places(self) -> list[str]:
+        """Where it is, from the outermost place in."""
+        places = self.path.split("/") if self.path else []
+        return places[:-1] if self.kind == "exchange" else places
+
+    @property
+    def name(self) -> str:
+        """An exchange's own name."""
+        return self.path.rpartition("/")[2]
+
+
+def mark(equation: JaxprEqn) -> Mark | None:
+    """The mark of an equation, if it is a call that `named` made."""
+    if equation.primitive.name not in ("jit", "pjit"):
+        return None
+    kind, colon, path = str(equation.params.get("name", "")).partition(":")
+    return Mark(kind, path.strip("/")) if colon else None
+
+
+def path_of(equation: JaxprEqn) -> str:
+    """The path of a marked call; empty for anything else."""
+    found = mark(equation)
+    return "" if found is None else found.path
+
+
 def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as a call of this name in a traced program, which every transformation keeps.
 
-    This is how the cost model and the audit find what they must know: "exchange:place/name",
-    "deal:place", "compare:place", "seeds:" (of the servers, from DS's key), "share:" (splitting).
+    This is how the cost model and the audit find what they must know: see `Mark`.
     """
 
     def call(*arguments: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.bounds import bounds
 from lpgan_jax.transform.graph import Graph, Node, NotSecure
@@ -113,7 +113,7 @@ class Evaluation:
 
 def run(
     graph: Graph,
-    party: Party,
+    party: Seat,
     secrets: Sequence[Secret],
     public: Sequence[jax.Array],
     setting: Setting,
@@ -136,7 +136,7 @@ def run(
 
 def secret_outputs(
     graph: Graph,
-    party: Party,
+    party: Seat,
     secrets: Sequence[Secret],
     public: dict[int, Any],
     setting: Setting,
@@ -149,7 +149,7 @@ def secret_outputs(
     return [run.words(n, s) for n, s in zip(outputs, scales, strict=True)]
 
 
-def evaluation(graph: Graph, party: Party, public: dict[int, Any], setting: Setting) -> Evaluation:
+def evaluation(graph: Graph, party: Seat, public: dict[int, Any], setting: Setting) -> Evaluation:
     """A graph that is about to be run; arguments as of `secret_outputs`."""
     nodes = graph.nodes()
     values = Values(party, setting, bounds(nodes), levels(nodes))

@@ -17,8 +17,8 @@ from lpgan_jax.analysis.cost import UNPLACED, Cost, program_cost
 from lpgan_jax.common.tables import aligned
 from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.exact import ExactSeat
-from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.plain import bits_left
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.share_trees import scaled
 from lpgan_jax.transform import evaluate
@@ -112,7 +112,7 @@ def explained(
     numbers = {id(n): str(i) for i, n in enumerate(program.nodes)}
     setting = dataclasses.replace(program.setting, place=lambda n: numbers.get(id(n), ""))
 
-    def run(party: Party, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
+    def run(party: Seat, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
         return evaluate.run(program.graph, party, secrets, public, setting, program.output_scales)
 
     layers = program_cost(run, secrets, jax.eval_shape(lambda p: p, public)).layers

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.mpc.fixed_point import FixedPoint, check_range, encode, require_x64
-from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.range_reduction import TOP
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.share_trees import shapes_of
 from lpgan_jax.mpc.shares import share_words
@@ -113,12 +114,12 @@ class Program:
         """Public values that secret operations take, or that come out."""
         return evaluate.frontier(self.nodes, self.graph.outputs)
 
-    def run(self, party: Party, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
+    def run(self, party: Seat, secrets: Sequence[Secret], public: Sequence[Any]) -> list[Secret]:
         """The program of a server: (party, secrets, public) -> secret outputs."""
         scales = self.output_scales
         return evaluate.run(self.graph, party, secrets, public, self.setting, scales)
 
-    def __call__(self, party: Party, secrets: Any, public: Sequence[Any]) -> Any:
+    def __call__(self, party: Seat, secrets: Any, public: Sequence[Any]) -> Any:
         """As `run`, of a pytree of secrets: the outputs' tree, with None for what is public."""
         remaining = iter(self.run(party, jax.tree.leaves(secrets, is_leaf=is_secret), public))
         leaves = [next(remaining) if n.secret else None for n in self.graph.outputs]

@@ -24,8 +24,8 @@ import numpy as np
 
 from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.mpc.activation import LOG_RANGE
-from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.range_reduction import TOP
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, add_public
 from lpgan_jax.transform.graph import Node
 
@@ -42,7 +42,7 @@ _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
 @contextmanager
-def at(party: Party, place: tuple[str, ...]) -> Iterator[None]:
+def at(party: Seat, place: tuple[str, ...]) -> Iterator[None]:
     """What is sent is named after the place that it is computed for."""
     outer, party.place = party.place, place
     try:
@@ -126,7 +126,7 @@ class Stored:
     """A secret in every form in which it is needed; each is made once, when it is asked for."""
 
     def __init__(
-        self, party: Party, shape: tuple[int, ...], make: Callable[[], Secret], form: Format
+        self, party: Seat, shape: tuple[int, ...], make: Callable[[], Secret], form: Format
     ) -> None:
         """`make`: computes it; `form`: its format."""
         self.party, self.shape, self.form = party, shape, form
@@ -317,7 +317,7 @@ class SecretBit:
         bit.__dict__["negated"] = self
         return bit
 
-    def number(self, party: Party) -> Secret:
+    def number(self, party: Seat) -> Secret:
         """0 or 1, as a share; local."""
         return compare.b2a(party, self.bit)
 
@@ -341,7 +341,7 @@ class MovedBit(SecretBit):
         bit.__dict__["negated"] = self
         return bit
 
-    def number(self, party: Party) -> Secret:
+    def number(self, party: Seat) -> Secret:
         """See `SecretBit.number`."""
         return self._parent.number(party).rearrange(self._move)
 
@@ -482,7 +482,7 @@ class Values:
 
     def __init__(
         self,
-        party: Party,
+        party: Seat,
         setting: Setting,
         intervals: Mapping[int, tuple[float, float]],
         levels: Mapping[int, int],

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from lpgan_jax.analysis.audit.primitives import bodies, call_name
+from lpgan_jax.analysis.audit.primitives import bodies
 from lpgan_jax.mpc import party, prng
 from lpgan_jax.mpc.mesh import server_mesh, server_program, whole_sharding
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.traces import mark
 
 
 def audit_compiled(
@@ -54,10 +55,10 @@ Message = tuple[str, tuple[int, ...], np.dtype]
 def _messages(program: Jaxpr) -> Iterator[Message]:
     """Each message that a program sends; in a scan, those of each iteration."""
     for equation in program.eqns:
-        kind, _, name = call_name(equation).partition(":")
-        if kind == "exchange":
+        call = mark(equation)
+        if call is not None and call.kind == "exchange":
             words: Any = equation.invars[0].aval
-            yield name, words.shape, words.dtype
+            yield call.path, words.shape, words.dtype
         else:
             inside = [m for body, _ in bodies(equation.params) for m in _messages(body)]
             times = equation.params["length"] if equation.primitive.name == "scan" else 1

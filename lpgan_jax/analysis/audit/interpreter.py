@@ -24,7 +24,6 @@ from lpgan_jax.analysis.audit.primitives import (
     UNSTEERED,
     bodies,
     broadcast_in_dim,
-    call_name,
     is_key,
     names_axis,
     padded,
@@ -43,6 +42,7 @@ from lpgan_jax.analysis.audit.values import (
     join,
     stacked,
 )
+from lpgan_jax.mpc.traces import mark
 
 _LARGEST_KNOWN = 2**12  # elements of a public value that is computed
 
@@ -117,7 +117,9 @@ class Interpreter:
         for equation, dead in zip(jaxpr.eqns, last_uses, strict=True):
             results = self._equation(equation, [read(atom) for atom in equation.invars])
             environment.update(zip(equation.outvars, results, strict=True))
-            if call_name(equation).startswith("exchange:"):  # what was sent is known to both
+            if (
+                sent := mark(equation)
+            ) and sent.kind == "exchange":  # what was sent is known to both
                 environment[equation.invars[0]] = self.sent(equation, results[0])
             for atom in dead:
                 environment.pop(atom, None)
@@ -125,11 +127,11 @@ class Interpreter:
 
     def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
-        kind, marked, _ = call_name(equation).partition(":")
-        if marked and kind == "exchange":
-            return [self.exchange(equation, operands)]
-        if marked and (made := self.call(kind, equation, operands)) is not None:
-            return made
+        if (call := mark(equation)) is not None:
+            if call.kind == "exchange":
+                return [self.exchange(equation, operands)]
+            if (made := self.call(call.kind, equation, operands)) is not None:
+                return made
         self.check_rules(equation)
         if name in INLINED:
             return self.run(*bodies(params)[0], operands)

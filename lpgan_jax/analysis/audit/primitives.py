@@ -155,11 +155,6 @@ def padded(array: np.ndarray, params: dict[str, Any]) -> np.ndarray | None:
     return np.pad(array, [(int(low), int(high)) for low, high, _ in config])
 
 
-def call_name(equation: Any) -> str:
-    """The name of a named call, such as `Party.marked` makes; empty for anything else."""
-    return equation.params.get("name", "") if equation.primitive.name == "jit" else ""
-
-
 def is_key(atom: Any) -> bool:
     """Whether a variable of a program is an array of typed keys."""
     return jnp.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)

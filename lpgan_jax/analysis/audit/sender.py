@@ -11,9 +11,10 @@ from jax.extend.core import Jaxpr
 
 from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import bodies, call_name
+from lpgan_jax.analysis.audit.primitives import bodies
 from lpgan_jax.analysis.audit.report import Opening, origin
 from lpgan_jax.analysis.audit.values import NO_WORD, Numbering, Rest, Value
+from lpgan_jax.mpc.traces import path_of
 
 
 class Sender(Interpreter):
@@ -40,7 +41,7 @@ class Sender(Interpreter):
 
     def exchange(self, equation: Any, operands: list[Value]) -> Value:
         """Check the message. What comes back is private, and nothing of it is padded."""
-        name = call_name(equation).removeprefix("exchange:")
+        name = path_of(equation)
         (body,) = bodies(equation.params)
         aval = equation.invars[0].aval if equation.invars else None
         if aval is None or not self.is_plain(body[0]):

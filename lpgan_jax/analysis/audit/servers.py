@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import bodies, call_name
+from lpgan_jax.analysis.audit.primitives import bodies
 from lpgan_jax.analysis.audit.report import Opening, Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.tracing import trace_twice
@@ -27,6 +27,7 @@ from lpgan_jax.analysis.audit.values import (
 )
 from lpgan_jax.mpc import party, prng
 from lpgan_jax.mpc.party import AXIS, Party
+from lpgan_jax.mpc.traces import path_of
 
 
 class Dealer(Interpreter):
@@ -132,7 +133,7 @@ def _place(program: Jaxpr, result: Any) -> str:
             if equation.primitive.name == "scan":
                 ((body, _),) = bodies(equation.params)
                 return _place(body, body.outvars[equation.outvars.index(result)])
-            return call_name(equation).removeprefix("deal:").strip("/")
+            return path_of(equation)
     return ""
 
 

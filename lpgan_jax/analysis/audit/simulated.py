@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr
 
 from lpgan_jax.analysis.audit import holders
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies, call_name
+from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies
 from lpgan_jax.analysis.audit.report import Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.servers import audit_program
@@ -30,6 +30,7 @@ from lpgan_jax.analysis.audit.values import (
 )
 from lpgan_jax.analysis.cost import Shape, arguments
 from lpgan_jax.mpc.shares import PARTIES
+from lpgan_jax.mpc.traces import path_of
 
 
 class Simulated(Sender):
@@ -112,7 +113,7 @@ class Simulated(Sender):
         if len(results) < 2:  # owed: nothing is sent yet
             return results
         plain, correction = results
-        place = call_name(equation).removeprefix("deal:").strip("/")
+        place = path_of(equation)
         name = f"correction {len(self.ledger.names) + 1} ({place or 'top'})"
         who = np.zeros(0, np.uint8) if correction.holders is None else correction.holders
         pads = np.zeros(0, np.int32) if correction.ids is None else correction.ids

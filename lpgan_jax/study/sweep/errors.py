@@ -24,9 +24,10 @@ from lpgan_jax.mpc.arithmetic import bilinear, masked, mul, square, truncate
 from lpgan_jax.mpc.compare import positive
 from lpgan_jax.mpc.compiling import options_to_run_often, options_to_run_once
 from lpgan_jax.mpc.exact import ExactSeat
-from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.roots import inverse_sqrt
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.share_trees import (
     decoded,
@@ -67,26 +68,26 @@ def _key(seed: int, number: int) -> jax.Array:
 
 # Protocols ----------------------------------------------------------------------------------------
 
-Protocol = tuple[Callable[[Party, list[Secret], int], Secret], Callable[..., Any], int]
+Protocol = tuple[Callable[[Seat, list[Secret], int], Secret], Callable[..., Any], int]
 
 
-def _multiplication(party: Party, v: list[Secret], f: int) -> Secret:
+def _multiplication(party: Seat, v: list[Secret], f: int) -> Secret:
     return truncate(party, mul(party, v[0], v[1]), f)
 
 
-def _inner_product(party: Party, v: list[Secret], f: int) -> Secret:
+def _inner_product(party: Seat, v: list[Secret], f: int) -> Secret:
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return (x * y).reshape(-1, _TERMS).sum(1, dtype=x.dtype)
 
     return truncate(party, bilinear(party, product, v[0], v[1]), f)
 
 
-def _leaky_relu(party: Party, v: list[Secret], f: int) -> Secret:
+def _leaky_relu(party: Seat, v: list[Secret], f: int) -> Secret:
     x = masked(party, v[0])
     return leaky(party, positive(party, x), x, 0.2, f)
 
 
-def _inverse_root(party: Party, v: list[Secret], f: int) -> Secret:
+def _inverse_root(party: Seat, v: list[Secret], f: int) -> Secret:
     return inverse_sqrt(party, square(party, v[0]).unmasked(), f)  # at double fraction
 
 
@@ -126,7 +127,7 @@ def protocol_errors(variant: Variant, seed: int) -> list[Row]:
         values = np.round(values * 2.0**f) * 2.0**-f  # what fixed point holds exactly
         arguments = list(values)
 
-        def function(party: Party, v: Any, public: None, protocol: Any = protocol) -> Secret:
+        def function(party: Seat, v: Any, public: None, protocol: Any = protocol) -> Secret:
             return protocol(party, v, f).unmasked().settled(party)
 
         key = _key(seed, index)

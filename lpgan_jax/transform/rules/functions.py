@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lpgan_jax.mpc import division, elementary, range_reduction, roots
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.mpc.series import Series, evaluate
 from lpgan_jax.transform.bounds import Interval
@@ -48,11 +48,11 @@ class Requests:
         self._waiting: list[tuple[Node, Any]] = []
         self._results: dict[int, Secret] = {}
 
-    def add(self, node: Node, operands: Any) -> Callable[[Party], Secret]:
+    def add(self, node: Node, operands: Any) -> Callable[[Seat], Secret]:
         """Enter a call; returns what gives its result, which runs all that wait if need be."""
         self._waiting.append((node, operands))
 
-        def result(party: Party) -> Secret:
+        def result(party: Seat) -> Secret:
             if id(node) not in self._results:
                 # If none waits, another's operands take this one, which so comes before them.
                 waiting, self._waiting = self._waiting or [(node, operands)], []
@@ -61,7 +61,7 @@ class Requests:
 
         return result
 
-    def _run_all(self, party: Party, waiting: list[tuple[Node, Any]]) -> None:
+    def _run_all(self, party: Seat, waiting: list[tuple[Node, Any]]) -> None:
         formed = [(node, [form(stored) for stored, form in operands]) for node, operands in waiting]
         by_scale: dict[tuple[int, ...], list[tuple[Node, list[Secret]]]] = {}
         for node, secrets in formed:
@@ -74,7 +74,7 @@ class Requests:
             else:
                 self._run_flat(party, group)
 
-    def _run_flat(self, party: Party, group: list[tuple[Node, list[Secret]]]) -> None:
+    def _run_flat(self, party: Seat, group: list[tuple[Node, list[Secret]]]) -> None:
         flat = [[s.reshape(-1) for s in secrets] for _, secrets in group]
         result = self._run(party, *(concatenate(list(c)) for c in zip(*flat, strict=True)))
         start = 0
@@ -86,7 +86,7 @@ class Requests:
 
 _FINEST = 22
 
-_SATURATING: dict[str, Callable[[Party, Secret, int], Secret]] = {
+_SATURATING: dict[str, Callable[[Seat, Secret, int], Secret]] = {
     "tanh": elementary.tanh,
     "logistic": elementary.sigmoid,
     "softplus": elementary.softplus,
@@ -100,7 +100,7 @@ def _saturating(values: Values, node: Node, x: Value) -> Value:
 
 
 def _clamped(
-    values: Values, node: Node, x: Value, function: Callable[[Party, Secret, int], Secret]
+    values: Values, node: Node, x: Value, function: Callable[[Seat, Secret, int], Secret]
 ) -> Value:
     f = _fraction(values)
 
@@ -173,7 +173,7 @@ def _logarithm(values: Values, node: Node, x: Value, interval: Interval) -> Valu
 def _rsqrt(values: Values, node: Node, x: Value) -> Value:
     f, interval = values.form.frac_bits, values.interval(node.inputs[0])
 
-    def run(party: Party, u: Secret) -> Secret:
+    def run(party: Seat, u: Secret) -> Secret:
         return roots.inverse_sqrt(party, u, f, **_range(interval, u.frac_bits))
 
     return together(values, node, run, (x.stored, lambda s: s.masked()))
@@ -192,7 +192,7 @@ def _reciprocal(values: Values, node: Node, x: Value) -> Value:
     f = min(values.form.frac_bits, range_reduction.MANTISSA_BITS)
     low, high = interval = values.interval(node.inputs[0])
 
-    def run(party: Party, u: Secret) -> Secret:
+    def run(party: Seat, u: Secret) -> Secret:
         if low > 0 and high / low < 2.0**30:
             return division.inverse_positive(party, u, f, **_range(interval, u.frac_bits))
         return division.inverse(party, u, f)
@@ -204,7 +204,7 @@ def _reciprocal(values: Values, node: Node, x: Value) -> Value:
 def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
     f = _fraction(values)
 
-    def run(party: Party, u: Secret, v: Secret) -> Secret:
+    def run(party: Seat, u: Secret, v: Secret) -> Secret:
         scale = max(u.frac_bits, v.frac_bits)
         return division.divide(party, u.at_scale(scale), v.at_scale(scale), f)
 
@@ -222,7 +222,7 @@ def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Valu
         least = at_least(values, stored, eps)
         return Secret(u.words + values.words_of(least, u.frac_bits, u.shape), u.frac_bits)
 
-    def run(party: Party, times: Secret, u: Secret) -> Secret:
+    def run(party: Seat, times: Secret, u: Secret) -> Secret:
         finer = times.frac_bits - nominal
         times = times.divided_by_power_of_two(-finer)
         root = roots.inverse_sqrt(party, u, None, times=times, search=range_reduction.binary_levels)

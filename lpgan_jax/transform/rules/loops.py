@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform import evaluate
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
@@ -32,7 +32,7 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
     count = len(carries)
     output_scales = [*carries, *(_scale(values, n) for n in outputs[count:])]
 
-    def step(party: Party, carry: list[Secret], x: Any) -> tuple[list[Secret], list[Secret]]:
+    def step(party: Seat, carry: list[Secret], x: Any) -> tuple[list[Secret], list[Secret]]:
         scanned, taken = x
         queues = {"const": iter(by_kind["const"]), "carry": iter(carry), "x": iter(scanned)}
         inputs = [next(queues[kind]) for kind in kinds]

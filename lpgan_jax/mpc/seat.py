@@ -1,0 +1,151 @@
+"""A seat: what a protocol may ask of its party.
+
+Every protocol is written once, as code over what one seat holds, and runs on any of these:
+
+| seat | holds | for |
+|---|---|---|
+| `party.Party` | one server's share of each value | `simulate`, `deal` and `online` |
+| `emulated.EmulatedSeat` | whole words, rounded as the protocols round | what needs no secrecy |
+| `exact.ExactSeat` | whole values as float64, of any size and precision | ranges and headroom |
+
+The primitives (`arithmetic`, `compare`, `series`) are dispatched on the class of the seat: on
+shares by default, and otherwise where a seat that holds whole values can do better.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lpgan_jax.mpc import traces
+from lpgan_jax.mpc.dealt import Dealt, Owed
+from lpgan_jax.mpc.fixed_point import encode
+from lpgan_jax.mpc.traces import named
+from lpgan_jax.ring.words import RING64, Ring
+
+
+class StaleParty(RuntimeError):
+    """A party was used outside of the trace that made it: its masks would serve several values."""
+
+
+class Seat(ABC):
+    """What a protocol may ask of its party.
+
+    Attributes:
+        ring: the ring of arithmetic shares.
+        place: where in the program we are, for the names of messages.
+    """
+
+    def __init__(self, ring: Ring = RING64) -> None:
+        self.ring = ring
+        self.place: tuple[str, ...] = ()
+        self._trace = traces.current()
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """Name a part of the program: messages in it are called place/.../name."""
+        outer, self.place = self.place, (*self.place, name)
+        try:
+            yield
+        finally:
+            self.place = outer
+
+    def marked(self, kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as a call named kind:place/.../name (see `traces.named`)."""
+        return named(f"{kind}:{self._path(name)}", function)
+
+    def _path(self, name: str) -> str:
+        return "/".join(filter(None, (*self.place, name)))
+
+    def _check_fresh(self) -> None:
+        if traces.current() != self._trace:
+            raise StaleParty(
+                "this party belongs to another trace: inside the body of a scan, vmap, jit or "
+                "checkpoint, make a new party from a key that is an argument of the body"
+            )
+
+    # The servers ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def public_share(self, public: jax.Array) -> jax.Array:
+        """What this seat holds of a public value."""
+
+    def encoded(self, values: jax.Array, frac_bits: int) -> jax.Array:
+        """Public reals as words of the ring."""
+        return encode(values, frac_bits).astype(self.ring.dtype)
+
+    @abstractmethod
+    def exchange(self, words: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+        """Send `words` to the other server.
+
+        Returns:
+            (S1's message, S2's message), known to both.
+        """
+
+    def open(self, share: jax.Array, name: str) -> jax.Array:
+        """Reveal x' + x'' to both servers: one round, one word per element."""
+        first, second = self.exchange(self.ring.reduce(share), name)
+        return self.ring.reduce(first + second)
+
+    def open_bits(self, share: jax.Array, name: str) -> jax.Array:
+        """Reveal u' xor u'' of packed bits to both servers: one round."""
+        # A reduction, which XLA does not compute again for each use of a word's 64 bits.
+        return jnp.bitwise_xor.reduce(jnp.stack(self.exchange(share, name)))
+
+    # The dealer -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def mask(self, shape: tuple[int, ...], dtype: Any = None, bitwise: bool = False) -> Dealt:
+        """A uniform mask of ring elements, or with `bitwise` of packed bits (then XOR-shared)."""
+
+    @abstractmethod
+    def correlate(
+        self, function: Callable[..., jax.Array], *values: Dealt, bitwise: bool = False
+    ) -> Dealt:
+        """Shares of function(values), which DS alone can compute. Fresh at every call.
+
+        Args:
+            function: of the plain values; any function, also of several arrays.
+            values: dealt values; their plains exist in simulate and deal mode only.
+            bitwise: the result is packed bits, XOR-shared, instead of ring elements.
+
+        Returns:
+            The result as a dealt value. DS -> S2: one word per element of it.
+        """
+
+    @abstractmethod
+    def compute(self, function: Callable[..., jax.Array], *values: Dealt) -> Owed:
+        """function(values), which DS alone can compute; it deals no shares of it (yet)."""
+
+    @abstractmethod
+    def settle(self, owed: Owed, like: jax.Array) -> Dealt:
+        """Shares of a computed value of the shape and dtype of `like`. Fresh at every call."""
+
+    # Loops ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def scan(
+        self,
+        body: Callable[[Any, Any, Any], tuple[Any, Any]],
+        carry: Any,
+        xs: Any,
+        length: int,
+        reverse: bool = False,
+    ) -> tuple[Any, Any]:
+        """`lax.scan` of a protocol: every iteration has a seat, and so masks, of its own.
+
+        Args:
+            body: (seat, carry, x) -> (carry, y).
+            carry: of the first iteration.
+            xs: scanned over; None for nothing.
+            length: iterations.
+            reverse: from the last x to the first.
+
+        Returns:
+            (the last carry, stacked ys), as of `lax.scan`.
+        """

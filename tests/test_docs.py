@@ -27,7 +27,7 @@ def run(blocks, name):
     return scope
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("tutorial.md", 6), ("your_model.md", 12)])
+@pytest.mark.parametrize(("name", "blocks"), [("tutorial.md", 6), ("your_model.md", 12), ("your_gan.md", 4)])
 def test_the_tutorials_run(name, blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(python_blocks(DOCS / name)) == blocks
@@ -95,7 +95,7 @@ def test_documents_say_how_scales_are_chosen():
 
 def test_documents_say_what_activations_take():
     architecture = (DOCS / "architecture.md").read_text()
-    for sentence in (r"activations \|x\| < 2\^(\d+);", r"values have \(2\^(\d+), `nn/activation`"):
+    for sentence in (r"activations \|x\| < 2\^(\d+);", r"values have \(2\^(\d+), `mpc/activation`"):
         assert re.findall(sentence, architecture) == [str(LOG_RANGE)]
     assert re.findall(r"for \|x\| < 2\^(\d+)\.", P.sec_leaky_relu.__doc__) == [str(LOG_RANGE)]
     row = re.findall(r"\| `sec_leaky_relu` \|.*", (DOCS / "accuracy.md").read_text())[0]
@@ -123,6 +123,7 @@ def test_a_released_generator_is_used_as_its_card_says(monkeypatch):
 
 
 def test_links_between_documents_lead_somewhere():
-    for document in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+    root = DOCS.parent
+    for document in (*DOCS.glob("*.md"), root / "README.md", root / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 from clusters import events
 
-from lpgan_jax.training import config
 from lpgan_jax.cluster.certificates import make_certificates
 from lpgan_jax.cluster.worker import Job
+from lpgan_jax.training import config
 
 FORWARDER = Path(__file__).parent / "forwarder.py"
 ROLES = ("s1", "s2", "ds", "sp")

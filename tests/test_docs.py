@@ -8,8 +8,8 @@ import pytest
 from helpers import script
 
 from lpgan_jax import protocols as P
-from lpgan_jax.mpc.activation import LOG_RANGE
 from lpgan_jax.common.tables import read_csv
+from lpgan_jax.mpc.activation import LOG_RANGE
 from lpgan_jax.transform import explain, plan
 from lpgan_jax.transform.rules import RULES
 

@@ -1,34 +1,35 @@
 """Headroom: what is recorded, and where a configuration that overflows is said to."""
 
-from dataclasses import replace
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import pair_of, run, whole
-from lpgan_jax.models.dcgan import DCGAN
-from lpgan_jax.optim import adam, sgd
+from gans import adam, random_batch, small_gan
+from secured import FAST
 
+import lpgan_jax as lp
 from lpgan_jax.analysis.headroom import headroom, table, worst
-from lpgan_jax.gan import LPGAN, NETWORKS, Batch
+from lpgan_jax.gan import NETWORKS
 from lpgan_jax.mpc import arithmetic, compare, roots
-from lpgan_jax.mpc.activation import LOG_RANGE, SLR, SR
+from lpgan_jax.mpc.activation import LOG_RANGE
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.plain import bits_left
 from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.share_trees import scaled
 
 
-def gan_and_batches(model, optimizer, steps=2, size=4):
+def state_and_batches(gan, steps=2):
     rng = np.random.default_rng(0)
-    gan = LPGAN(model, dict.fromkeys(NETWORKS, optimizer))
-    batches = [
-        Batch(
-            rng.uniform(-1, 1, (size, *model.image_shape)),
-            *rng.normal(size=(2, size, model.noise_size)),
-        )
-        for _ in range(steps)
-    ]
-    return gan, gan.init(rng), batches
+    return gan.gan.init(rng), [random_batch(gan, rng) for _ in range(steps)]
+
+
+def compared(function, *args, frac_bits):
+    """Bits left at each comparison of a plain JAX function, in the order of the program."""
+    program = lp.secure(function, frac_bits=frac_bits).program(*args)
+    secrets = [scaled(leaf, frac_bits) for leaf in jax.tree.leaves(args)]
+    party = ExactSeat()
+    program.run(party, secrets, [])
+    return [float(bits_left(party, seen)) for seen in party.seen if seen.kind == "compare"]
 
 
 def left_of(function, values, frac_bits=36):
@@ -71,57 +72,57 @@ def test_a_range_reduction_counts_only_out_of_range():
     assert min(left_of(root, [2.0**64])) < 0
 
 
-@pytest.mark.parametrize("layer", [SR, SLR])
-@pytest.mark.parametrize("frac_bits", [12, 18, 27, 28])
-@pytest.mark.parametrize("times", [1, 2])
-def test_activations_are_right_below_their_bound_and_counted_beyond(layer, frac_bits, times):
-    """At f fraction bits and at twice as many; 62 bits end before 2^8 at twice 28 only."""
-    scale = times * frac_bits
-    activation = layer(frac_bits) if layer is SR else SLR(frac_bits, alpha=0.25)
-    log_bound = min(LOG_RANGE, 62 - scale)
-    edge = 2**log_bound * 2**scale - 1
-    x = np.array([edge, -edge, edge - 2**frac_bits, 1 - edge, 1, 0, -1], np.int64)
+@pytest.mark.parametrize("frac_bits", [12, 18, 27])
+@pytest.mark.parametrize("scales", [1, 2])
+def test_activations_are_right_below_their_bound_and_counted_beyond(frac_bits, scales):
+    """At f fraction bits, and at twice as many: of a product that was not truncated."""
 
-    def forward(party, x):
-        return activation.forward(party, {}, x)[0]
+    def activations(x, one):
+        x = x * one if scales == 2 else x
+        return jax.nn.relu(x), jnp.where(x > 0, x, 0.25 * x)
 
-    y = run(forward, Secret(pair_of(x), scale))
-    assert y.frac_bits == frac_bits
-    slope = 0.25 if layer is SLR else 0.0
-    exact = np.where(x > 0, x, slope * x) * 2.0 ** (frac_bits - scale)
-    assert np.abs(whole(y.share) - exact).max() <= 1
+    lsb = 2.0**-frac_bits
+    edge = 2.0**LOG_RANGE - lsb
+    x = np.array([edge, -edge, edge - 1, 1 - edge, lsb, 0, -lsb])
+    step = lp.secure(activations, frac_bits=frac_bits)
+    got = lp.reveal(FAST(step)(lp.key(1), *step.share(lp.key(0), x, 1.0)))
+    for y, slope in zip(got, (0, 0.25), strict=True):
+        assert np.abs(y - np.where(x > 0, x, slope * x)).max() <= scales * lsb
     # In float64 a value of 62 bits less one LSB is that of 62 bits.
-    assert 0 <= min(left_of(forward, x, scale)) < 1e-2
+    assert 0 <= min(compared(activations, x, 1.0, frac_bits=frac_bits)) < 1e-2
     for beyond in (1.001, -1.001):
-        left = left_of(forward, [beyond * 2.0 ** (log_bound + scale)], scale)
+        at = np.full(7, beyond * 2.0**LOG_RANGE)
+        left = compared(activations, at, 1.0, frac_bits=frac_bits)
         assert min(left) == pytest.approx(-np.log2(1.001))
 
 
 @pytest.mark.parametrize("frac_bits", [12, 18])
 def test_both_networks_count_what_their_activations_take(frac_bits):
     """The first layer of SD, whose convolution is not normalised, included."""
-    model = DCGAN(noise_size=4, features=2, base_size=2, depth=2, frac_bits=frac_bits)
-    gan, state, batches = gan_and_batches(model, sgd(1e-3, 4, frac_bits), steps=1)
-    largest = {
-        "generator.relu0": 255.5,
-        "generator.relu1": 256.5,
-        "discriminator.leaky0": 257.0,
-        "discriminator.leaky1": 255.0,
-    }
-    generator, discriminator = (state.params[name] for name in NETWORKS)
-    for norm, layer in (
-        (generator["bn0"], "generator.relu0"),
-        (generator["bn1"], "generator.relu1"),
-        (discriminator["bn1"], "discriminator.leaky1"),
+    gan = small_gan(frac_bits=frac_bits)
+    state, (batch,) = state_and_batches(gan, steps=1)
+    generator, discriminator = (state.learnt()[name] for name in NETWORKS)
+    largest = {"generator": [255.5, 256.5], "discriminator": [257.0, 255.0]}
+    for norm, value in zip(
+        [generator["params"]["bn0"], generator["params"]["bn1"], discriminator["params"]["bn1"]],
+        [255.5, 256.5, 255.0],
+        strict=True,
     ):
-        norm["scale"][:], norm["bias"][:] = 0, largest[layer]
-    kernel = discriminator["conv0"]["kernel"]
-    kernel[:] = 0
-    kernel[1, 1] = largest["discriminator.leaky0"]  # a white pixel's image
-    white = replace(batches[0], images=np.ones_like(batches[0].images))
-    bits = headroom(gan, state, [white])
-    for layer, value in largest.items():
-        assert bits[f"{layer}.forward"] == pytest.approx(LOG_RANGE - np.log2(value), abs=1e-6)
+        norm["scale"], norm["bias"] = (
+            np.zeros(norm["scale"].shape),
+            np.full(norm["bias"].shape, value),
+        )
+    kernel = np.zeros_like(discriminator["params"]["conv0"]["kernel"])
+    kernel[1, 1] = 257.0  # a white pixel's image
+    discriminator["params"]["conv0"]["kernel"] = kernel
+    inputs = {"generator": batch.noise_d, "discriminator": np.ones_like(batch.images)}
+    for name, values in largest.items():
+
+        def forward(variables, x, name=name):
+            return getattr(gan.gan, name).apply(variables, x, mutable=["batch_stats"])[0]
+
+        left = compared(forward, state.learnt()[name], inputs[name], frac_bits=frac_bits)
+        assert left[:2] == pytest.approx([LOG_RANGE - np.log2(v) for v in values], abs=1e-6)
 
 
 def test_truncation_to_more_fraction_bits_is_an_error_as_on_shares():
@@ -130,34 +131,43 @@ def test_truncation_to_more_fraction_bits_is_an_error_as_on_shares():
 
 
 def test_a_good_configuration_has_room_everywhere():
-    model = DCGAN(noise_size=8, features=2, base_size=4, depth=2, init_std=0.1)
-    gan, state, batches = gan_and_batches(model, adam(1e-3, 4, 18))
+    gan = small_gan(adam(1e-3), batch_size=4)
+    state, batches = state_and_batches(gan)
     bits = headroom(gan, state, batches)
     assert worst(bits)[1] > 2
     assert max(bits.values()) < 62
-    layers = ("bn0", "deconv0", "bn1", "deconv1", "tanh", "leaky0", "conv1", "leaky1")
-    assert all(any(f".{layer}." in place for place in bits) for layer in layers)
+    layers = (
+        "Generator",
+        "Generator.bn0",
+        "Discriminator",
+        "Discriminator.bn1",
+        "generator.update",
+    )
+    for layer in layers:
+        assert layer in bits
     # More steps can only leave less; a step by itself leaves at least as much.
     assert all(bits[place] <= left for place, left in headroom(gan, state, batches[:1]).items())
 
 
 def test_an_overflow_is_reported_at_its_place():
-    # 64 values a channel, above 1: at 2 * 28 fraction bits their squares must sum to less than 64.
-    model = DCGAN(noise_size=8, features=2, base_size=4, depth=1, init_std=0.5, frac_bits=28)
-    gan, state, batches = gan_and_batches(model, sgd(1e-3, 4, 28), steps=1)
-    bits, cause = headroom(gan, state, batches), "generator.bn0.forward/inverse_sqrt"
-    assert worst(bits) == (cause, bits[cause])
-    assert bits[cause] < 0
-    assert bits["generator.bn0.stats"] < 0  # the variance on its way to the running statistics
-    assert all(left > 2 for place, left in bits.items() if place.startswith("discriminator"))
+    # The deviations that SG's first normalisation takes are above 2^7; at 2 * 28 fraction bits
+    # there is room for 2^6.
+    gan = small_gan(batch_size=4, frac_bits=28, base_size=4, depth=1, init_std=20.0)
+    state, (batch,) = state_and_batches(gan, steps=1)
+    assert np.abs(batch.noise_d @ state.params["generator"]["fc"]["kernel"]).max() > 2**7
+    bits = headroom(gan, state, [batch])
+    assert worst(bits) == ("Generator.bn0", bits["Generator.bn0"])
+    assert bits["Generator.bn0"] < 0
+    assert bits["Discriminator.fc.backward"] > 2  # which has no such values
     lines = table(bits).splitlines()
     assert lines[0].split() == ["bits", "place"]
     rows = sorted(bits.items(), key=lambda row: row[1])
-    assert [line.split() for line in lines[1:]] == [[f"{left:.1f}", place] for place, left in rows]
+    expected = [f"{left:.1f} {place}".split() for place, left in rows]
+    assert [line.split() for line in lines[1:]] == expected
 
 
 def test_no_batches_say_nothing():
-    model = DCGAN(noise_size=8, features=2, depth=1)
-    gan, state, _ = gan_and_batches(model, sgd(1e-3, 4, 18))
+    gan = small_gan(depth=1)
+    state, _ = state_and_batches(gan, steps=0)
     with pytest.raises(ValueError, match="batches: expected at least one"):
         headroom(gan, state, [])

@@ -22,7 +22,7 @@ QUICKLY = {"xla_backend_optimization_level": "0"}
 
 @pytest.fixture(scope="module")
 def gan():
-    return small_gan({"generator": SGD, "discriminator": adam()})
+    return small_gan({"generator": SGD, "discriminator": adam()}, depth=1)
 
 
 @pytest.fixture(scope="module")

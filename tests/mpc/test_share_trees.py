@@ -70,5 +70,5 @@ def test_trees_of_nothing():
 
 
 def test_a_tree_of_other_scales_is_refused():
-    with pytest.raises(ValueError, match="structure|arity|keys"):
+    with pytest.raises(ValueError, match="pytree structure error"):
         share_tree(lp.key(1), {"a": np.zeros(2)}, {"b": 18})

@@ -1,6 +1,6 @@
 """What a server sees on 64 bits is distributed alike for secrets as unlike as can be.
 
-Tiny rings are enumerated in tests/mpc/test_views.py; here every public protocol runs as it is, once on zeros
+Tiny rings are enumerated in test_views.py; here every public protocol runs as it is, once on zeros
 and once on large values of either sign (or on bits 0 and 1). A server's view is made of what the
 other server sends it, the corrections (S2), and what it knows itself: its own messages and its
 shares of the input. All streams of words that are tested, alone and combined, are uniform.

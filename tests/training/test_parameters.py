@@ -1,37 +1,53 @@
+import jax
 import msgpack
 import numpy as np
 import pytest
 from flax import serialization
+from gans import small_gan
 
-from lpgan_jax.training import config
-from lpgan_jax.training.loop import build
 from lpgan_jax.training.parameters import load_parameters, save_parameters
 
 
 @pytest.fixture(scope="module")
-def model():
-    return build(config.load("digits", ["model.features=4"])).model
+def state():
+    return small_gan().gan.init(np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    rng = np.random.default_rng(0)
-    trees = {
-        "generator": model.generator().init(rng),
-        "discriminator": model.discriminator().init(rng),
-    }
-    params, stats = ({name: tree[i] for name, tree in trees.items()} for i in range(2))
+def saved(state, tmp_path_factory):
     file = tmp_path_factory.mktemp("parameters") / "saved.msgpack"
-    save_parameters(file, params, stats)
-    return file.read_bytes(), params
+    save_parameters(file, state.learnt())
+    return file.read_bytes()
 
 
-def changed(saved, value):
-    """The file with another value for one of the parameters."""
-    variables = serialization.msgpack_restore(saved[0])
-    layer = variables["g"]["params"]["deconv0"]
-    layer["kernel"] = value(layer["kernel"])
+def changed(saved, value, *path):
+    """The file with another value at a place; None takes it away."""
+    variables = level = serialization.msgpack_restore(saved)
+    *path, last = path or ("g", "params", "deconv0", "kernel")
+    for name in path:
+        level = level[name]
+    level[last] = value(level.get(last))
+    if level[last] is None:
+        del level[last]
     return serialization.msgpack_serialize(variables)
+
+
+def loaded(content, state, tmp_path):
+    file = tmp_path / "p.msgpack"
+    file.write_bytes(content)
+    return load_parameters(file, state)
+
+
+def test_what_is_saved_is_loaded(state, saved, tmp_path):
+    jax.tree.map(np.testing.assert_array_equal, loaded(saved, state, tmp_path), state.learnt())
+
+
+def test_a_network_without_statistics_needs_none(tmp_path):
+    state = small_gan(depth=1).gan.init(np.random.default_rng(0))
+    assert state.stats["discriminator"] == {}
+    save_parameters(tmp_path / "saved", state.learnt())
+    content = changed((tmp_path / "saved").read_bytes(), lambda _: None, "d", "batch_stats")
+    assert loaded(content, state, tmp_path)["discriminator"]["batch_stats"] == {}
 
 
 def array(shape, dtype, content):
@@ -41,20 +57,44 @@ def array(shape, dtype, content):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (lambda v: v * np.nan, "generator: deconv0.kernel: expected finite"),
-        (lambda v: v + np.inf, "generator: deconv0.kernel: expected finite"),
-        (lambda v: v.astype(np.complex64), "generator: deconv0.kernel: expected finite floating"),
-        (lambda v: v.astype(np.int32), "generator: deconv0.kernel: expected finite floating"),
+        (lambda v: v * np.nan, "generator: params.deconv0.kernel: expected finite"),
+        (lambda v: v + np.inf, "generator: params.deconv0.kernel: expected finite"),
+        (lambda v: v.astype(np.complex64), "params.deconv0.kernel: expected finite floating"),
+        (lambda v: v.astype(np.int32), "params.deconv0.kernel: expected finite floating"),
         (lambda v: v.tolist(), "deconv0.kernel: expected shape .* got list"),
         (lambda v: "a text", "deconv0.kernel: expected shape .* got str"),
         (lambda v: v[:-1], "deconv0.kernel: expected shape"),
     ],
 )
-def test_values_that_are_none(model, saved, tmp_path, value, message):
-    file = tmp_path / "p.msgpack"
-    file.write_bytes(changed(saved, value))
+def test_values_that_are_none(state, saved, tmp_path, value, message):
     with pytest.raises(ValueError, match=rf"p\.msgpack: .*{message}"):
-        load_parameters(file, model)
+        loaded(changed(saved, value), state, tmp_path)
+
+
+def nothing(_):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("params", "deconv0"), nothing, "params.deconv0: missing"),
+        (("params", "bn1", "scale"), nothing, "params.bn1.scale: missing"),
+        (("batch_stats",), nothing, "batch_stats: missing"),
+        (("params",), nothing, "params: missing"),
+        (("params", "deconv7"), lambda _: {}, "params.deconv7: unknown, expected bn0"),
+        (("opt",), lambda _: {}, "opt: unknown, expected params, batch_stats"),
+        (
+            ("params", "deconv0", "kernel"),
+            lambda v: np.swapaxes(v, 2, 3),
+            r"params.deconv0.kernel: expected shape \(4, 4, 4, 2\), got \(4, 4, 2, 4\)",
+        ),
+        (("params", "fc"), lambda _: np.zeros(1), "params.fc: expected kernel, got an array"),
+    ],
+)
+def test_layers_that_do_not_fit_are_named(state, saved, tmp_path, path, value, message):
+    with pytest.raises(ValueError, match=rf"p\.msgpack: generator: {message}"):
+        loaded(changed(saved, value, "g", *path), state, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,22 +117,15 @@ def test_values_that_are_none(model, saved, tmp_path, value, message):
         ),
     ],
 )
-def test_files_that_are_none(model, tmp_path, content):
-    file = tmp_path / "p.msgpack"
-    file.write_bytes(content)
+def test_files_that_are_none(state, tmp_path, content):
     with pytest.raises(ValueError, match=r"p\.msgpack: expected a Flax msgpack file"):
-        load_parameters(file, model)
+        loaded(content, state, tmp_path)
 
 
-def test_files_that_are_too_large(model, saved, tmp_path):
+def test_files_that_are_too_large(state, saved, tmp_path):
     """A byte of such a file may take a hundred of memory."""
-    file = tmp_path / "p.msgpack"
-    file.write_bytes(b"\xdd" + (10**7).to_bytes(4, "big") + 10**7 * b"\x80")
+    content = b"\xdd" + (10**7).to_bytes(4, "big") + 10**7 * b"\x80"
     with pytest.raises(ValueError, match=r"p\.msgpack: 10000005 bytes, expected at most"):
-        load_parameters(file, model)
-    file.write_bytes(changed(saved, lambda v: v.astype(np.float64)))
-    loaded, _ = load_parameters(file, model)
-    kernel = saved[1]["generator"]["deconv0"]["kernel"]
-    np.testing.assert_array_equal(
-        loaded["generator"]["deconv0"]["kernel"], kernel.astype(np.float32)
-    )
+        loaded(content, state, tmp_path)
+    wide = loaded(changed(saved, lambda v: v.astype(np.float64)), state, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, wide, state.learnt())

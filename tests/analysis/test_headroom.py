@@ -24,12 +24,13 @@ def state_and_batches(gan, steps=2):
 
 
 def compared(function, *args, frac_bits):
-    """Bits left at each comparison of a plain JAX function, in the order of the program."""
+    """Bits left at each comparison of a plain JAX function that takes a part of the range."""
     program = lp.secure(function, frac_bits=frac_bits).program(*args)
     secrets = [scaled(leaf, frac_bits) for leaf in jax.tree.leaves(args)]
     party = ExactSeat()
     program.run(party, secrets, [])
-    return [float(bits_left(party, seen)) for seen in party.seen if seen.kind == "compare"]
+    seen = [seen for seen in party.seen if seen.kind == "compare" and not seen.by_design]
+    return [float(bits_left(party, one)) for one in seen]
 
 
 def left_of(function, values, frac_bits=36):
@@ -108,10 +109,7 @@ def test_both_networks_count_what_their_activations_take(frac_bits):
         [255.5, 256.5, 255.0],
         strict=True,
     ):
-        norm["scale"], norm["bias"] = (
-            np.zeros(norm["scale"].shape),
-            np.full(norm["bias"].shape, value),
-        )
+        norm["scale"], norm["bias"] = 0 * norm["scale"], 0 * norm["bias"] + value
     kernel = np.zeros_like(discriminator["params"]["conv0"]["kernel"])
     kernel[1, 1] = 257.0  # a white pixel's image
     discriminator["params"]["conv0"]["kernel"] = kernel
@@ -122,7 +120,7 @@ def test_both_networks_count_what_their_activations_take(frac_bits):
             return getattr(gan.gan, name).apply(variables, x, mutable=["batch_stats"])[0]
 
         left = compared(forward, state.learnt()[name], inputs[name], frac_bits=frac_bits)
-        assert left[:2] == pytest.approx([LOG_RANGE - np.log2(v) for v in values], abs=1e-6)
+        assert left == pytest.approx([LOG_RANGE - np.log2(v) for v in values], abs=1e-6)
 
 
 def test_truncation_to_more_fraction_bits_is_an_error_as_on_shares():
@@ -131,19 +129,12 @@ def test_truncation_to_more_fraction_bits_is_an_error_as_on_shares():
 
 
 def test_a_good_configuration_has_room_everywhere():
-    gan = small_gan(adam(1e-3), batch_size=4)
+    gan = small_gan(adam(1e-3), depth=1)
     state, batches = state_and_batches(gan)
     bits = headroom(gan, state, batches)
     assert worst(bits)[1] > 2
     assert max(bits.values()) < 62
-    layers = (
-        "Generator",
-        "Generator.bn0",
-        "Discriminator",
-        "Discriminator.bn1",
-        "generator.update",
-    )
-    for layer in layers:
+    for layer in ("Generator", "Generator.bn0", "Discriminator.conv0.backward", "generator.update"):
         assert layer in bits
     # More steps can only leave less; a step by itself leaves at least as much.
     assert all(bits[place] <= left for place, left in headroom(gan, state, batches[:1]).items())

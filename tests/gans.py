@@ -33,12 +33,13 @@ def small_gan(
     channels: int = 1,
     base_size: int = 2,
     loss: LossName = "logistic",
-    leaky_slope: float = 0.2,
+    opens_losses: bool = True,
+    of_sd: Mapping[str, Any] | None = None,
     **networks: Any,
 ) -> SecureLPGAN:
     """A DCGAN; by default of 8x8 images, and one that compiles fast.
 
-    `networks`: of both, besides what is here.
+    `networks`: fields of both, `of_sd`: of SD alone.
     """
     networks = {"features": 2, "depth": 2, "init_std": 0.1} | networks
     if not isinstance(optimizers, Mapping):
@@ -46,11 +47,12 @@ def small_gan(
     size = base_size * 2 ** networks["depth"]
     gan = LPGAN(
         Generator(channels=channels, base_size=base_size, **networks),
-        Discriminator(leaky_slope=leaky_slope, **networks),
+        Discriminator(**networks, **(of_sd or {})),
         optimizers,
         LOSSES[loss],
         noise_size,
         (size, size, channels),
+        opens_losses,
     )
     return SecureLPGAN(gan, batch_size, frac_bits)
 

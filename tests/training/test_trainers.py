@@ -58,15 +58,12 @@ def test_the_key_decides_everything(training, stochastic):
 
 @pytest.mark.parametrize("rounding", ["nearest", "local"])
 def test_other_roundings_train_too(training, stochastic, rounding):
-    """Nearest lands some LSB from stochastic; local truncation fails in large values, for good."""
+    """They land some LSB away: the values here are too small for local truncation to fail."""
     gan, initial, batch = training
     first, second = stochastic
     usual = np.sqrt(np.mean((first - second) ** 2))  # how much rounding itself moves
     got = after_a_step(ShadowTrainer(gan, initial, key(1), rounding), batch)
-    if rounding == "nearest":
-        assert 0 < np.sqrt(np.mean((first - got) ** 2)) < 2 * usual
-    else:
-        assert np.abs(first - got).max() > 1000 * usual
+    assert 0 < np.sqrt(np.mean((first - got) ** 2)) < 2 * usual
 
 
 def test_a_float_run_can_be_moved_by_an_lsb_a_step(training):
@@ -116,19 +113,10 @@ def test_a_step_has_the_protocols_distribution():
     shares, words = share_tree(key(0), secret, gan.scales), encoded(secret, gan.scales)
     whole = encoded(batch, same_scale(batch, gan.frac_bits))
     runs = range(16)
-    first = np.stack(
-        [
-            flat(
-                reveal_tree(
-                    secure(key(i), shares, shared_batch(gan, batch, 100 + i), public)
-                ).params
-            )
-            for i in runs
-        ]
-    )
-    second = np.stack(
-        [flat(decoded(shadowed(key(50 + i), words, whole, public)).params) for i in runs]
-    )
+    given = [shared_batch(gan, batch, 100 + i) for i in runs]
+    ours = [reveal_tree(secure(key(i), shares, given[i], public)) for i in runs]
+    theirs = [decoded(shadowed(key(50 + i), words, whole, public)) for i in runs]
+    first, second = (np.stack([flat(state.params) for state in of]) for of in (ours, theirs))
     assert np.abs(first - flat(initial.params)).max() > 100 * 2.0**-18  # something happened
     centre = np.concatenate([first, second]).mean(0)
     statistic, limit = two_samples(first - centre, second - centre, LEVEL)

@@ -10,28 +10,23 @@ import lpgan_jax as lp
 STEPS = 20
 
 
-def stepping(optimizer):
-    def step(state, gradient):
-        params, opt_state = state
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return step
-
-
 def after_steps(optimizer, gradients):
     """(on shares, in float64): parameters, from 0, after all steps."""
-    step = stepping(optimizer)
+
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
     params = np.zeros(gradients.shape[1:])
     state = plain = params, optimizer.init(params)
-    secure = lp.secure(step, carry={0: 0})
+    secure = lp.secure(step, carry={0: 0, 1: 1})
     run = FAST(secure)
     for number, gradient in enumerate(gradients):
-        state, given = secure.share(lp.key(2 * number), state, gradient)
-        state = run(lp.key(2 * number + 1), state, given)
-        plain = step(plain, gradient)
+        *state, given = secure.share(lp.key(2 * number), *state, gradient)
+        state = run(lp.key(2 * number + 1), *state, given)
+        plain = step(*plain, gradient)
     assert run._cache_size() == 1  # what changes with the step is an argument
-    return np.asarray(lp.reveal(state)[0]), np.asarray(plain[0])
+    return np.asarray(lp.reveal(state[0])), np.asarray(plain[0])
 
 
 def test_sgd_keeps_updates_below_an_lsb():

@@ -15,9 +15,12 @@ from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.worker import Job
+from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.training import config, data
-from lpgan_jax.training.loop import DataSource, build
-from lpgan_jax.training.simulation import Simulation, StepKeys, reveal_tree, share_state
+from lpgan_jax.training.building import build
+from lpgan_jax.training.simulation import Simulation
+from lpgan_jax.training.source import DataSource
+from lpgan_jax.training.trainers import MeanLosses, SecureTrainer
 
 TINY = """
 data: {dataset: digits, image_size: 8, channels: 1}
@@ -64,31 +67,26 @@ class Simulated:
         self.gan = build(settings)
         self.source = DataSource(settings, seed, data.load_images(settings.data))
         self.images: dict[int, np.ndarray] = {}
-        self.losses: dict[int, tuple[float, float]] = {}
+        self.losses: dict[int, MeanLosses | None] = {}
         self.shares: dict[int, Any] = {}
         self.last: Simulation | None = None
         self._state_at: dict[int, Any] = {}
 
     def attempt(self, number: int, start: int, end: int) -> None:
         """Go through an attempt's tasks from one step to another."""
-        state_key, steps_key = jax.random.split(master_key(self.seed, number))
+        master = master_key(self.seed, number)
         if start == 0:
-            state = share_state(self.gan, state_key, self.source.initial_state(self.gan))
+            initial = self.source.initial_state(self.gan.gan)
+            simulation = Simulation.begin(self.gan, initial, master)
         else:
-            state = self._state_at[start]
-        if self.last is None:
-            self.last = Simulation(self.gan, state, steps_key)
-        simulation = self.last
-        simulation.state = jax.tree.map(jnp.asarray, state)
-        simulation._keys = StepKeys(steps_key)
+            state = jax.tree.map(jnp.asarray, self._state_at[start])
+            simulation = Simulation(self.gan, state, DealerKeys(master))
+        self.last, trainer = simulation, SecureTrainer(simulation)
         noise = self.source.sample_noise()
         if start == 0 and self.settings.open_samples:
             self.images[0] = simulation.generate(noise)
         for step in range(start, end):
-            losses = reveal_tree(simulation.train_step(step, self.source.batch(step)))
-            size = self.settings.batch_size
-            both = float(losses.real + losses.fake) / size, float(losses.generator) / size
-            self.losses[step + 1] = both
+            self.losses[step + 1] = trainer.step(step, self.source.batch(step))
             if self.settings.open_samples and self.settings.samples_after(step + 1):
                 self.images[step + 1] = simulation.generate(noise)
             if self.settings.saves_after(step + 1):

@@ -77,3 +77,11 @@ def run(function: Callable[..., Any], *secrets: Any, seed: int = 0, public: Any 
         return simulate(seat, ds_key, secrets, public)
 
     return jax.jit(program)(key(seed), list(secrets), public)
+
+
+def distance(first: dict[str, Any], second: dict[str, Any]) -> int:
+    """The largest difference of a parameter between two checkpoints of shares, in LSB."""
+    assert first.keys() == second.keys()
+    names = [name for name in first if name.startswith("params.")]
+    assert names
+    return max(int(np.abs(whole(first[n]) - whole(second[n])).max()) for n in names)

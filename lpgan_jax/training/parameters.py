@@ -77,7 +77,7 @@ def load_parameters(path: str | os.PathLike[str], like: State) -> dict[str, Any]
         learnt[name] = {"batch_stats": {}, **both[name]}
         for keys, value in jax.tree.leaves_with_path(learnt[name]):
             if not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
-                place = jax.tree_util.keystr(keys[1:], simple=True, separator=".")
+                place = jax.tree_util.keystr(keys, simple=True, separator=".")
                 raise ValueError(f"{path}: {name}: {place}: expected finite floating-point values")
     return learnt
 

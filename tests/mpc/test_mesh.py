@@ -3,47 +3,35 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gans import SGD, adam, random_batch, shared_batch, small_gan
 from jax.sharding import NamedSharding, PartitionSpec
-from lpgan_jax.models.dcgan import DCGAN
-from lpgan_jax.nn.activation import SLR
-from lpgan_jax.nn.linear import SecConv
-from lpgan_jax.nn.normalization import SecBN
 
 import lpgan_jax as lp
-from lpgan_jax import optim
-from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.mpc import party
 from lpgan_jax.mpc.mesh import BATCH_AXIS, server_mesh, server_program, whole_sharding
 from lpgan_jax.mpc.party import AXIS
-from lpgan_jax.mpc.secret import is_secret
-from lpgan_jax.training.simulation import share_state, share_tree
+from lpgan_jax.mpc.share_trees import same_scale, share_tree
 
-BATCH = 2
 # What a server may send: a value under a fresh mask, bits likewise, or a bit under a random bit.
 OPENINGS = {"mask", "and", "bit"}
+QUICKLY = {"xla_backend_optimization_level": "0"}
 
 
 @pytest.fixture(scope="module")
 def gan():
-    model = DCGAN(channels=1, noise_size=3, features=2, base_size=2, depth=2)
-    optimizers = {
-        "generator": optim.sgd(2e-3, BATCH, 18),
-        "discriminator": optim.adam(1e-3, BATCH, 18),
-    }
-    return LPGAN(model, optimizers)
+    return small_gan({"generator": SGD, "discriminator": adam()}, depth=1)
 
 
 @pytest.fixture(scope="module")
 def inputs(gan):
     rng = np.random.default_rng(0)
-    state = share_state(gan, lp.key(1), gan.init(rng))
-    images = rng.uniform(-1, 1, (BATCH, *gan.model.image_shape))
-    batch = Batch(images, rng.normal(size=(BATCH, 3)), rng.normal(size=(BATCH, 3)))
-    return state, share_tree(lp.key(2), batch, jax.tree.map(lambda _: 18, batch))
+    state = share_tree(lp.key(1), gan.init(rng), gan.scales)
+    return state, shared_batch(gan, random_batch(gan, rng))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +43,8 @@ def mesh():
 def deployed(gan, inputs, mesh):
     """(compiled program, its traced form, its inputs, names of the messages it sends)."""
     key, public = lp.key(3), gan.schedule(0)
-    corrections = jax.jit(functools.partial(party.deal, gan.train_step))(key, inputs, public)
+    dealing = functools.partial(party.deal, gan.train_step)
+    corrections = jax.jit(dealing, compiler_options=QUICKLY)(key, inputs, public)
     seeds = jax.random.key_data(party.server_seeds(key))
     # S1 has no use for corrections: it gets zeros.
     material = [jnp.stack([jnp.zeros_like(c), c]) for c in corrections]
@@ -66,7 +55,7 @@ def deployed(gan, inputs, mesh):
         names[:] = [message.name for message in seat.messages]
         return outputs
 
-    program = server_program(step, mesh)
+    program = server_program(step, mesh, compiler_options=QUICKLY)
     placed = jax.device_put((seeds, material, inputs), whole_sharding(mesh))
     arguments = (*placed, public)
     with pytest.MonkeyPatch.context() as patch:
@@ -92,11 +81,13 @@ def _forbid_plaintext(patch):
         patch.setattr(party.Party, name, checked(getattr(party.Party, name)))
 
 
+def simulation(function):
+    return jax.jit(functools.partial(party.simulate, function), compiler_options=QUICKLY)
+
+
 def test_the_deployed_step_is_bit_identical_to_the_simulated_one(gan, inputs, deployed):
     program, _, arguments, _ = deployed
-    simulated = jax.jit(functools.partial(party.simulate, gan.train_step))(
-        lp.key(3), inputs, gan.schedule(0)
-    )
+    simulated = simulation(gan.train_step)(lp.key(3), inputs, gan.schedule(0))
     jax.tree.map(np.testing.assert_array_equal, simulated, program(*arguments))
 
 
@@ -143,33 +134,36 @@ def _primitives(jaxpr):
 # Several devices a server ------------------------------------------------------------------------
 
 
-def _layers(seat, secrets, public):
-    """A convolution, its normalisation and its activation, forth and back."""
-    params, x, dy = secrets
-    conv, norm, leaky = SecConv(4), SecBN(), SLR()
-    y, of_conv = conv.forward(seat, params["conv"], x)
-    y, of_norm = norm.forward(seat, params["norm"], y)
-    y, of_leaky = leaky.forward(seat, {}, y)
-    flags = {"input_grad": True, "param_grads": True}
-    dx, _ = leaky.backward(seat, of_leaky, dy, **flags)
-    dx, norm_grads = norm.backward(seat, of_norm, dx, **flags)
-    dx, conv_grads = conv.backward(seat, of_conv, dx, **flags)
-    outputs = y, dx, norm_grads, conv_grads
-    return jax.tree.map(lambda secret: secret.unmasked(), outputs, is_leaf=is_secret)
+class Layers(nn.Module):
+    """A convolution, its normalisation and its activation."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (4, 4), (2, 2), use_bias=False)(x)
+        x = nn.BatchNorm(use_running_average=False)(x)
+        return jnp.where(x > 0, x, 0.2 * x)
+
+
+def _forth_and_back(variables, x, dy):
+    def forward(params, x):
+        return Layers().apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]
+
+    y, vjp = jax.vjp(forward, variables["params"], x)
+    return y, vjp(dy)
 
 
 @pytest.fixture(scope="module")
 def layers():
-    """(inputs that devices have whole, those that they share)."""
+    """(the program, inputs that devices have whole, those that they share)."""
     rng = np.random.default_rng(3)
-    params = {
-        "conv": {"kernel": rng.normal(size=(4, 4, 2, 4))},
-        "norm": {"scale": np.ones(4), "bias": np.zeros(4)},
-    }
-    values = [rng.normal(size=(4, 8, 8, 2)), rng.normal(size=(4, 4, 4, 4))]
-    bits = functools.partial(jax.tree.map, lambda _: 18)
-    params = share_tree(lp.key(4), params, bits(params))
-    return params, *share_tree(lp.key(5), values, bits(values))
+    x, dy = rng.normal(size=(4, 8, 8, 2)), rng.normal(size=(4, 4, 4, 4))
+    variables = Layers().init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    program = lp.secure(_forth_and_back).program(variables, x, dy)
+    shared = [
+        share_tree(lp.key(4 + n), value, same_scale(value, 18))
+        for n, value in enumerate((variables, x, dy))
+    ]
+    return program, *shared
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +171,25 @@ def spread(layers):
     """(compiled program for two devices a server, its inputs)."""
     mesh = server_mesh(per_server=2)
     key = lp.key(6)
-    corrections = jax.jit(functools.partial(party.deal, _layers))(key, layers)
+    program, variables, *values = layers
+    dealing = functools.partial(party.deal, program)
+    secrets = (variables, *values)
+    corrections = jax.jit(dealing, compiler_options=QUICKLY)(key, secrets, [])
     material = [jnp.stack([jnp.zeros_like(c), c]) for c in corrections]
-    params, *values = layers
     whole, shared = whole_sharding(mesh), NamedSharding(mesh, PartitionSpec(AXIS, BATCH_AXIS))
     placed = (
         *jax.device_put((jax.random.key_data(party.server_seeds(key)), material), whole),
-        (jax.device_put(params, whole), *jax.device_put(values, shared)),
-        None,
+        (jax.device_put(variables, whole), *jax.device_put(values, shared)),
+        [],
     )
-    return server_program(_layers, mesh).lower(*placed).compile(), placed
+    return server_program(program, mesh, compiler_options=QUICKLY).lower(*placed).compile(), placed
 
 
 def test_two_devices_a_server_give_the_same_words(layers, spread):
-    program, placed = spread
-    outputs = program(*placed)
-    simulated = jax.jit(functools.partial(party.simulate, _layers))(lp.key(6), layers)
+    compiled, placed = spread
+    outputs = compiled(*placed)
+    program, *secrets = layers
+    simulated = simulation(program)(lp.key(6), tuple(secrets), [])
     jax.tree.map(np.testing.assert_array_equal, simulated, outputs)
     assert len(outputs[0].share.sharding.device_set) == 4
 

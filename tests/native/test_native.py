@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chacha20 import CHUNK, reference_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_prng import reference_bits
 
 from lpgan_jax import native
-from lpgan_jax.mpc import prng
 from lpgan_jax.mpc.prng import key
 from lpgan_jax.ring import Convolution, matmul
 from lpgan_jax.ring.contraction import Axis, Contraction, contract
@@ -30,7 +29,6 @@ from lpgan_jax.ring.matmul import matmul_portable
 
 COMPILER = next(filter(None, map(shutil.which, native._COMPILERS)), None)
 AVAILABLE = native.available  # which the fixture `build` replaces
-CHUNK = prng._CHUNK_BLOCKS
 
 
 @pytest.fixture(autouse=True)
@@ -353,7 +351,7 @@ def started(**environment):
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,23 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gans import SGD, adam, small_gan
 from jax import lax
 from jax.experimental import io_callback
 from jax.sharding import NamedSharding, PartitionSpec
-from lpgan_jax.models.dcgan import DCGAN
 
 import lpgan_jax as lp
-from lpgan_jax import optim
 from lpgan_jax.analysis.audit import audit, audit_compiled, audit_program, check_compiled
 from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.servers import Dealer
 from lpgan_jax.analysis.audit.values import Numbering, Value
-from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
 from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
 from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.mpc.share_trees import same_scale, shapes_of, tree_of_shapes
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.training import config, programs
+from lpgan_jax.training import programs
 
 SHAPE = (2, 3)
 PAIR = jax.ShapeDtypeStruct((2, *SHAPE), np.uint64)
@@ -107,42 +106,20 @@ def test_a_mask_counts_on_either_side():
     assert len(report.openings) == 13
 
 
-@pytest.fixture(scope="module")
-def gan():
-    model = DCGAN(channels=1, noise_size=3, features=2, base_size=2, depth=1)
-    optimizers = {
-        "generator": optim.sgd(2e-3, 2, 18),
-        "discriminator": optim.adam(1e-3, 2, 18),
-    }
-    return LPGAN(model, optimizers)
-
-
-def test_a_training_step_passes(gan):
-    shapes = ((2, *gan.model.image_shape), (2, 3), (2, 3))
-    batch = Batch(*(programs.shared(np.empty(shape), 18) for shape in shapes))
+def test_a_training_step_passes():
+    """SD with Adam, SG with SGD."""
+    gan = small_gan({"generator": SGD, "discriminator": adam()}, depth=1)
+    batch = tree_of_shapes(gan.batch, same_scale(gan.batch, 18))
     report = audit_program(gan.train_step, (programs.shared_state(gan), batch), gan.schedule(0))
     assert report.ok, report.table()
     assert {o.name.rsplit("/")[-1] for o in report.openings} == {"mask", "and", "bit"}
 
 
-def test_sampling_passes(gan):
-    noise = programs.shared(np.empty((2, 3)), 18)
-    report = audit_program(gan.generate, (programs.shared_state(gan), noise))
+def test_sampling_passes():
+    gan = small_gan(depth=1)
+    secrets = programs.shared_state(gan), shapes_of((2, gan.gan.noise_size), 18)
+    report = audit_program(gan.generate, secrets)
     assert report.ok, report.table()
-
-
-def test_the_programs_of_a_configuration():
-    settings = config.load("digits", ["batch_size=2", "model.features=1"])
-    function, (state, batch), public = programs.training_program(settings)
-    assert function.__name__ == "train_step"
-    assert set(public) == {"generator", "discriminator"}
-    assert batch.images.share.shape == (2, 2, 16, 16, 1)
-    function, (same, noise), public = programs.sampling_program(settings)
-    assert (function.__name__, public) == ("generate", None)
-    assert noise.share.shape == (2, 16, 64)
-    _, (_, noise), _ = programs.sampling_program(settings, 3)
-    assert noise.share.shape == (2, 3, 64)
-    assert jax.tree.map(np.shape, same) == jax.tree.map(np.shape, state)
 
 
 def test_the_report():

@@ -18,7 +18,6 @@ from clusters import Deaf, tiny
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy
-from lpgan_jax.cluster.dealer import schedule
 from lpgan_jax.cluster.journal import Journal
 from lpgan_jax.cluster.owners import new_attempt, newest_common
 from lpgan_jax.cluster.reporting import BadInput, Lost
@@ -568,18 +567,6 @@ def test_an_attempts_number_is_written_down_at_ds_too(server):
     assert numbers == [1, 2, 8, 9]
     other = server.config.model_copy(update={"session": "other"})
     assert new_attempt(other, [_described([], 0)] * 2) == 1
-
-
-def test_the_schedule_is_that_of_a_simulated_run():
-    settings = tiny(steps=3, sample_every=2, checkpoint_every=2)
-    tasks = [(task.kind, task.step) for task in schedule(settings, 0)]
-    assert tasks == [
-        *(("state", 0), ("generate", 0), ("train", 0), ("train", 1), ("generate", 2)),
-        *(("checkpoint", 2), ("train", 2), ("generate", 3), ("checkpoint", 3), ("finish", 3)),
-    ]
-    assert [task.kind for task in schedule(settings, 3)] == ["finish"]
-    silent = settings.model_copy(update={"open_samples": False})
-    assert "generate" not in {task.kind for task in schedule(silent, 0)}
 
 
 # A journal ----------------------------------------------------------------------------------------

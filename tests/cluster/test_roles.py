@@ -37,7 +37,7 @@ from lpgan_jax.training import config
 from lpgan_jax.training.config import ConfigError
 from lpgan_jax.training.run_directory import RunDirectory
 
-GUIDE = Path(__file__).parent.parent / "docs" / "deployment.md"
+GUIDE = Path(__file__).parent.parent.parent / "docs" / "deployment.md"
 
 
 # Configuration ------------------------------------------------------------------------------------

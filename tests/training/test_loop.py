@@ -8,19 +8,23 @@ import jax
 import numpy as np
 import pytest
 from flax import serialization
-from lpgan_jax.models.twin import from_flax, to_flax
+from helpers import distance
 from modes import watched
 from PIL import Image
 
 import lpgan_jax as lp
 from lpgan_jax import cli
+from lpgan_jax.mpc.share_trees import reveal_tree
 from lpgan_jax.study import features
-from lpgan_jax.training import checkpoint, config
-from lpgan_jax.training import loop as training
-from lpgan_jax.training.loop import build, generate, quality, train
+from lpgan_jax.study.runs import quality
+from lpgan_jax.training import checkpoint, config, results
+from lpgan_jax.training.building import build
+from lpgan_jax.training.data import Stream, random_stream
+from lpgan_jax.training.loop import train
 from lpgan_jax.training.parameters import load_parameters, save_parameters
+from lpgan_jax.training.results import generate
 from lpgan_jax.training.run_directory import RunDirectory
-from lpgan_jax.training.simulation import StepKeys, restore_state, reveal_tree
+from lpgan_jax.training.simulation import restore_state
 
 YAML = """
 data: {dataset: digits, image_size: 8, channels: 1}
@@ -78,15 +82,6 @@ def as_new_files_are(file):
     return file.stat().st_mode == plain.stat().st_mode
 
 
-def difference(first, second):
-    """The largest difference of two checkpoints' revealed words, in LSB."""
-
-    def leaf(a, b):
-        return np.abs((a[0] + a[1] - b[0] - b[1]).view(np.int64)).max()
-
-    return max(jax.tree.leaves(jax.tree.map(leaf, first["params"], second["params"])))
-
-
 def test_a_run_leaves_everything_a_reader_looks_for(run):
     assert RunDirectory.open(run).config() == config.load(str(run / "config.yaml"))
     assert [row["step"] for row in rows(run)] == ["1", "2", "3", "4"]
@@ -105,7 +100,7 @@ def test_nobody_else_could_read_any_of_it_at_any_moment(run, exposed):
 
 
 def test_the_parameters_moved(run):
-    assert difference(shares(run, 2), shares(run, 4)) > 10
+    assert distance(shares(run, 2), shares(run, 4)) > 10
 
 
 def test_a_seeded_run_repeats_to_the_bit_and_an_unseeded_one_to_the_rounding(
@@ -119,7 +114,7 @@ def test_a_seeded_run_repeats_to_the_bit_and_an_unseeded_one_to_the_rounding(
     first, second = jax.tree.leaves(shares(run)), jax.tree.leaves(other)
     assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     # Four steps whose gradients and updates are rounded at random: some LSB.
-    assert difference(shares(run), other) < 32
+    assert distance(shares(run), other) < 32
 
 
 def test_a_resumed_run_goes_on_with_the_same_data_and_new_keys(run, settings_file, tmp_path):
@@ -130,7 +125,7 @@ def test_a_resumed_run_goes_on_with_the_same_data_and_new_keys(run, settings_fil
     assert cli.main([*common, "--seed", "7", "--resume"]) == 0
     assert [row["step"] for row in rows(tmp_path / "resumed")] == ["1", "2", "3", "4"]
     assert not np.array_equal(*(jax.tree.leaves(shares(path))[0] for path in (run, out)))
-    assert difference(shares(run), shares(out)) < 32
+    assert distance(shares(run), shares(out)) < 32
 
 
 def test_a_finished_run_has_nothing_to_do(run, settings_file, tmp_path, capsys):
@@ -160,10 +155,9 @@ def test_a_finished_run_has_nothing_to_do(run, settings_file, tmp_path, capsys):
 
 
 def test_parameters_of_the_generator_alone_start_no_run(run, settings_file, tmp_path, capsys):
-    gan = build(config.load(str(settings_file)))
-    state = restore_state(gan, gan.init(np.random.default_rng(0)), shares(run))
+    state = restore_state(build(config.load(str(settings_file))), shares(run))
     file = tmp_path / "parameters.msgpack"
-    save_parameters(file, *reveal_tree(state.learnt(["generator"])))
+    save_parameters(file, reveal_tree(state.learnt(["generator"])))
     assert serialization.msgpack_restore(file.read_bytes()).keys() == {"g"}
     out = tmp_path / "continued"
     arguments = ["--config", str(settings_file), "--out", str(out), "--init", str(file)]
@@ -183,20 +177,19 @@ def test_exported_parameters_are_the_revealed_shares_and_start_another_run(
     assert variables.keys() == {"g", "d"}
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
     gan = build(config.load(str(settings_file)))
-    template = gan.init(np.random.default_rng(0))
-    revealed = reveal_tree(restore_state(gan, template, shares(run)))
-    loaded, _ = load_parameters(file, gan.model)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), loaded, revealed.params)
-    again = from_flax(
-        gan.model, "generator", to_flax(loaded["generator"], revealed.stats["generator"])
-    )
-    jax.tree.map(np.testing.assert_array_equal, again[0], loaded["generator"])
+    revealed = reveal_tree(restore_state(gan, shares(run)).learnt())
+    loaded = load_parameters(file, gan.gan.init(np.random.default_rng(0)))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.float32(b)), loaded, revealed)
+    # Ordinary Flax makes images of it, those that SG-FP on shares makes.
+    noise = random_stream(1, Stream.GENERATION).normal(size=(3, 4))
+    images = gan.gan.generator.apply(variables["g"], noise, train=False)
+    np.testing.assert_allclose(generate(run, 3, seed=1), images, rtol=0, atol=64 * 2.0**-18)
 
     out = tmp_path / "continued"
     arguments = ["--config", str(settings_file), "--out", str(out), "--init", str(file)]
     assert cli.main(["train", *arguments, "--steps", "1", "--set", "checkpoint_every=1"]) == 0
     # One step away from where it started.
-    assert 0 < difference(shares(run), shares(out)) < 2**18 * 0.05
+    assert 0 < distance(shares(run), shares(out)) < 2**18 * 0.05
 
 
 def test_sample_writes_a_grid_that_a_seed_repeats(run, tmp_path):
@@ -216,7 +209,7 @@ def test_losses_and_samples_can_stay_closed(settings_file, tmp_path):
     assert not (out / "samples").exists()
 
 
-def test_the_plaintext_twin_trains_by_the_same_command(run, settings_file, tmp_path):
+def test_plain_jax_trains_by_the_same_command(run, settings_file, tmp_path):
     out = tmp_path / "plain"
     arguments = ["--config", str(settings_file), "--out", str(out), "--seed", "7", "--plaintext"]
     assert cli.main(["train", *arguments]) == 0
@@ -235,13 +228,13 @@ def test_a_shadow_run_stays_close_to_the_secure_one(run, settings_file, tmp_path
     assert cli.main(["sample", "--run", str(out), "--num", "1", "--out", str(tmp_path / "x")]) == 1
     assert "a run without shares, expected one of secure training" in capsys.readouterr().err
     gan = build(config.load(str(settings_file)))
-    params, _ = load_parameters(out / "parameters.msgpack", gan.model)
-    secure = reveal_tree(
-        restore_state(gan, gan.init(np.random.default_rng(0)), checkpoint.load(run)[1]).params
-    )
+    loaded = load_parameters(out / "parameters.msgpack", gan.gan.init(np.random.default_rng(0)))
+    secure = reveal_tree(restore_state(gan, shares(run)).params)
     # Like another run with other dealer keys: four steps of random rounding, some LSB.
     far = [
-        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (params, secure)), strict=True)
+        np.abs(a - b).max()
+        for name, params in secure.items()
+        for a, b in zip(*map(jax.tree.leaves, (loaded[name]["params"], params)), strict=True)
     ]
     assert 0 < max(far) * 2**18 < 32
     with pytest.raises(SystemExit):
@@ -286,7 +279,7 @@ def test_a_resumed_run_keeps_its_seed_and_its_batch(settings_file, tmp_path, cap
 
 
 def test_images_are_generated_in_parts_of_any_number(run, monkeypatch):
-    monkeypatch.setattr(training, "_AT_ONCE", 3)
+    monkeypatch.setattr(results, "_AT_ONCE", 3)
     images = generate(run, 7, seed=1)
     assert images.shape == (7, 8, 8, 1)
     assert len({image.tobytes() for image in images}) == 7
@@ -349,9 +342,3 @@ def test_a_checkpoint_of_another_network_is_refused(run, settings_file, tmp_path
     arguments = ["--config", str(settings_file), "--out", str(run), "--resume"]
     assert cli.main(["train", *arguments, "--set", "model.features=3"]) == 1
     assert "expected shape" in capsys.readouterr().err
-
-
-def test_step_keys_never_repeat():
-    keys = StepKeys(lp.key(3))
-    taken = [jax.random.key_data(keys.take()).tobytes() for _ in range(64)]
-    assert len(set(taken)) == 64

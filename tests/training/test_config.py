@@ -19,7 +19,7 @@ from lpgan_jax.training.config import (
     to_json,
 )
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def refused(*overrides, name="digits"):

@@ -13,7 +13,7 @@ from rich.console import Console
 from lpgan_jax import cli
 from lpgan_jax.training import bench
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent / "docs"
 compare_peers, performance = script("compare_peers"), script("performance")
 
 TINY = (

@@ -17,7 +17,7 @@ from lpgan_jax.common import files
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.training.checkpoint import CheckpointError, latest_step, load, save
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def tree(seed=0):

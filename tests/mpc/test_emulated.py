@@ -4,26 +4,17 @@ Statistical tests have fixed seeds; their level is 10^-6 each, so that a false a
 is not to be expected.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from helpers import integers, on_grid, pair_of, real, run, secret, whole
-from lpgan_jax.models.dcgan import DCGAN
-from lpgan_jax.optim import adam, sgd
-from lpgan_jax.plaintext import PlaintextLPGAN
+from uniformity import two_samples
 
 from lpgan_jax import key
-from lpgan_jax.gan import LPGAN, NETWORKS, Batch
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, emulated, roots
-from lpgan_jax.mpc.party import simulate
-from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.training.simulation import reveal_tree, share_state, share_tree, whole_tree
-from lpgan_jax.training.trainers import PlaintextTrainer, ShadowTrainer
 
 LEVEL = 1e-6
 
@@ -39,18 +30,6 @@ def in_shadow(function, *values, seed=0, rounding="stochastic"):
 
 def signed(result):
     return np.asarray(result.share).astype(np.int64)
-
-
-def kolmogorov_smirnov(first, second):
-    """(statistic, the value that it passes with probability LEVEL if the law is the same)."""
-    first, second = np.sort(np.ravel(first)), np.sort(np.ravel(second))
-    at = np.concatenate([first, second])
-    statistic = np.abs(
-        np.searchsorted(first, at, "right") / len(first)
-        - np.searchsorted(second, at, "right") / len(second)
-    ).max()
-    effective = len(first) * len(second) / (len(first) + len(second))
-    return statistic, np.sqrt(-np.log(LEVEL / 2) / 2 / effective)
 
 
 # Truncation ---------------------------------------------------------------------------------------
@@ -216,110 +195,10 @@ def test_errors_have_the_protocols_distribution(name, frac_bits):
 
     secure = error(real(run(protocol, secret(values, frac_bits))))
     shadowed = error(signed(in_shadow(protocol, (words, frac_bits))) * 2.0**-frac_bits)
-    statistic, limit = kolmogorov_smirnov(secure, shadowed)
+    statistic, limit = two_samples(secure, shadowed, LEVEL)
     assert statistic < limit
     # The test can tell: another precision of the rounding would be noticed.
-    assert np.greater(*kolmogorov_smirnov(secure, 1.3 * shadowed)) or name == "exp"
-
-
-# A training step ----------------------------------------------------------------------------------
-
-
-@functools.cache
-def small_gan(optimizer):
-    model = DCGAN(noise_size=8, features=4, base_size=4, depth=2, init_std=0.1)
-    rule = sgd(0.5, 8, 18, momentum=0.5) if optimizer == "sgd" else adam(1e-2, 8, 18)
-    gan = LPGAN(model, dict.fromkeys(NETWORKS, rule))
-    rng = np.random.default_rng(5)
-    batch = Batch(rng.uniform(-1, 1, (8, 16, 16, 1)), *rng.normal(size=(2, 8, 8)))
-    return gan, gan.init(rng), batch
-
-
-@pytest.mark.slow
-def test_a_step_has_the_protocols_distribution():
-    """How far each parameter lies from the mean over runs: two-sample KS at level 10^-6.
-
-    16 runs of each; parameters by themselves are discrete, so all of them together are compared.
-    """
-    gan, initial, batch = small_gan("adam")
-    scales, f = gan.scales(initial), gan.model.frac_bits
-    public = gan.schedule(0)
-
-    @jax.jit
-    def secure(ds_key, state, batch, public):
-        shared = share_tree(ds_key, batch, jax.tree.map(lambda _: f, batch))
-        new, _ = simulate(gan.train_step, jax.random.fold_in(ds_key, 1), (state, shared), public)
-        return new
-
-    @jax.jit
-    def shadowed(ds_key, state, batch, public):
-        values = (state, emulated.whole_words(batch, f))
-        return emulated.run(gan.train_step, ds_key, values, public)[0]
-
-    shares = share_state(gan, key(0), initial)
-    words = emulated.whole_words(initial, scales)
-
-    def parameters(tree):
-        return np.concatenate([np.ravel(v) for v in jax.tree.leaves(tree.params)])
-
-    runs = range(16)
-    first = np.stack([parameters(reveal_tree(secure(key(i), shares, batch, public))) for i in runs])
-    second = np.stack(
-        [parameters(whole_tree(shadowed(key(50 + i), words, batch, public))) for i in runs]
-    )
-    assert np.abs(first - parameters(initial)).max() > 100 * 2.0**-f  # something happened
-    centre = np.concatenate([first, second]).mean(0)
-    statistic, limit = kolmogorov_smirnov(first - centre, second - centre)
-    assert statistic < limit
-    # Each parameter's mean agrees too: Student's t of 30 degrees of freedom passes 9 once in 10^9.
-    spread = np.sqrt(first.var(0, ddof=1) / 16 + second.var(0, ddof=1) / 16)
-    assert np.all(np.abs(first.mean(0) - second.mean(0)) <= 9 * spread)
-
-
-def parameters_after_a_step(trainer, batch):
-    trainer.step(0, batch)
-    return np.concatenate([np.ravel(v) for v in jax.tree.leaves(trainer.networks()[0])])
-
-
-def test_other_roundings_train_too():
-    """Nearest lands some LSB from stochastic; local truncation fails in large values, for good."""
-    gan, initial, batch = small_gan("sgd")
-    stochastic, again, nearest, local = (
-        parameters_after_a_step(ShadowTrainer(gan, initial, key(seed), rounding), batch)
-        for seed, rounding in [(1, "stochastic"), (2, "stochastic"), (1, "nearest"), (1, "local")]
-    )
-    usual = np.sqrt(np.mean((stochastic - again) ** 2))  # how much rounding itself moves
-    assert 0 < np.sqrt(np.mean((stochastic - nearest) ** 2)) < 2 * usual
-    assert np.abs(stochastic - local).max() > 1000 * usual
-
-
-def test_a_float_run_can_be_moved_by_an_lsb_a_step():
-    """The control of a fidelity study: evenly up to the perturbation, and repeatable."""
-    gan, initial, batch = small_gan("sgd")
-    twin = PlaintextLPGAN(gan.model, optax.sgd(0.5), optax.sgd(0.5), np.float64)
-    results = []
-    for perturbation, seed in ((0.0, 1), (2.0**-18, 1), (2.0**-18, 1), (2.0**-18, 2)):
-        trainer = PlaintextTrainer(twin, initial, perturbation, seed)
-        results.append(parameters_after_a_step(trainer, batch))
-    still, moved, same, other = results
-    np.testing.assert_array_equal(moved, same)
-    assert np.all(moved != other)
-    by = (moved - still) * 2**18
-    assert np.abs(by).max() <= 1
-    # Uniform on [-1, 1]: standard deviation 1/sqrt(3), 6 standard errors of it.
-    assert abs(by.std() - 3**-0.5) < 6 * 0.26 / np.sqrt(by.size)
-    assert abs(by.mean()) < 6 * 3**-0.5 / np.sqrt(by.size)
-
-
-def test_the_key_decides_everything():
-    gan, initial, batch = small_gan("sgd")
-    results = []
-    for seed in (1, 1, 2):
-        trainer = ShadowTrainer(gan, initial, key(seed))
-        trainer.step(0, batch)
-        results.append(np.concatenate([np.ravel(v) for v in jax.tree.leaves(trainer.networks())]))
-    np.testing.assert_array_equal(results[0], results[1])
-    assert np.any(results[0] != results[2])
+    assert np.greater(*two_samples(secure, 1.3 * shadowed, LEVEL)) or name == "exp"
 
 
 def test_a_shadow_party_is_refused_in_another_trace():
@@ -328,14 +207,3 @@ def test_a_shadow_party_is_refused_in_another_trace():
 
     with pytest.raises(Exception, match="another trace"):
         in_shadow(lambda p, x: Secret(stale(p, x), 18), (np.arange(4), 36))
-
-
-def test_whole_words_takes_one_scale_or_a_tree():
-    values = {"a": np.array([0.5, -1.25]), "b": 2.0}
-    words = emulated.whole_words(values, 4)
-    assert signed(words["a"]).tolist() == [8, -20]
-    mixed = emulated.whole_words(values, {"a": 2, "b": 0})
-    assert (signed(mixed["a"]).tolist(), int(signed(mixed["b"]))) == ([2, -5], 2)
-    back = whole_tree(mixed)
-    assert (back["a"].tolist(), float(back["b"])) == ([0.5, -1.25], 2.0)
-    assert all(is_secret(v) for v in mixed.values())

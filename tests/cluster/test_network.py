@@ -13,7 +13,7 @@ import pytest
 from clusters import SEED, Simulated, statuses
 from networks import IP_AND_TCP, LINK, Machines, Roles, possible
 from scipy import stats
-from test_statistics import byte_counts, correlations, kolmogorov_smirnov
+from uniformity import byte_counts, correlations, kolmogorov_smirnov
 
 from lpgan_jax.analysis.cost import LAN, WAN, program_cost
 from lpgan_jax.training import checkpoint, config

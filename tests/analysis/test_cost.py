@@ -9,25 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gans import random_batch, shared_batch, small_gan
 from helpers import real, secret
 from jax.experimental import io_callback
 from jax.extend.core import get_opaque_trace_state
-from lpgan_jax.models.dcgan import DCGAN
 
 import lpgan_jax as lp
-from lpgan_jax import cli, optim
+from lpgan_jax import cli
 from lpgan_jax import protocols as P
 from lpgan_jax.analysis import audit
 from lpgan_jax.analysis.cost import LAN, UNPLACED, WAN, Cost, Network, program_cost
 from lpgan_jax.common.tables import si
-from lpgan_jax.gan import LPGAN, Batch
 from lpgan_jax.mpc import arithmetic, compare, party
 from lpgan_jax.mpc.party import Party, simulate
 from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.share_trees import shapes_of, share_tree
 from lpgan_jax.ring import matmul
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.training import programs
-from lpgan_jax.training.simulation import share_state, share_tree
 
 FXP = lp.FixedPoint(18)
 SEED = 32  # bytes
@@ -438,7 +436,7 @@ def test_the_audit_command_fails_on_any_problem(monkeypatch, capsys, problems, c
 
 def test_an_audit_takes_the_largest_batch_that_half_of_the_memory_is_enough_for():
     def program(size):
-        return (lambda party, x, _: party.mask(x.shape), programs.shared(np.empty(size), 18), None)
+        return (lambda party, x, _: party.mask(x.shape), shapes_of((size,), 18), None)
 
     base = 2 * 10**9
     assert audit.largest_batch(program(10**8), 10**8, base + 10**10) == 10**8
@@ -555,21 +553,16 @@ def test_a_layer_sends_what_was_predicted(wires):
 
 @pytest.mark.slow
 def test_a_training_step_sends_what_was_predicted(wires):
-    size = 2
-    model = DCGAN(channels=1, noise_size=3, features=2, base_size=2, depth=1)
-    optimizers = {name: optim.sgd(2e-3, size, 18) for name in ("generator", "discriminator")}
-    gan = LPGAN(model, optimizers)
-    rng = np.random.default_rng(0)
-    state = share_state(gan, lp.key(1), gan.init(rng))
-    images = rng.uniform(-1, 1, (size, *model.image_shape))
-    batch = Batch(images, rng.normal(size=(size, 3)), rng.normal(size=(size, 3)))
-    secrets = (state, share_tree(lp.key(2), batch, jax.tree.map(lambda _: 18, batch)))
-
+    gan, rng = small_gan(depth=1), np.random.default_rng(0)
+    batch = random_batch(gan, rng)
+    state = share_tree(lp.key(1), gan.init(rng), gan.scales)
+    secrets = (state, shared_batch(gan, batch))
     program = gan.train_step, secrets, gan.schedule(0)
     (_, losses), corrections = run_wired(*program, lp.key(3), wires)
-    np.testing.assert_allclose(real(losses.real), size * np.log(2), atol=1e-2)  # logits are near 0
+    logits = 2 * len(batch.images)  # near 0, of real and generated images
+    np.testing.assert_allclose(real(losses.discriminator), logits * np.log(2), atol=0.1)
     cost = program_cost(*program, inputs=secrets[1])
     for wire in wires:
         assert (wire.sent, wire.messages) == (cost.online_bytes, cost.messages)
-    assert cost.input_bytes == size * 8 * (4 * 4 + 2 * 3)
+    assert cost.input_bytes == 8 * sum(np.size(leaf) for leaf in jax.tree.leaves(batch))
     assert cost.dealer_bytes_s2 == SEED + sum(c.nbytes for c in corrections)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from clusters import SEED, Simulated, events, jobs, local, statuses, tiny
 from flax import serialization
+from helpers import distance
 from modes import open_to_others
 from PIL import Image
 
@@ -27,14 +28,17 @@ from lpgan_jax.cluster.settings import load_cluster, public_part
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
+from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.party import server_seeds
+from lpgan_jax.mpc.share_trees import reveal_tree, same_scale, share_tree
 from lpgan_jax.training import checkpoint, config
-from lpgan_jax.training.loop import export
 from lpgan_jax.training.parameters import save_parameters
 from lpgan_jax.training.programs import training_program
+from lpgan_jax.training.results import export
 from lpgan_jax.training.run_directory import RunDirectory
-from lpgan_jax.training.simulation import reveal_tree, share_state, share_tree
+from lpgan_jax.training.simulation import share_state
+from lpgan_jax.training.tasks import Task, tasks
 
 
 class Running:
@@ -165,7 +169,8 @@ def sp_gets_no_word_of_the_discriminator(trained, simulated):
         journal = (trained[0] / "results" / f"{server}.msgpack").read_bytes()
 
         def there(network, place=place, journal=journal):
-            leaves = jax.tree.leaves([final[part][network] for part in ("params", "stats")])
+            parts = f"params.{network}.", f"stats.{network}."
+            leaves = [leaf for name, leaf in final.items() if name.startswith(parts)]
             words = [word.tobytes() for leaf in leaves for word in leaf[place].reshape(-1)]
             return [word in journal for word in words]
 
@@ -275,31 +280,29 @@ def a_server_holds_nothing_but_its_own(trained, settings, simulated):
     if not _readable(running.pid("s1")):
         pytest.skip("this user may not read another process's memory")
     source, gan = simulated.source, simulated.gan
-    state_key, steps_key = jax.random.split(dealer.master_key(SEED, 1))
-    initial = source.initial_state(gan)
-    shared = share_state(gan, state_key, initial)
-    plain = jax.tree.map(encode, initial, gan.scales(initial))
-    # The keys of the last step, as DS takes them: two for each sample and step before it.
-    keys = _keys(steps_key, pairs=1 + 5 + 1 + 1 + 5)
+    keys = DealerKeys(dealer.master_key(SEED, 1))
+    initial = source.initial_state(gan.gan)
+    shared = share_state(gan, keys, initial)
+    for task in tasks(settings, 0, samples=True):
+        if task.kind in ("train", "generate"):
+            pair = keys.take_two()
+        if task == Task("train", settings.steps - 1):
+            break
     batch = source.batch(settings.steps - 1)
-    batch_shares = share_tree(keys[-1][0], batch, jax.tree.map(lambda _: 18, batch))
-    seeds = np.asarray(jax.random.key_data(server_seeds(keys[-1][1])))
-    final = simulated.shares[12]
-    kernel = ("params", "discriminator", "conv0", "kernel")
+    batch_shares = share_tree(pair[0], batch, same_scale(batch, 18))
+    seeds = np.asarray(jax.random.key_data(server_seeds(pair[1])))
 
-    def words(tree, *path):
-        for name in path:
-            tree = getattr(tree, name) if not isinstance(tree, dict) else tree[name]
-        return np.asarray(tree.share if hasattr(tree, "share") else tree)
+    def kernel(state):
+        return state.params["discriminator"]["conv0"]["kernel"]
 
     def pattern(array, size=64):
         return np.ascontiguousarray(array).reshape(-1).tobytes()[:size]
 
-    last_state = words(final, *kernel)
+    last_state = simulated.shares[12]["params.discriminator.conv0.kernel"]
     patterns = {
         "DS's master key": [np.asarray(jax.random.key_data(dealer.master_key(SEED, 1))).tobytes()],
-        "DS's key of a step": [np.asarray(jax.random.key_data(keys[-1][1])).tobytes()],
-        "an initial parameter": [pattern(words(plain, *kernel))],
+        "DS's key of a step": [np.asarray(jax.random.key_data(pair[1])).tobytes()],
+        "an initial parameter": [pattern(encode(kernel(initial), 18))],
         "a trained parameter": [pattern(last_state[0] + last_state[1])],
         "images of a batch": [
             pattern(encode(batch.images, 18), 512),
@@ -316,7 +319,7 @@ def a_server_holds_nothing_but_its_own(trained, settings, simulated):
         }
         other = 1 - place
         forbidden = patterns | {
-            "the other's initial share": [pattern(words(shared, *kernel)[other])],
+            "the other's initial share": [pattern(kernel(shared).share[other])],
             "the other's share": [pattern(last_state[other])],
             "the other's share of a batch": [pattern(batch_shares.images.share[other])],
             "the other's seed": [seeds[other].tobytes()],
@@ -327,17 +330,6 @@ def a_server_holds_nothing_but_its_own(trained, settings, simulated):
             for needle in bytes_of:
                 assert len(set(needle)) > 5, name
                 assert needle not in memory, f"{server} holds {name}"
-
-
-def _keys(parent, pairs):
-    keys = []
-    for _ in range(pairs):
-        pair = []
-        for _ in range(2):
-            parent, key = jax.random.split(parent)
-            pair.append(key)
-        keys.append(pair)
-    return keys
 
 
 def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise):
@@ -389,8 +381,8 @@ def test_a_finished_training_goes_on_to_more_steps(trained, settings, simulated)
     assert json.loads((run / "summary.json").read_text())["steps"] == 16
     assert RunDirectory.open(run).config().steps == 16
     got = serialization.msgpack_restore((run / "parameters.msgpack").read_bytes())["g"]
-    expected, _ = reveal_tree(simulated.last.state.learnt())
-    kernel = expected["generator"]["fc"]["kernel"]
+    expected = reveal_tree(simulated.last.state.learnt())["generator"]
+    kernel = expected["params"]["fc"]["kernel"]
     np.testing.assert_array_equal(got["params"]["fc"]["kernel"], kernel.astype(np.float32))
 
 
@@ -426,20 +418,12 @@ def test_two_owners_feed_one_training(settings, tmp_path):
     ds.source.batch = batches.__getitem__
     ds.attempt(1, 0, 5)
     _, shares = checkpoint.load(tmp_path / "state")
-
-    def whole(tree):
-        return [(s[0] + s[1]).astype(np.int64) for s in jax.tree.leaves(tree["params"])]
-
-    def distance(one, other):
-        return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
-
-    ours = whole(shares)
     # LSB: a step rounds each gradient and each update once, and there are five; what one step
     # rounded, the next ones amplify a little.
-    assert distance(ours, whole(ds.shares[5])) <= 32
+    assert distance(shares, ds.shares[5]) <= 32
     alone = Simulated(settings)
     alone.attempt(1, 0, 5)
-    assert distance(ours, whole(alone.shares[5])) > 100, "the order of owners matters"
+    assert distance(shares, alone.shares[5]) > 100, "the order of owners matters"
 
 
 # What ends an attempt -----------------------------------------------------------------------------
@@ -485,7 +469,7 @@ def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     found = {int(row[0]): (float(row[1]), float(row[2])) for row in rows}
     assert found == simulated.losses
     parameters = (tmp_path / "run" / "parameters.msgpack").read_bytes()
-    save_parameters(tmp_path / "p", *reveal_tree(simulated.last.state.learnt(both)))
+    save_parameters(tmp_path / "p", reveal_tree(simulated.last.state.learnt(both)))
     assert parameters == (tmp_path / "p").read_bytes()
 
 

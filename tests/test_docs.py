@@ -27,7 +27,9 @@ def run(blocks, name):
     return scope
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("tutorial.md", 6), ("your_model.md", 12), ("your_gan.md", 4)])
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("tutorial.md", 6), ("your_model.md", 12), ("your_gan.md", 4)]
+)
 def test_the_tutorials_run(name, blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(python_blocks(DOCS / name)) == blocks

@@ -51,7 +51,7 @@ AGREEMENT = """## Agreement with plaintext training
 | | 20 | 8.2e-3 | 2.6e-2 |
 
 Adam's first step is the sign of the gradient, so where a gradient is near 0 any rounding decides the direction: the largest
-difference is such an element, while the median difference after a step is 1e-6.
+difference is such an element.
 """  # noqa: E501
 
 

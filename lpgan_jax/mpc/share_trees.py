@@ -52,7 +52,7 @@ def reveal_tree(secrets: Any) -> Any:
 
     def added(secret: Secret) -> Secret:
         words = np.asarray(secret.share)
-        total = words.sum(0, dtype=np.uint64)  # wraps, without NumPy's warning for scalars
+        total: Any = words.sum(0, dtype=np.uint64)  # wraps, without NumPy's warning for scalars
         return dataclasses.replace(secret, words=total)
 
     return decoded(jax.tree.map(added, secrets, is_leaf=is_secret))

@@ -267,7 +267,7 @@ class Secure:
         outputs = jax.tree.unflatten(
             jax.tree.structure(results), range(len(jax.tree.leaves(results)))
         )
-        several, pairs = isinstance(outputs, tuple | list), []
+        several, pairs = type(outputs) in (tuple, list), []  # a named tuple is one result
         for output, number in self._carry.items():
             after = jax.tree.leaves(outputs[output] if several else outputs)
             before = jax.tree.leaves(numbers[number])

@@ -40,10 +40,16 @@ def joined(holders: np.ndarray) -> bool:
     return bool(((holders & HELD[0] != 0) & (holders & HELD[1] != 0)).any())
 
 
+def of_any(holders: Any, axis: Any = 0) -> Any:
+    """Of what depends on all elements along an axis (None: on all)."""
+    reduce: Any = np.bitwise_or.reduce  # whose types depend on NumPy's version
+    return reduce(holders, axis=axis)
+
+
 def of_either(cases: Sequence[Holders]) -> Holders:
     """Of a result that is one of several, nobody knows which."""
     known = [case for case in cases if case is not None]
-    return np.bitwise_or.reduce(known) if known else None
+    return of_any(known) if known else None
 
 
 def of_results(equation: Any, operands: Sequence[Value]) -> list[Holders]:
@@ -62,12 +68,12 @@ def of_results(equation: Any, operands: Sequence[Value]) -> list[Holders]:
         result = _single(equation, operands, filled)
         if result is not None:
             return [np.broadcast_to(result, shapes[0])]
-    everything = np.bitwise_or.reduce([_any(h) for h in given if h is not None])
+    everything = of_any([_any(h) for h in given if h is not None])
     return [np.broadcast_to(everything, shape) for shape in shapes]
 
 
 def _any(holders: np.ndarray) -> np.uint8:
-    return np.uint8(np.bitwise_or.reduce(holders, axis=None)) if holders.size else np.uint8(0)
+    return np.uint8(of_any(holders, axis=None)) if holders.size else np.uint8(0)
 
 
 def _single(equation: Any, operands: Sequence[Value], given: list[np.ndarray]) -> np.ndarray | None:
@@ -83,11 +89,11 @@ def _single(equation: Any, operands: Sequence[Value], given: list[np.ndarray]) -
     if name == "bitcast_convert_type" and given[0].shape != shape:
         if given[0].ndim < len(shape):
             return np.broadcast_to(given[0][..., None], shape)
-        return np.bitwise_or.reduce(given[0], axis=-1)
+        return of_any(given[0], axis=-1)
     if name == "pad":
         return padded(given[0], params)
     if name.startswith("reduce_") and "axes" in params:
-        return np.bitwise_or.reduce(given[0], axis=tuple(params["axes"]))
+        return of_any(given[0], axis=tuple(params["axes"]))
     if name == "cumsum":
         turned = np.flip(given[0], params["axis"]) if params["reverse"] else given[0]
         summed = np.bitwise_or.accumulate(turned, axis=params["axis"])
@@ -103,7 +109,7 @@ def _single(equation: Any, operands: Sequence[Value], given: list[np.ndarray]) -
         return np.asarray(equation.primitive.bind(jax.numpy.asarray(given[0]), *places, **moved))
     elementwise = name in _ELEMENTWISE and all(h.ndim in (0, len(shape)) for h in given)
     if elementwise and _broadcast(given) == shape:
-        return np.bitwise_or.reduce([np.broadcast_to(holders, shape) for holders in given])
+        return of_any([np.broadcast_to(holders, shape) for holders in given])
     return None
 
 
@@ -123,7 +129,7 @@ def _dot(x: np.ndarray, y: np.ndarray, dimensions: Any) -> np.ndarray:
         ordered = array.transpose(*batch, *rest, *summed)
         kept = len(batch) + len(rest)
         axes = tuple(range(kept, array.ndim))
-        lines.append((np.bitwise_or.reduce(ordered, axis=axes) if axes else ordered, len(batch)))
+        lines.append((of_any(ordered, axis=axes) if axes else ordered, len(batch)))
     (left, batches), (right, _) = lines
     spread = left.reshape(*left.shape, *[1] * (right.ndim - batches))
     inserted = [1] * (left.ndim - batches)
@@ -148,7 +154,7 @@ def _contracted(x: np.ndarray, y: np.ndarray, contraction: Any) -> np.ndarray:
         ys = view(
             y.reshape(-1)[at_y:], (*columns, *inner), (*steps(c.columns, 0), *steps(c.inner, 1))
         )
-        left, right = (np.bitwise_or.reduce(v, axis=summed) if summed else v for v in (xs, ys))
+        left, right = (of_any(v, axis=summed) if summed else v for v in (xs, ys))
         into = view(out[at_out:], (*rows, *columns), (*steps(c.rows, 1), *steps(c.columns, 1)))
         into[...] = left.reshape(*rows, *[1] * len(columns)) | right
     return out.reshape(c.shape)

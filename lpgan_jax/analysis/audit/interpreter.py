@@ -331,7 +331,7 @@ class Interpreter:
         first, *others = (case.ids for case in cases)
         if first is None or any(ids is None for ids in others):
             return None
-        same = np.logical_and.reduce([first == ids for ids in others if ids is not None])
+        same = np.all([first == ids for ids in others if ids is not None], axis=0)
         left_out = [case.ids for case in cases] if not same.all() else []
         rest = join([which.rest, *(case.rest for case in cases)], which.ids, *left_out)
         return Value(np.where(same, first, NO_WORD), rest)

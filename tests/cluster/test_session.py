@@ -750,3 +750,15 @@ def test_nonsense_is_refused(server):
 @pytest.mark.slow
 def test_a_hundred_thousand_messages_of_nonsense(server):
     print(_attacked(server, 100_000))
+
+
+def test_networks_are_imported_only_if_the_server_itself_names_them(start):
+    """Whatever DS says: `os:abort`, say, would be called."""
+    fields = json.loads(SETTINGS)
+    fields["model"]["module"] = "os:abort"
+    asked = {"config": json.dumps(fields)}
+    server = start(modules=["my_nets:Networks"])
+    with pytest.raises(RefusedBy, match=r"model\.module: os:abort, expected one of"):
+        server.client("ds").open(server.opening(**asked))
+    fields["model"]["module"] = "my_nets:Networks"  # which is not there, nor looked for yet
+    server.client("ds").open(server.opening(config=json.dumps(fields)))

@@ -47,6 +47,7 @@ from lpgan_jax.mpc.activation import leaky
 from lpgan_jax.mpc.fixed_point import FixedPoint
 from lpgan_jax.mpc.party import Party, simulate
 from lpgan_jax.mpc.prng import require_cryptographic
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.shares import require_shares
 from lpgan_jax.mpc.traces import require_own_keys
@@ -236,12 +237,12 @@ def _bit_operands(**shares: jax.Array) -> list[jax.Array]:
 
 
 def _run_bits(
-    function: Callable[[Party, Any], Any], key: jax.Array, secrets: Any, shape: tuple[int, ...]
+    function: Callable[[Seat, Any], Any], key: jax.Array, secrets: Any, shape: tuple[int, ...]
 ) -> jax.Array:
     """Run a protocol that ends in packed rows [..., words] of the value's shape; rows come last."""
     require_cryptographic(key)
 
-    def seat(party: Party, secrets: Any, _: None) -> jax.Array:
+    def seat(party: Seat, secrets: Any, _: None) -> jax.Array:
         rows = function(party, secrets)
         flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
         bits = jax.vmap(lambda row: boolean.unpack(party.ring, row, shape))(flat)
@@ -289,11 +290,11 @@ def _gate(
     key: jax.Array,
     b: jax.Array,
     c: jax.Array,
-    gate: Callable[[Party, jax.Array, jax.Array], jax.Array],
+    gate: Callable[[Seat, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     b, c = _bit_operands(b=b, c=c)
 
-    def function(party: Party, bits: list[jax.Array]) -> jax.Array:
+    def function(party: Seat, bits: list[jax.Array]) -> jax.Array:
         u, v = (boolean.pack(party.ring, array) for array in bits)
         return gate(party, u, v)[None]
 
@@ -341,7 +342,7 @@ def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     if bits.ndim < 2 or not bits.shape[-1]:
         raise ValueError(f"bits: expected shape (2, ..., l) with l >= 1, got {bits.shape}")
 
-    def function(party: Party, shares: jax.Array) -> jax.Array:
+    def function(party: Seat, shares: jax.Array) -> jax.Array:
         rows = jax.vmap(lambda row: boolean.pack(party.ring, row))(jnp.moveaxis(shares, -1, 0))
         one_hot, found = boolean.most_significant(party, rows)
         return jnp.concatenate([one_hot, found[None]])
@@ -409,7 +410,7 @@ def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalise
     require_cryptographic(key)
     require_shares("u", u)
 
-    def function(party: Party, share: jax.Array, public: None) -> Normalised:
+    def function(party: Seat, share: jax.Array, public: None) -> Normalised:
         normalised, exponent, _ = range_reduction.normalise(party, Secret(share, f), 1)
         return Normalised(normalised.share, exponent.power(party, 1).share)
 
@@ -554,7 +555,7 @@ def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
     Cost: 4 rounds; 100 bits online; 471 bits from DS.
     """
 
-    def function(party: Party, s: dict[str, Secret]) -> Secret:
+    def function(party: Seat, s: dict[str, Secret]) -> Secret:
         x = arithmetic.masked(party, s["x"])
         return compare.select(party, compare.positive(party, x), x)
 
@@ -575,7 +576,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     """
     f = fxp.frac_bits
 
-    def function(party: Party, s: dict[str, Secret]) -> Secret:
+    def function(party: Seat, s: dict[str, Secret]) -> Secret:
         x = arithmetic.masked(party, s["x"])
         return leaky(party, compare.positive(party, x), x, alpha, f)
 

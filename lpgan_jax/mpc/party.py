@@ -378,7 +378,7 @@ def _settled(party: Party, outputs: Any) -> Any:
     )
 
 
-Program = tuple[Callable[[Party, Any, Any], Any], Any, Any]
+Program = tuple[Callable[[Seat, Any, Any], Any], Any, Any]
 """(function, secrets, public), as `simulate` takes them, often of shapes: to be traced, not run."""
 
 

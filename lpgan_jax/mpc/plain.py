@@ -139,7 +139,7 @@ def _mul(party: PlainSeat, x: Secret, y: Secret) -> Secret:
 
 
 @compare.b2a.register
-def _arithmetic(party: PlainSeat, bit: compare.Bit) -> Secret:
+def _b2a(party: PlainSeat, bit: compare.Bit) -> Secret:
     return Secret(_whole_bit(bit).astype(bit.random.share.dtype), 0)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Num
 
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.seat import Seat
-from lpgan_jax.ring.words import Ring
+from lpgan_jax.ring.words import Elements, Ring
 
 
 class ScaleError(TypeError):
@@ -29,14 +30,14 @@ class Part:
     Attributes:
         dealt: words, narrower than the ring's if the shift moves the rest out of them.
         shift: static.
-        flags: public, boolean.
+        flags: public.
     """
 
     dealt: Dealt
     shift: int = dataclasses.field(default=0, metadata={"static": True})
-    flags: tuple[jax.Array, ...] = ()
+    flags: tuple[Bool[jax.Array, "*shape"], ...] = ()
 
-    def share(self, ring: Ring) -> jax.Array:
+    def share(self, ring: Ring) -> Elements:
         """This server's share of the part."""
         words = ring.shift_left(self.dealt.share.astype(ring.dtype), self.shift)
         for flag in self.flags:
@@ -64,21 +65,22 @@ class Secret:
     it owes to the mask; truncation and comparison need no more. Anything else settles it first.
 
     Attributes:
-        words: this server's share (of the value less what is owed), of the ring's dtype.
+        words: this server's share (of the value less what is owed), elements of the ring; at an
+            exact seat, the value in LSB as float64.
         frac_bits: fraction bits of the value (static).
         opened: the value's public part, once it was masked or truncated.
         parts: the dealt parts that make up the rest: of a masked value its mask.
         owed: what DS has not dealt yet.
     """
 
-    words: jax.Array
+    words: Num[jax.Array, "*shape"]
     frac_bits: int = dataclasses.field(metadata={"static": True})
-    opened: jax.Array | None = None
+    opened: Elements | None = None
     parts: tuple[Part, ...] = ()
     owed: Owed | None = None
 
     @property
-    def share(self) -> jax.Array:
+    def share(self) -> Num[jax.Array, "*shape"]:
         """This server's share.
 
         Raises:

@@ -39,7 +39,9 @@ class Part:
 
     def share(self, ring: Ring) -> Elements:
         """This server's share of the part."""
-        words = ring.shift_left(self.dealt.share.astype(ring.dtype), self.shift)
+        words = self.dealt.share.astype(ring.dtype)
+        if self.shift:
+            words = ring.shift_left(words, self.shift)
         for flag in self.flags:
             words = jnp.where(flag, words, jnp.zeros_like(words))
         return words

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import PRNGKeyArray, UInt8, UInt64
 
 from lpgan_jax.mpc import (
     arithmetic,
@@ -47,8 +48,9 @@ from lpgan_jax.mpc.activation import leaky
 from lpgan_jax.mpc.fixed_point import FixedPoint
 from lpgan_jax.mpc.party import Party, simulate
 from lpgan_jax.mpc.prng import require_cryptographic
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
-from lpgan_jax.mpc.shares import require_shares
+from lpgan_jax.mpc.shares import Shares, require_shares
 from lpgan_jax.mpc.traces import require_own_keys
 from lpgan_jax.transform.function import secure
 from lpgan_jax.transform.shared import Shared
@@ -83,6 +85,10 @@ __all__ = [
     "truncate",
 ]
 
+Broadcast = UInt64[jax.Array, "2 *#shape"]
+"""Shares of operands, or of a result, whose axes after the party axis broadcast as NumPy's do."""
+BroadcastBits = UInt8[jax.Array, "2 *#shape"]
+"""Likewise XOR-shared bits, 0 or 1."""
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -98,7 +104,7 @@ def _protocol(*static: str) -> Callable[[_Function], _Function]:
         compiled = jax.jit(function, static_argnames=static)
 
         @functools.wraps(function)
-        def call(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        def call(key: PRNGKeyArray, *args: Any, **kwargs: Any) -> Any:
             require_own_keys(key, (args, kwargs))
             return compiled(key, *args, **kwargs)
 
@@ -109,7 +115,7 @@ def _protocol(*static: str) -> Callable[[_Function], _Function]:
 
 def _run(
     function: Callable[[Party, dict[str, Secret]], Secret],
-    key: jax.Array,
+    key: PRNGKeyArray,
     frac_bits: int,
     **shares: jax.Array | None,
 ) -> jax.Array:
@@ -147,7 +153,7 @@ def _require_rank(name: str, array: jax.Array, rank: int, axes: str) -> None:
         raise ValueError(f"{name}: expected shape (2, {axes}), got {array.shape}")
 
 
-def sec_add(x: jax.Array, y: jax.Array) -> jax.Array:
+def sec_add(x: Broadcast, y: Broadcast) -> Broadcast:
     """SecAdd: x + y, local and exact (modulo 2^64). Broadcasts. Source: LP-GAN patent.
 
     Cost: 0 rounds; 0 bits online; 0 bits from DS.
@@ -158,7 +164,7 @@ def sec_add(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_mul(key: PRNGKeyArray, x: Broadcast, y: Broadcast, fxp: FixedPoint) -> Broadcast:
     """SecMul: x * y at f fraction bits, for |x y| < 2^(62-2f). Broadcasts.
 
     Open e = x - a and d = y - b; z = c + e [b] + [a] d, and S1 adds e d; DS deals c = a b.
@@ -179,7 +185,7 @@ def sec_mul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
 
 
 @_protocol("fxp")
-def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_square(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     """SecSq: x^2 at f fraction bits, for x^2 < 2^(62-2f). Error below 1 LSB, unbiased.
 
     Source: LP-GAN patent, with one mask (see `arithmetic.square`).
@@ -196,7 +202,12 @@ def sec_square(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_matmul(
+    key: PRNGKeyArray,
+    x: UInt64[jax.Array, "2 M K"],
+    y: UInt64[jax.Array, "2 K N"],
+    fxp: FixedPoint,
+) -> UInt64[jax.Array, "2 M N"]:
     """X @ y for x [M, K] and y [K, N], at f fraction bits, for |x y| < 2^(62-2f).
 
     Error below 1 LSB, unbiased: one truncation of the exact sum. 2 rounds; MK + KN + MN words
@@ -206,7 +217,7 @@ def sec_matmul(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> j
 
 
 @_protocol("bits")
-def truncate(key: jax.Array, x: jax.Array, bits: int) -> jax.Array:
+def truncate(key: PRNGKeyArray, x: Shares, bits: int) -> Shares:
     """X / 2^bits in the ring, rounded down or up at random, for |x| < 2^62 as integers.
 
     Error below 1 LSB, mean 0: up with probability equal to the fraction dropped. Outside the range
@@ -236,12 +247,12 @@ def _bit_operands(**shares: jax.Array) -> list[jax.Array]:
 
 
 def _run_bits(
-    function: Callable[[Party, Any], Any], key: jax.Array, secrets: Any, shape: tuple[int, ...]
+    function: Callable[[Seat, Any], Any], key: PRNGKeyArray, secrets: Any, shape: tuple[int, ...]
 ) -> jax.Array:
     """Run a protocol that ends in packed rows [..., words] of the value's shape; rows come last."""
     require_cryptographic(key)
 
-    def seat(party: Party, secrets: Any, _: None) -> jax.Array:
+    def seat(party: Seat, secrets: Any, _: None) -> jax.Array:
         rows = function(party, secrets)
         flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
         bits = jax.vmap(lambda row: boolean.unpack(party.ring, row, shape))(flat)
@@ -250,7 +261,7 @@ def _run_bits(
     return simulate(seat, key, secrets)
 
 
-def sec_xor(b: jax.Array, c: jax.Array) -> jax.Array:
+def sec_xor(b: BroadcastBits, c: BroadcastBits) -> BroadcastBits:
     """SecXor: b xor c of XOR-shared bits, local and exact. Broadcasts.
 
     b, c: uint8[2, ...] of 0 and 1, whose xor over the leading axis is the bit. Raises TypeError for
@@ -263,7 +274,7 @@ def sec_xor(b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 @_protocol()
-def sec_and(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+def sec_and(key: PRNGKeyArray, b: BroadcastBits, c: BroadcastBits) -> BroadcastBits:
     """SecAnd: b and c of XOR-shared bits uint8[2, ...], exact. Broadcasts.
 
     SecMul over Z_2 on packed words: open b xor alpha and c xor beta under fresh masks; DS deals
@@ -275,7 +286,7 @@ def sec_and(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 @_protocol()
-def sec_or(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+def sec_or(key: PRNGKeyArray, b: BroadcastBits, c: BroadcastBits) -> BroadcastBits:
     """SecOr: b or c = b xor c xor (b and c) of XOR-shared bits uint8[2, ...], exact. Broadcasts.
 
     Source: LP-GAN patent.
@@ -286,14 +297,14 @@ def sec_or(key: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def _gate(
-    key: jax.Array,
+    key: PRNGKeyArray,
     b: jax.Array,
     c: jax.Array,
-    gate: Callable[[Party, jax.Array, jax.Array], jax.Array],
+    gate: Callable[[Seat, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     b, c = _bit_operands(b=b, c=c)
 
-    def function(party: Party, bits: list[jax.Array]) -> jax.Array:
+    def function(party: Seat, bits: list[jax.Array]) -> jax.Array:
         u, v = (boolean.pack(party.ring, array) for array in bits)
         return gate(party, u, v)[None]
 
@@ -301,7 +312,7 @@ def _gate(
 
 
 @_protocol()
-def bit_decompose(key: jax.Array, x: jax.Array) -> jax.Array:
+def bit_decompose(key: PRNGKeyArray, x: Shares) -> UInt8[jax.Array, "2 *shape 64"]:
     """DFC: XOR-shared bits of a ring value: uint8[2, ..., 64], the last axis u_63 ... u_0.
 
     Two's complement, exact for every x. x - a is opened, DS deals the bits of a, and a prefix tree
@@ -320,7 +331,9 @@ def bit_decompose(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @_protocol()
-def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sec_msb(
+    key: PRNGKeyArray, bits: UInt8[jax.Array, "2 ... l"]
+) -> tuple[UInt8[jax.Array, "2 ... l"], UInt8[jax.Array, "2 ..."]]:
     """SecMSB: which bit is the highest one that is set.
 
     t_l = 1, t_i = t_{i+1} (1 - u_i), f_i = t_{i+1} - t_i, zeta = sum f_i. The products are a prefix
@@ -341,7 +354,7 @@ def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     if bits.ndim < 2 or not bits.shape[-1]:
         raise ValueError(f"bits: expected shape (2, ..., l) with l >= 1, got {bits.shape}")
 
-    def function(party: Party, shares: jax.Array) -> jax.Array:
+    def function(party: Seat, shares: jax.Array) -> jax.Array:
         rows = jax.vmap(lambda row: boolean.pack(party.ring, row))(jnp.moveaxis(shares, -1, 0))
         one_hot, found = boolean.most_significant(party, rows)
         return jnp.concatenate([one_hot, found[None]])
@@ -351,7 +364,7 @@ def sec_msb(key: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @_protocol("variant")
-def sec_cmp(key: jax.Array, u: jax.Array, v: jax.Array, variant: str = "ring") -> jax.Array:
+def sec_cmp(key: PRNGKeyArray, u: Broadcast, v: Broadcast, variant: str = "ring") -> Broadcast:
     """SecCmp: shares of the integer 1 if u > v, else 0, for integers |u|, |v| < 2^62. Broadcasts.
 
     Exact, for all shares: the top bit of v - u, whose opened part and dealt mask are added by a
@@ -383,17 +396,17 @@ class Normalised(NamedTuple):
     """u = m 2^p with 1/2 <= m < 1.
 
     Attributes:
-        m: shares uint64[2, ...] of m at 62 fraction bits (exactly u's bits, moved up).
+        m: shares of m at 62 fraction bits (exactly u's bits, moved up).
         power: shares of 2^-p at 62 - f fraction bits: a power of two between 1 and 2^61 as an
             integer, so that nothing is lost; p = 62 - f - log2(integer).
     """
 
-    m: jax.Array
-    power: jax.Array
+    m: Shares
+    power: Shares
 
 
 @_protocol("fxp")
-def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalised:
+def range_conversion(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Normalised:
     """SRC: m and 2^-p with u = m 2^p, 1/2 <= m < 1, for u from 1 LSB up to 2^(62-f); exact.
 
     m comes at 62 fraction bits and 2^-p at 62 - f (see `Normalised`). u = 0 gives m = 0 and p = 1 -
@@ -409,7 +422,7 @@ def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalise
     require_cryptographic(key)
     require_shares("u", u)
 
-    def function(party: Party, share: jax.Array, public: None) -> Normalised:
+    def function(party: Seat, share: jax.Array, public: None) -> Normalised:
         normalised, exponent, _ = range_reduction.normalise(party, Secret(share, f), 1)
         return Normalised(normalised.share, exponent.power(party, 1).share)
 
@@ -417,7 +430,7 @@ def range_conversion(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> Normalise
 
 
 @_protocol("fxp")
-def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_sqrt(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     """SSqrt: sqrt(u) for u from 0 up to 2^(62-f).
 
     Error: 1 LSB and 2^-25 relative. u < 0 gives a meaningless value. u = m 4^p by comparisons, as
@@ -431,7 +444,7 @@ def sec_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_inv_sqrt(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     """Inverse SSqrt: 1/sqrt(u) for u from 1 LSB up to 2^(62-f).
 
     Error: 1 LSB and 2^-24 relative. u = 0 gives a large finite value, u < 0 a meaningless one. As
@@ -444,7 +457,7 @@ def sec_inv_sqrt(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_inv(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_inv(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     """SecInv: 1/u for u of either sign, 1 LSB <= |u| < 2^(62-f).
 
     Error: 1 LSB and 2^-25 relative. u = 0 gives a large finite value. |u| = m 2^p and the sign by
@@ -458,7 +471,7 @@ def sec_inv(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_div(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_div(key: PRNGKeyArray, x: Broadcast, y: Broadcast, fxp: FixedPoint) -> Broadcast:
     """SecDiv: x / y for y of either sign, 1 LSB <= |y| < 2^28, |x / y| < 2^(34-f). Broadcasts.
 
     |x| < 2^(62-f). Error: 2 LSB and 2^-23 relative, also where x and y are small. y = 0 gives a
@@ -476,7 +489,7 @@ def sec_div(key: jax.Array, x: jax.Array, y: jax.Array, fxp: FixedPoint) -> jax.
 
 
 @_protocol("fxp")
-def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_log(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     """SecLog: ln u for u from 1 LSB up to 2^(62-f).
 
     Error: 2 LSB and 2^-24. u = 0 gives a finite value, u < 0 a meaningless one. ln u = ln m + p ln
@@ -490,7 +503,7 @@ def sec_log(key: jax.Array, u: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_exp(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     """SecExp: e^x for |x| < 2^(54-f); up to x = (34 - f) ln 2 (11.09 at 18 bits), then constant.
 
     Error: 1 LSB and 2^-24 + 2^-(f+9) relative; 0 below x = -(f + 2) ln 2, where e^x is less than a
@@ -504,7 +517,7 @@ def sec_exp(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_sigmoid(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     """1/(1 + e^-x) for |x| < 2^(61-f); saturates.
 
     Error: 2 LSB up to f = 24, 4 beyond. Two comparisons clamp x, a series of sines does the rest.
@@ -517,7 +530,7 @@ def sec_sigmoid(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_tanh(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     """tanh(x) for |x| < 2^(61-f); saturates.
 
     Error: 2 LSB up to f = 24, 4 beyond. As `sec_sigmoid`. Source: LP-GAN patent,
@@ -530,7 +543,7 @@ def sec_tanh(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol("fxp")
-def sec_softplus(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
+def sec_softplus(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     """ln(1 + e^x) for |x| < 2^(61-f): the loss -ln sigmoid(o) is softplus(-o).
 
     Error: 3 LSB up to f = 18 and 2^-19 beyond. Source: `elementary.softplus`.
@@ -545,7 +558,7 @@ def sec_softplus(key: jax.Array, x: jax.Array, fxp: FixedPoint) -> jax.Array:
 
 
 @_protocol()
-def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
+def sec_relu(key: PRNGKeyArray, x: Shares) -> Shares:
     """SR: max(x, 0), exact, at any scale, for |x| < 2^63 as integers.
 
     x is opened once, masked, for the comparison and the selection. Source: LP-GAN patent,
@@ -554,7 +567,7 @@ def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
     Cost: 4 rounds; 100 bits online; 471 bits from DS.
     """
 
-    def function(party: Party, s: dict[str, Secret]) -> Secret:
+    def function(party: Seat, s: dict[str, Secret]) -> Secret:
         x = arithmetic.masked(party, s["x"])
         return compare.select(party, compare.positive(party, x), x)
 
@@ -562,7 +575,7 @@ def sec_relu(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @_protocol("fxp", "alpha")
-def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float = 0.2) -> jax.Array:
+def sec_leaky_relu(key: PRNGKeyArray, x: Shares, fxp: FixedPoint, alpha: float = 0.2) -> Shares:
     """SLR: x where x > 0, else alpha * x, for |x| < 2^8.
 
     Error below 1 LSB and 2^-25 |x| (alpha's own rounding). Source: LP-GAN patent,
@@ -575,7 +588,7 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
     """
     f = fxp.frac_bits
 
-    def function(party: Party, s: dict[str, Secret]) -> Secret:
+    def function(party: Seat, s: dict[str, Secret]) -> Secret:
         x = arithmetic.masked(party, s["x"])
         return leaky(party, compare.positive(party, x), x, alpha, f)
 
@@ -586,7 +599,10 @@ def sec_leaky_relu(key: jax.Array, x: jax.Array, fxp: FixedPoint, alpha: float =
 
 
 def _layer(
-    function: Callable[..., jax.Array], key: jax.Array, fxp: FixedPoint, *shares: jax.Array | None
+    function: Callable[..., jax.Array],
+    key: PRNGKeyArray,
+    fxp: FixedPoint,
+    *shares: jax.Array | None,
 ) -> jax.Array:
     """A function of real arrays, on shares at f fraction bits."""
     require_cryptographic(key)
@@ -601,8 +617,12 @@ def _biased(y: jax.Array, bias: Sequence[jax.Array]) -> jax.Array:
 
 @_protocol("fxp")
 def sec_fc(
-    key: jax.Array, x: jax.Array, w: jax.Array, fxp: FixedPoint, bias: jax.Array | None = None
-) -> jax.Array:
+    key: PRNGKeyArray,
+    x: UInt64[jax.Array, "2 N I"],
+    w: UInt64[jax.Array, "2 I O"],
+    fxp: FixedPoint,
+    bias: UInt64[jax.Array, "2 O"] | None = None,
+) -> UInt64[jax.Array, "2 N O"]:
     """SecFC: x w + bias, x [N, I], w [I, O], bias [O]; cost and error as `sec_matmul`."""
     _require_rank("x", x, 2, "N, I")
     _require_rank("w", w, 2, "I, O")
@@ -614,14 +634,14 @@ def sec_fc(
 
 @_protocol("fxp", "strides", "padding")
 def sec_conv(
-    key: jax.Array,
-    x: jax.Array,
-    w: jax.Array,
+    key: PRNGKeyArray,
+    x: UInt64[jax.Array, "2 N H W I"],
+    w: UInt64[jax.Array, "2 kh kw I O"],
     fxp: FixedPoint,
     strides: tuple[int, int] = (2, 2),
     padding: Padding = ((1, 1), (1, 1)),
-    bias: jax.Array | None = None,
-) -> jax.Array:
+    bias: UInt64[jax.Array, "2 O"] | None = None,
+) -> UInt64[jax.Array, "2 N Hout Wout O"]:
     """SecConv: convolution of x [N, H, W, I] with w [kh, kw, I, O], at f fraction bits.
 
     The image is opened (masked) once, not its patches. Error below 1 LSB, unbiased, for results
@@ -640,14 +660,14 @@ def sec_conv(
 
 @_protocol("fxp", "strides", "padding")
 def sec_deconv(
-    key: jax.Array,
-    x: jax.Array,
-    w: jax.Array,
+    key: PRNGKeyArray,
+    x: UInt64[jax.Array, "2 N H W I"],
+    w: UInt64[jax.Array, "2 kh kw I O"],
     fxp: FixedPoint,
     strides: tuple[int, int] = (2, 2),
     padding: Padding = ((1, 1), (1, 1)),
-    bias: jax.Array | None = None,
-) -> jax.Array:
+    bias: UInt64[jax.Array, "2 O"] | None = None,
+) -> UInt64[jax.Array, "2 N Hout Wout O"]:
     """SecDeconv: y[i*s + a - p] += x[i] w[a]; sizes (n-1)s + k - 2p; w [kh, kw, I, O], I of x.
 
     Nothing is multiplied with inserted zeros. Flax's ConvTranspose has the same kernel flipped in
@@ -686,13 +706,13 @@ def _check_bias(bias: jax.Array | None, w: jax.Array) -> None:
 
 @_protocol("fxp", "eps")
 def sec_batch_norm(
-    key: jax.Array,
-    x: jax.Array,
-    gamma: jax.Array,
-    beta: jax.Array,
+    key: PRNGKeyArray,
+    x: UInt64[jax.Array, "2 ... C"],
+    gamma: UInt64[jax.Array, "2 C"],
+    beta: UInt64[jax.Array, "2 C"],
     fxp: FixedPoint,
     eps: float = 1e-5,
-) -> jax.Array:
+) -> UInt64[jax.Array, "2 ... C"]:
     """SecBN: gamma (x - mean)/sqrt(var + eps) + beta, statistics over all axes of x but the last.
 
     x [..., C], gamma and beta [C]. Range: the squares of a channel's centred values sum to less

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.typing import DTypeLike
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.fixed_point import public_constant
 from lpgan_jax.mpc.seat import Seat
-from lpgan_jax.mpc.secret import Secret, Wrap
+from lpgan_jax.mpc.secret import Part, Secret
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -25,20 +26,19 @@ def masked(party: Seat, x: Secret) -> Secret:
     1 round, one word per element. x - a is uniform whatever x is, and reusing it in several
     products of x sends nothing more.
     """
-    if x.mask is not None and x.wrap is None:
+    if x.mask is not None:
         return x
     mask = party.mask(x.shape)
     opened = party.open(x.words - mask.share, "mask")
     if x.owed is not None and mask.plain is not None and x.owed.plain is not None:
         mask = Dealt(mask.share, mask.plain + x.owed.plain)
-    return Secret(x.words, x.frac_bits, mask, opened, owed=x.owed)
+    return Secret(x.words, x.frac_bits, opened, (Part(mask),), x.owed)
 
 
-def parts(x: Secret) -> tuple[Dealt, jax.Array]:
-    """(the mask, the public part) of a value that has them; of a truncated one, the first part."""
-    assert x.mask is not None
+def opening(x: Secret) -> tuple[Dealt, jax.Array]:
+    """(the mask, the public part) of a masked value; of a truncated one, the first dealt part."""
     assert x.opened is not None
-    return x.mask, x.opened
+    return x.parts[0].dealt, x.opened
 
 
 @functools.singledispatch
@@ -62,7 +62,7 @@ def bilinear(party: Seat, product: Bilinear, x: Secret, y: Secret) -> Secret:
     same = x is y
     x = masked(party, x.settled(party))
     y = x if same else masked(party, y.settled(party))
-    (a, e), (b, d) = parts(x), parts(y)
+    (a, e), (b, d) = opening(x), opening(y)
     # e*[b] and S1's e*d are one product: each server multiplies e with its share of y's opened
     # part.
     words = product(e, b.share + party.public_share(d)) + product(a.share, d)
@@ -73,69 +73,49 @@ def bilinear(party: Seat, product: Bilinear, x: Secret, y: Secret) -> Secret:
 def mul(party: Seat, x: Secret, y: Secret) -> Secret:
     """Elementwise (broadcasting) product, as `bilinear`; a truncated factor needs no opening.
 
-    A truncated value is a public part plus a mask of two dealt parts, the second of which counts
-    where a public flag is set (see `truncate`). So its product takes one dealt share for each pair
-    of parts (that of the first two is owed), and no round.
+    A masked or truncated value is a public part and dealt ones (see `truncate`). So its product
+    takes one dealt share for each pair of dealt parts (that of the first two is owed), and no
+    round. x and y may be the same value: SecSq, x^2 = 2e x - e^2 + a^2.
     """
     same = x is y
     x = with_public_part(party, x.settled(party))
     y = x if same else with_public_part(party, y.settled(party))
-    (a, e), (b, d) = parts(x), parts(y)
+    (a, e), (b, d) = opening(x), opening(y)
     words = e * y.share + (x.share - party.public_share(e)) * d
-    for wrap, mask in ((x.wrap, b), (y.wrap, a)):
-        if wrap is not None:
-            words = words + wrapped_product(party, wrap, mask)
-    if x.wrap is not None and y.wrap is not None:
-        words = words + _wraps_product(party, x.wrap, y.wrap)
+    pairs: Iterable[tuple[Part, Part]] = itertools.product(y.parts, x.parts)
+    if same:
+        pairs = itertools.combinations_with_replacement(x.parts, 2)
+    for p, q in itertools.islice(pairs, 1, None):
+        product = product_of_parts(party, p, q)
+        words = words + (2 * product if same and p is not q else product)
     return Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(jnp.multiply, a, b))
 
 
-@functools.singledispatch
 def square(party: Seat, x: Secret) -> Secret:
-    """SecSq: x^2 with one mask: [a^2] + 2e[a] + (S1) e^2.
+    """SecSq: x^2, as `mul`, with one mask.
 
-    Exact, 2 * x.frac_bits fraction bits. 1 round, one word per element unless x is masked or was
-    truncated; DS owes one word per element (as of `bilinear`). The published form splits x' and x''
-    instead, at the same cost, but its mask serves nothing else.
+    The published form splits x' and x'' instead, at the same cost, but its mask serves nothing
+    else.
     """
-    x = with_public_part(party, x.settled(party))
-    a, e = parts(x)
-    words = e * (2 * x.share - party.public_share(e))
-    if x.wrap is not None:
-        words = (
-            words + 2 * wrapped_product(party, x.wrap, a) + _wraps_product(party, x.wrap, x.wrap)
-        )
-    return Secret(words, 2 * x.frac_bits, owed=party.compute(lambda v: v * v, a))
+    return mul(party, x, x)
 
 
 def with_public_part(party: Seat, x: Secret) -> Secret:
     """x with a public part: as it is if it was masked or truncated, else masked."""
-    return masked(party, x) if x.mask is None else x
+    return masked(party, x) if x.opened is None else x
 
 
-def wrapped_product(party: Seat, wrap: Wrap, factor: Dealt) -> jax.Array:
-    """A share of wrap * factor; DS -> S2: one narrow word per element."""
+def product_of_parts(party: Seat, p: Part, q: Part) -> jax.Array:
+    """A share of p * q; 0 where their shifts fill a word.
 
-    def product(narrow: jax.Array, words: jax.Array) -> jax.Array:
-        return narrow * words.astype(narrow.dtype)
-
-    dealt = party.correlate(product, wrap.dealt, factor)
-    return _flagged(party, wrap.flag, dealt.share, wrap.shift)
-
-
-def _wraps_product(party: Seat, x: Wrap, y: Wrap) -> jax.Array:
-    """A share of the product of two wraps, which is 0 where their shifts fill a word."""
-    shift = x.shift + y.shift
+    DS -> S2: one word per element, as narrow as the narrower part's.
+    """
+    shift = p.shift + q.shift
     if shift >= party.ring.bits:
         return jnp.zeros((), party.ring.dtype)
-    dealt = party.correlate(jnp.multiply, x.dealt, y.dealt)
-    return _flagged(party, x.flag & y.flag, dealt.share, shift)
-
-
-def _flagged(party: Seat, flag: jax.Array, narrow: jax.Array, shift: int) -> jax.Array:
-    """narrow * 2^shift where flagged, else 0. What is above a narrow word is shifted out."""
-    words = party.ring.shift_left(narrow.astype(party.ring.dtype), shift)
-    return jnp.where(flag, words, jnp.zeros_like(words))
+    narrow = min((part.dealt.share.dtype for part in (p, q)), key=lambda dtype: dtype.itemsize)
+    dealt = party.correlate(lambda u, v: u.astype(narrow) * v.astype(narrow), p.dealt, q.dealt)
+    return Part(dealt, shift, p.flags + q.flags).share(party.ring)
 
 
 @functools.singledispatch
@@ -166,22 +146,22 @@ def truncate(party: Seat, x: Secret, frac_bits: int) -> Secret:
     if not 0 < shift <= ring.bits - 2:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
     narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
-    up = ring.bits - shift
     public, minus_high, wrap, flag = _truncated(party, x, shift, narrow)
-    share = party.public_share(public) + minus_high.share + _flagged(party, flag, wrap.share, up)
-    return Secret(share, frac_bits, minus_high, public, Wrap(wrap, flag, up))
+    parts = Part(minus_high), Part(wrap, ring.bits - shift, (flag,))
+    share = sum((part.share(ring) for part in parts), party.public_share(public))
+    return Secret(share, frac_bits, public, parts)
 
 
 def _truncated(
     party: Seat, x: Secret, shift: int | jax.Array, narrow: DTypeLike
 ) -> tuple[jax.Array, Dealt, Dealt, jax.Array]:
-    """(public part, first part of the mask, its wrap, whether that counts) of x >> shift.
+    """(public part, first dealt part, the second: a wrap, whether that counts) of x >> shift.
 
     The wrap is a multiple of 2^(bits - shift): it takes shares modulo 2^shift only, in words of the
     type `narrow`.
     """
     ring = party.ring
-    a, e = parts(masked(party, x))
+    a, e = opening(masked(party, x))
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
     minus_high = party.correlate(lambda v: -ring.shift_right(-v, shift), a)
     wrap = party.correlate(lambda v: ring.top_bit(-v).astype(narrow), a)

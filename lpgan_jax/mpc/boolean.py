@@ -204,7 +204,6 @@ def _parts(party: Seat, x: Secret, offsets: Sequence[int]) -> Masked:
     """
     assert x.mask is not None
     assert x.opened is not None
-    assert x.wrap is None
     ring = party.ring
     column = (-1,) + (1,) * len(x.shape)
     sums = x.opened[None] + np.stack([ring.constant(o) for o in offsets]).reshape(column)

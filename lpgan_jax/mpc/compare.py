@@ -9,11 +9,17 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc.arithmetic import masked, parts, truncate, with_public_part, wrapped_product
+from lpgan_jax.mpc.arithmetic import (
+    masked,
+    opening,
+    product_of_parts,
+    truncate,
+    with_public_part,
+)
 from lpgan_jax.mpc.boolean import sign_bit, unpack
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.seat import Seat
-from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.secret import Part, Secret
 
 
 @jax.tree_util.register_dataclass
@@ -93,10 +99,9 @@ def select(party: Seat, bit: Bit, x: Secret) -> Secret:
     -> S2: one word per element of the result (one and a half if x was truncated).
     """
     x = with_public_part(party, x.settled(party))
-    a, e = parts(x)
-    chosen = bit.random.share * e + party.correlate(jnp.multiply, bit.random, a).share
-    if x.wrap is not None:
-        chosen = chosen + wrapped_product(party, x.wrap, bit.random)
+    chosen = bit.random.share * opening(x)[1]
+    for part in x.parts:
+        chosen = chosen + product_of_parts(party, part, Part(bit.random))
     return Secret(jnp.where(bit.flipped, x.share - chosen, chosen), x.frac_bits)
 
 

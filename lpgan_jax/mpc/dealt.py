@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import jax
 
+from lpgan_jax.ring.words import Elements
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Dealt:
         plain: the value itself, which exists where both seeds do (simulate, deal); None online.
     """
 
-    share: jax.Array
-    plain: jax.Array | None
+    share: Elements
+    plain: Elements | None
 
     def map(self, linear: Callable[[jax.Array], jax.Array]) -> Dealt:
         """The image under a linear map with public static coefficients."""
@@ -35,7 +37,7 @@ class Owed:
         plain: the value, which exists where both seeds do (simulate, deal); None online.
     """
 
-    plain: jax.Array | None
+    plain: Elements | None
 
     def map(self, linear: Callable[[jax.Array], jax.Array]) -> Owed:
         """The image under a linear map with public static coefficients."""

@@ -155,7 +155,7 @@ def _truncate(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
 
 
 @compare.less_than_public.register
-def _below(
+def _less_than_public(
     party: EmulatedSeat, x: Secret, thresholds: Sequence[int], bits: int | None = None
 ) -> compare.Bit:
     party.saw_comparison(x, bits)

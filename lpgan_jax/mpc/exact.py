@@ -68,7 +68,7 @@ def _truncate_by(party: ExactSeat, x: Secret, shift: jax.Array) -> Secret:
 
 
 @compare.less_than_public.register
-def _below(
+def _less_than_public(
     party: ExactSeat, x: Secret, thresholds: Sequence[int], bits: int | None = None
 ) -> compare.Bit:
     party.saw_comparison(x, bits)

@@ -37,13 +37,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jaxtyping import Num, PRNGKeyArray
 
 from lpgan_jax.mpc import prng, traces
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.prng import require_cryptographic
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.traces import StaleKey, named
-from lpgan_jax.ring.words import RING64, Ring
+from lpgan_jax.ring.words import RING64, Elements, Ring
 
 AXIS = "party"
 _SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
@@ -165,11 +166,11 @@ class Party(Seat):
 
     # The servers ------------------------------------------------------------------------------
 
-    def public_share(self, public: jax.Array) -> jax.Array:
+    def public_share(self, public: Num[jax.Array, "*shape"]) -> Num[jax.Array, "*shape"]:
         """A share of a public value: the value at S1, zeros at S2."""
         return jnp.where(self.is_s1, public, jnp.zeros_like(public))
 
-    def exchange(self, words: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    def exchange(self, words: Elements, name: str) -> tuple[Elements, Elements]:
         """See `Seat.exchange`."""
         self._check_fresh()
         self.messages.append(Message(self._path(name), words))
@@ -195,7 +196,7 @@ class Party(Seat):
         return Dealt(jnp.where(self.is_s1, first, second), plain)
 
     def correlate(
-        self, function: Callable[..., jax.Array], *values: Dealt, bitwise: bool = False
+        self, function: Callable[..., Elements], *values: Dealt, bitwise: bool = False
     ) -> Dealt:
         """See `Seat.correlate`."""
         plains = [value.plain for value in values]
@@ -203,14 +204,14 @@ class Party(Seat):
             return self._receive(jax.eval_shape(function, *(value.share for value in values)))
         return self._deal(function, plains, bitwise)
 
-    def compute(self, function: Callable[..., jax.Array], *values: Dealt) -> Owed:
+    def compute(self, function: Callable[..., Elements], *values: Dealt) -> Owed:
         """See `Seat.compute`."""
         plains = [value.plain for value in values]
         if any(plain is None for plain in plains):
             return Owed(None)
         return Owed(self.marked("deal", "", lambda *plains: (function(*plains),))(*plains)[0])
 
-    def settle(self, owed: Owed, like: jax.Array) -> Dealt:
+    def settle(self, owed: Owed, like: Elements) -> Dealt:
         """See `Seat.settle`."""
         if owed.plain is None:
             return self._receive(jax.ShapeDtypeStruct(like.shape, like.dtype))
@@ -378,13 +379,13 @@ def _settled(party: Party, outputs: Any) -> Any:
     )
 
 
-Program = tuple[Callable[[Party, Any, Any], Any], Any, Any]
+Program = tuple[Callable[[Seat, Any, Any], Any], Any, Any]
 """(function, secrets, public), as `simulate` takes them, often of shapes: to be traced, not run."""
 
 
 def simulate(
     function: Callable[..., Any],
-    key: jax.Array,
+    key: PRNGKeyArray,
     secrets: Any,
     public: Any = None,
     *,
@@ -395,7 +396,7 @@ def simulate(
     Args:
         function: (party, secrets, public) -> outputs; the secrets and outputs are pytrees of this
             server's shares.
-        key: DS's typed ChaCha20 key; every execution needs one of its own.
+        key: DS's ChaCha20 key; every execution needs one of its own.
         secrets: the same pytree with paired arrays: leading axis 2, S1's share first.
         public: a pytree that both servers know; None for nothing.
         ring: the ring of the arithmetic shares.
@@ -421,8 +422,8 @@ def simulate(
 
 
 def deal(
-    function: Callable[..., Any], key: jax.Array, secrets: Any, public: Any = None
-) -> list[jax.Array]:
+    function: Callable[..., Any], key: PRNGKeyArray, secrets: Any, public: Any = None
+) -> list[Elements]:
     """DS's program: the corrections that S2 needs to run `function` online.
 
     Runs the same code as `simulate` on zero shares. The corrections depend on the key alone, so
@@ -451,8 +452,8 @@ def deal(
 
 def online(
     function: Callable[..., Any],
-    seed: jax.Array,
-    corrections: list[jax.Array],
+    seed: PRNGKeyArray,
+    corrections: list[Elements],
     secrets: Any,
     public: Any = None,
 ) -> Any:
@@ -461,7 +462,7 @@ def online(
     Args:
         function: as in `simulate`.
         public: as in `simulate`.
-        seed: this server's typed key.
+        seed: this server's key.
         corrections: what `deal` returned (zeros, or anything, at S1, which ignores them).
         secrets: a pytree of this server's shares.
 

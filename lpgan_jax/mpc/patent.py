@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lpgan_jax.mpc.boolean import bit_slice, complement, conjunction
 from lpgan_jax.mpc.compare import Bit, bit_of_rows
 from lpgan_jax.mpc.party import Party
+from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 
 
@@ -44,7 +45,7 @@ def greater(party: Party, u: Secret, v: Secret) -> Bit:
     return bit_of_rows(party, conjunction(party, iota ^ xi, zeta)[None], u.shape)[0]
 
 
-def most_significant(party: Party, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+def most_significant(party: Seat, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     """SecMSB as printed: t_l = 1, t_i = t_{i+1} (1 - u_i), one after the other. l - 1 rounds."""
     t = [complement(party, jnp.zeros_like(rows[0])), complement(party, rows[0])]
     for row in rows[1:]:

@@ -138,13 +138,8 @@ def _mul(party: PlainSeat, x: Secret, y: Secret) -> Secret:
     return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
 
 
-@arithmetic.square.register
-def _square(party: PlainSeat, x: Secret) -> Secret:
-    return Secret(x.share * x.share, 2 * x.frac_bits)
-
-
 @compare.b2a.register
-def _arithmetic(party: PlainSeat, bit: compare.Bit) -> Secret:
+def _b2a(party: PlainSeat, bit: compare.Bit) -> Secret:
     return Secret(_whole_bit(bit).astype(bit.random.share.dtype), 0)
 
 

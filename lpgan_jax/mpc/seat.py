@@ -21,12 +21,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Num
 
 from lpgan_jax.mpc import traces
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.traces import named
-from lpgan_jax.ring.words import RING64, Ring
+from lpgan_jax.ring.words import RING64, Elements, Ring
 
 
 class StaleParty(RuntimeError):
@@ -72,27 +73,27 @@ class Seat(ABC):
     # The servers ------------------------------------------------------------------------------
 
     @abstractmethod
-    def public_share(self, public: jax.Array) -> jax.Array:
+    def public_share(self, public: Num[jax.Array, "*shape"]) -> Num[jax.Array, "*shape"]:
         """What this seat holds of a public value."""
 
-    def encoded(self, values: jax.Array, frac_bits: int) -> jax.Array:
+    def encoded(self, values: Float[jax.Array, "*shape"], frac_bits: int) -> jax.Array:
         """Public reals as words of the ring."""
         return encode(values, frac_bits).astype(self.ring.dtype)
 
     @abstractmethod
-    def exchange(self, words: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    def exchange(self, words: Elements, name: str) -> tuple[Elements, Elements]:
         """Send `words` to the other server.
 
         Returns:
             (S1's message, S2's message), known to both.
         """
 
-    def open(self, share: jax.Array, name: str) -> jax.Array:
+    def open(self, share: Elements, name: str) -> Elements:
         """Reveal x' + x'' to both servers: one round, one word per element."""
         first, second = self.exchange(self.ring.reduce(share), name)
         return self.ring.reduce(first + second)
 
-    def open_bits(self, share: jax.Array, name: str) -> jax.Array:
+    def open_bits(self, share: Elements, name: str) -> Elements:
         """Reveal u' xor u'' of packed bits to both servers: one round."""
         # A reduction, which XLA does not compute again for each use of a word's 64 bits.
         return jnp.bitwise_xor.reduce(jnp.stack(self.exchange(share, name)))
@@ -105,7 +106,7 @@ class Seat(ABC):
 
     @abstractmethod
     def correlate(
-        self, function: Callable[..., jax.Array], *values: Dealt, bitwise: bool = False
+        self, function: Callable[..., Elements], *values: Dealt, bitwise: bool = False
     ) -> Dealt:
         """Shares of function(values), which DS alone can compute. Fresh at every call.
 
@@ -119,11 +120,11 @@ class Seat(ABC):
         """
 
     @abstractmethod
-    def compute(self, function: Callable[..., jax.Array], *values: Dealt) -> Owed:
+    def compute(self, function: Callable[..., Elements], *values: Dealt) -> Owed:
         """function(values), which DS alone can compute; it deals no shares of it (yet)."""
 
     @abstractmethod
-    def settle(self, owed: Owed, like: jax.Array) -> Dealt:
+    def settle(self, owed: Owed, like: Elements) -> Dealt:
         """Shares of a computed value of the shape and dtype of `like`. Fresh at every call."""
 
     # Loops ------------------------------------------------------------------------------------

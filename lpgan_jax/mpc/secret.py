@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Num
 
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.seat import Seat
+from lpgan_jax.ring.words import Elements, Ring
 
 
 class ScaleError(TypeError):
@@ -22,18 +24,31 @@ class ScaleError(TypeError):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Wrap:
-    """The second part of a truncated value's mask: dealt * 2^shift, which counts where flagged.
+class Part:
+    """A dealt part of a value: dealt * 2^shift where all flags are set, else 0.
 
     Attributes:
-        dealt: narrow words, modulo 2^(ring.bits - shift) or more.
-        flag: public, boolean.
-        shift: at least half of the ring's width, if the dealt words are narrower than the ring's.
+        dealt: words, narrower than the ring's if the shift moves the rest out of them.
+        shift: static.
+        flags: public.
     """
 
     dealt: Dealt
-    flag: jax.Array
-    shift: int = dataclasses.field(metadata={"static": True})
+    shift: int = dataclasses.field(default=0, metadata={"static": True})
+    flags: tuple[Bool[jax.Array, "*shape"], ...] = ()
+
+    def share(self, ring: Ring) -> Elements:
+        """This server's share of the part."""
+        words = self.dealt.share.astype(ring.dtype)
+        if self.shift:
+            words = ring.shift_left(words, self.shift)
+        for flag in self.flags:
+            words = jnp.where(flag, words, jnp.zeros_like(words))
+        return words
+
+    def map(self, linear: Callable[[jax.Array], jax.Array]) -> Part:
+        """The image of the dealt value under a linear map; shift and flags stay."""
+        return dataclasses.replace(self, dealt=self.dealt.map(linear))
 
 
 @jax.tree_util.register_dataclass
@@ -44,31 +59,30 @@ class Secret:
     A product carries the sum of its factors' fraction bits; sums stay where they are, and
     `truncate` rescales once, where a consumer needs it. A value that was opened under a mask keeps
     both, so that all further products of it (forward, input gradient, weight gradient) reuse them;
-    linear maps apply to all three. A truncated value has a mask of two parts, which serves
-    elementwise products without another opening (`arithmetic.mul`).
+    linear maps apply to all three. A truncated value is a public part and two dealt ones, which
+    serves elementwise products without another opening (`arithmetic.mul`).
 
     A product owes a part that DS knows (`arithmetic.bilinear`): then its words and the shares of
     its mask are short by it. Masking it makes up for that without any dealing, since DS adds what
     it owes to the mask; truncation and comparison need no more. Anything else settles it first.
 
     Attributes:
-        words: this server's share (of the value less what is owed), of the ring's dtype.
+        words: this server's share (of the value less what is owed), elements of the ring; at an
+            exact seat, the value in LSB as float64.
         frac_bits: fraction bits of the value (static).
-        mask: the value's mask, once it has one.
-        opened: value - mask (- wrap where its flag is set), public, once the value was masked.
-        wrap: the mask's second part, of a truncated value.
+        opened: the value's public part, once it was masked or truncated.
+        parts: the dealt parts that make up the rest: of a masked value its mask.
         owed: what DS has not dealt yet.
     """
 
-    words: jax.Array
+    words: Num[jax.Array, "*shape"]
     frac_bits: int = dataclasses.field(metadata={"static": True})
-    mask: Dealt | None = None
-    opened: jax.Array | None = None
-    wrap: Wrap | None = None
+    opened: Elements | None = None
+    parts: tuple[Part, ...] = ()
     owed: Owed | None = None
 
     @property
-    def share(self) -> jax.Array:
+    def share(self) -> Num[jax.Array, "*shape"]:
         """This server's share.
 
         Raises:
@@ -86,7 +100,13 @@ class Secret:
             return self
         dealt = party.settle(self.owed, self.words)
         mask = self.mask and Dealt(self.mask.share + dealt.share, self.mask.plain)
-        return Secret(self.words + dealt.share, self.frac_bits, mask, self.opened)
+        parts = () if mask is None else (Part(mask),)
+        return Secret(self.words + dealt.share, self.frac_bits, self.opened, parts)
+
+    @property
+    def mask(self) -> Dealt | None:
+        """The mask under which the value was opened; of a truncated value None."""
+        return self.parts[0].dealt if len(self.parts) == 1 else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,10 +120,7 @@ class Secret:
 
     def map(self, linear: Callable[[jax.Array], jax.Array]) -> Secret:
         """The image under a linear map with public static integer coefficients."""
-        bare = Secret(linear(self.words), self.frac_bits, owed=self.owed and self.owed.map(linear))
-        if self.mask is None or self.opened is None or self.wrap is not None:
-            return bare
-        return dataclasses.replace(bare, mask=self.mask.map(linear), opened=linear(self.opened))
+        return (self.unmasked() if self.mask is None else self)._scaled(linear)
 
     def rearrange(self, move: Callable[[jax.Array], jax.Array]) -> Secret:
         """The image under a map that only moves or repeats elements."""
@@ -111,11 +128,13 @@ class Secret:
 
     def _scaled(self, scale: Callable[[jax.Array], jax.Array]) -> Secret:
         """The image under a map that multiplies each element by a public integer."""
-        scaled = dataclasses.replace(self, wrap=None).map(scale)
-        if self.wrap is None:
-            return scaled
-        wrap = dataclasses.replace(self.wrap, dealt=self.wrap.dealt.map(scale))
-        return dataclasses.replace(scaled, wrap=wrap)
+        return Secret(
+            scale(self.words),
+            self.frac_bits,
+            None if self.opened is None else scale(self.opened),
+            tuple(part.map(scale) for part in self.parts),
+            self.owed and self.owed.map(scale),
+        )
 
     def unmasked(self) -> Secret:
         """Only the share: for a value that leaves the program or starts another life."""
@@ -218,8 +237,7 @@ def concatenate(secrets: list[Secret], axis: int = 0) -> Secret:
     """Concatenate secrets of one scale; masks are kept if all have one."""
     for secret in secrets[1:]:
         secrets[0].require_scale_of(secret)
-    kinds = {(s.mask is None, s.wrap if s.wrap is None else s.wrap.shift) for s in secrets}
-    if len(kinds) > 1:
+    if len({tuple(part.shift for part in secret.parts) for secret in secrets}) > 1:
         secrets = [secret.unmasked() for secret in secrets]
     if any(secret.owed is not None for secret in secrets):
         online = any(s.owed is not None and s.owed.plain is None for s in secrets)

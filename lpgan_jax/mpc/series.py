@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.mpc.arithmetic import masked, parts, truncate
+from lpgan_jax.mpc.arithmetic import masked, opening, truncate
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, add_public
 
@@ -156,7 +156,7 @@ def evaluate(party: Seat, series: Series, x: Secret, frac_bits: int) -> Secret:
     Returns:
         The series' value, |.| < 2^4, within 2^-26 and 1 LSB.
     """
-    a, e = parts(masked(party, x))
+    a, e = opening(masked(party, x))
     log_turn = x.frac_bits + series.log_period
     dealt_factors = party.correlate(lambda mask: dealt_waves(series, mask, log_turn), a)
     total = (dealt_factors.share * public_waves(series, e, log_turn)).sum((0, 1), dtype=jnp.uint64)

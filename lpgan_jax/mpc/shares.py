@@ -6,17 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Float64, PRNGKeyArray, UInt64
 
 from lpgan_jax.mpc.fixed_point import FixedPoint, require_x64
 from lpgan_jax.mpc.party import bound
 from lpgan_jax.mpc.prng import require_cryptographic, sharing_words
 from lpgan_jax.mpc.traces import named
+from lpgan_jax.ring.words import Elements
 
 PARTIES = 2
 
+Shares = UInt64[jax.Array, "2 *shape"]
+"""S1's shares, then S2's, of values of any shape."""
 
-def share_words(key: jax.Array, words: jax.Array) -> jax.Array:
-    """Split ring elements: uint64[...] to uint64[2, ...], x' uniform under `key`, x'' = x - x'.
+
+def share_words(key: PRNGKeyArray, words: Elements) -> Shares:
+    """Split ring elements: x' uniform under `key`, x'' = x - x'.
 
     Raises:
         TypeError: the key is not of a cryptographic PRNG.
@@ -26,7 +31,7 @@ def share_words(key: jax.Array, words: jax.Array) -> jax.Array:
     return _split(key, bound(key, words))
 
 
-def _halves(key: jax.Array, words: jax.Array) -> jax.Array:
+def _halves(key: PRNGKeyArray, words: Elements) -> Shares:
     first = sharing_words(key, words.shape, words.dtype)
     return jnp.stack([first, words - first])
 
@@ -34,19 +39,19 @@ def _halves(key: jax.Array, words: jax.Array) -> jax.Array:
 _split = named("share:", _halves)
 
 
-def share(key: jax.Array, values: ArrayLike, fxp: FixedPoint) -> jax.Array:
+def share(key: PRNGKeyArray, values: ArrayLike, fxp: FixedPoint) -> Shares:
     """DS's splitting of real values into a share for S1 and a share for S2.
 
     Each share alone is uniform over the ring, whatever the values. A key must be used once: the
     same key with other values shows their difference to both servers.
 
     Args:
-        key: a typed ChaCha20 key (`lpgan_jax.key`).
+        key: a ChaCha20 key (`lpgan_jax.key`).
         values: real numbers of any shape, |x| < 2^(62 - f).
         fxp: the encoding.
 
     Returns:
-        uint64[2, *shape]: S1's share, then S2's.
+        S1's share, then S2's, of the shape of the values.
 
     Raises:
         TypeError: the key is not of a cryptographic PRNG.
@@ -75,8 +80,8 @@ def require_shares(name: str, shares: jax.Array, words: type = np.uint64) -> Non
         )
 
 
-def reveal(shares: jax.Array, fxp: FixedPoint) -> jax.Array:
-    """SP's reconstruction: uint64[2, *shape] to float64[*shape].
+def reveal(shares: Shares, fxp: FixedPoint) -> Float64[jax.Array, "*shape"]:
+    """SP's reconstruction of real values.
 
     Raises:
         TypeError: the shares are not uint64.

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int, UInt
+
+Elements = UInt[jax.Array, "*shape"]
+"""Elements of a ring, in unsigned words."""
 
 _CONTAINERS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
@@ -43,17 +47,17 @@ class Ring:
         """A Python integer as a ring element (a NumPy scalar of `dtype`)."""
         return np.asarray(value % 2**self.bits, self.dtype)
 
-    def reduce(self, words: jax.Array) -> jax.Array:
+    def reduce(self, words: Elements) -> Elements:
         """The representative in [0, 2^bits)."""
         if self.bits == self.container_bits:
             return words
         return words & self.constant(-1)
 
-    def top_bit(self, words: jax.Array) -> jax.Array:
+    def top_bit(self, words: Elements) -> Elements:
         """The most significant bit of each element, 0 or 1, in `dtype`."""
         return self.reduce(words) >> self.constant(self.bits - 1)
 
-    def shift_left(self, words: jax.Array, count: int | jax.Array) -> jax.Array:
+    def shift_left(self, words: Elements, count: int | jax.Array) -> Elements:
         """Multiply by 2^count (count may reach the width: the result is then 0)."""
         if not isinstance(count, int):
             return words << count
@@ -61,7 +65,7 @@ class Ring:
             return jnp.zeros_like(words)
         return words << self.constant(count)
 
-    def shift_right(self, words: jax.Array, count: int | jax.Array) -> jax.Array:
+    def shift_right(self, words: Elements, count: int | jax.Array) -> Elements:
         """Drop the lowest `count` bits of the representative in [0, 2^bits).
 
         A count that is not known while tracing is an array of `dtype`, below the width.
@@ -69,7 +73,7 @@ class Ring:
         by = self.constant(count) if isinstance(count, int) else count
         return self.reduce(words) >> by
 
-    def signed(self, words: jax.Array) -> jax.Array:
+    def signed(self, words: Elements) -> Int[jax.Array, "*shape"]:
         """The representative in [-2^(bits-1), 2^(bits-1)), in the signed type of equal width."""
         spare = self.constant(self.container_bits - self.bits)
         signed_dtype = np.dtype(f"int{self.container_bits}")

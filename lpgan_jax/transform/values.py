@@ -179,7 +179,7 @@ class Stored:
     def known(self, frac_bits: int) -> Secret:
         """At a scale, with a public part: for elementwise products and selections."""
         x = self.at(frac_bits)
-        return self.opened(frac_bits) if x.mask is None else x
+        return self.opened(frac_bits) if x.opened is None else x
 
     @property
     def distinct(self) -> int:

@@ -25,6 +25,7 @@ from lpgan_jax import protocols as P
 from lpgan_jax.mpc import arithmetic
 from lpgan_jax.mpc.party import AXIS, Party, Source, server_seeds
 from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.transform import function as transformed
 
 F18 = FixedPoint(18)
 ON_RING = {  # name: protocol(key, *shares), and the secrets' shapes
@@ -102,7 +103,8 @@ def views_of(protocol, ds_key, shares):
     """(messages, corrections) of one execution of a public protocol, not jitted itself."""
     views = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(P, "simulate", functools.partial(spying_simulate, views))
+        for module in (P, transformed):  # where protocols are simulated
+            patch.setattr(module, "simulate", functools.partial(spying_simulate, views))
 
         @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
         def program(ds_key, shares):

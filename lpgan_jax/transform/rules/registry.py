@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate
 
 import numpy as np
 
 from lpgan_jax.transform.graph import Node
 from lpgan_jax.transform.values import Value, Values
 
-Rule = Callable[..., Any]
-
-RULES: dict[str, Rule] = {}
+Rule = Callable[Concatenate[Values, Node, ...], Any]
 """(values, node, *operands) -> the result; operands are `Value`s, or arrays if they are public."""
 
+RULES: dict[str, Rule] = {}
+"""The rule of each operation."""
 
 TOGETHER: set[str] = set()
 """Operations whose independent calls run as one (`functions.together`)."""

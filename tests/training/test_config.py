@@ -181,7 +181,9 @@ def test_half_a_kilobyte_of_aliases_takes_no_time(tmp_path):
 
 
 def test_an_unknown_name_lists_the_shipped_ones():
-    with pytest.raises(FileNotFoundError, match=r"mnits: .* celeba, cifar10, digits, digits-wgan, mnist, "):
+    with pytest.raises(
+        FileNotFoundError, match=r"mnits: .* celeba, cifar10, digits, digits-wgan, mnist, "
+    ):
         load("mnits")
 
 

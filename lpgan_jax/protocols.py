@@ -650,6 +650,9 @@ def sec_conv(
     """
     _check_conv(x, w)
     _check_bias(bias, w)
+    for n, k, (p, q) in zip(x.shape[2:4], w.shape[1:3], padding, strict=True):
+        if n + p + q < k:
+            raise ValueError(f"w: a kernel of {k} is larger than the padded image, {n + p + q}")
 
     def function(x: jax.Array, w: jax.Array, *b: jax.Array) -> jax.Array:
         y = lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=_NHWC)
@@ -676,6 +679,9 @@ def sec_deconv(
     _check_conv(x, w)
     _check_bias(bias, w)
     sizes = w.shape[1:3]
+    for n, k, s, (p, q) in zip(x.shape[2:4], sizes, strides, padding, strict=True):
+        if (n - 1) * s + k - p - q < 1:
+            raise ValueError(f"padding: {p} and {q} leave nothing of {(n - 1) * s + k}")
     margins = [(k - 1 - p, k - 1 - q) for k, (p, q) in zip(sizes, padding, strict=True)]
 
     def function(x: jax.Array, w: jax.Array, *b: jax.Array) -> jax.Array:
@@ -731,13 +737,18 @@ def sec_batch_norm(
             "expected x (2, ..., C), gamma and beta (2, C), "
             f"got {x.shape}, {gamma.shape}, {beta.shape}"
         )
-    if eps < 2.0 ** (-2 * fxp.frac_bits):
+    if not eps >= 2.0 ** (-2 * fxp.frac_bits):  # nor NaN
         raise ValueError(f"eps: expected at least 2^-{2 * fxp.frac_bits}, got {eps}")
+    count = math.prod(x.shape[1:-1])
+    log_count = (count - 1).bit_length()
+    ratio = 2**log_count / count
 
     def function(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
         axes = tuple(range(x.ndim - 1))
         centred = x - x.mean(axes)
-        variance = jnp.square(centred).mean(axes)
-        return centred * (gamma * lax.rsqrt(variance + eps)) + beta
+        # By the power of two above the count, exactly; the ratio goes into the result.
+        squares = jnp.square(centred).sum(axes) * 2.0**-log_count
+        inverse = lax.rsqrt(squares + eps / ratio) * ratio**-0.5
+        return centred * (gamma * inverse) + beta
 
     return _layer(function, key, fxp, x, gamma, beta)

@@ -226,10 +226,3 @@ def scale_public(
         x = truncate(party, x, finest)
     product = x.times_int(k).divided_by_power_of_two(shift)
     return rescale(party, product, frac_bits)
-
-
-def mean_of_sum(party: Seat, total: Secret, count: int, frac_bits: int) -> Secret:
-    """total / count; 1 round, or 2 if the count is no power of two (then |mean| < 2^10)."""
-    log_count = (count - 1).bit_length()
-    finer = total.divided_by_power_of_two(log_count)
-    return scale_public(party, finer, 2**log_count / count, frac_bits)

@@ -52,7 +52,8 @@ def test_a_truncation_records_its_largest_magnitude():
 def test_a_sum_counts_before_it_is_truncated():
     # Each value fits, their mean fits; their sum does not.
     assert left_of(
-        lambda p, x: arithmetic.mean_of_sum(p, x.sum((0,)), 8, 18), np.full(8, 2.0**60)
+        lambda p, x: arithmetic.truncate(p, x.sum((0,)).divided_by_power_of_two(3), 18),
+        np.full(8, 2.0**60),
     ) == [pytest.approx(-1.0)]
 
 

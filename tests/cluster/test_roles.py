@@ -110,7 +110,7 @@ def test_what_others_may_know_and_what_may_change():
         update={"data": config.load("mnist-small").data.model_copy(update={"image_size": 8})}
     )
     public = public_part(private)
-    assert (public.seed, public.data.path, public.data.dataset) == (0, None, "digits")
+    assert (public.seed, public.data.path, public.data.dataset) == (0, None, "private")
     assert public.data.image_size == 8
     assert changed_field(public, public.model_copy(update={"steps": 99})) is None
     for field, value in (("batch_size", 5), ("results", ("generator", "discriminator"))):

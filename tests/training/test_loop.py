@@ -261,13 +261,11 @@ def test_quality_of_a_run_is_measured_and_repeats(run, tmp_path, monkeypatch, ca
     assert "none.npz" in capsys.readouterr().err
 
 
-def test_a_resumed_run_keeps_its_seed_and_its_batch(settings_file, tmp_path, capsys):
+def test_a_resumed_run_keeps_its_seed_and_its_images(settings_file, tmp_path, capsys):
     out = tmp_path / "momentum"
     settings = config.load(str(settings_file), ["steps=1", "generator_optimizer.momentum=0.5"])
     train(settings, out, seed=5)
     assert RunDirectory.open(out).config().seed == 5
-    with pytest.raises(ValueError, match="batch_size: 8 given, expected 4 as before"):
-        train(settings.model_copy(update={"batch_size": 8, "steps": 2}), out, resume=True)
     again = RunDirectory.open(out).config().model_copy(update={"steps": 2})
     with pytest.raises(ValueError, match="frac_bits: 22 given, expected 18 as before"):
         train(again.model_copy(update={"frac_bits": 22}), out, resume=True)
@@ -334,7 +332,7 @@ def test_parameters_of_another_network_are_refused(run, settings_file, tmp_path,
     out = tmp_path / "other"
     arguments = ["--config", str(settings_file), "--out", str(out), "--init", str(file)]
     assert cli.main(["train", *arguments, "--set", "model.features=3"]) == 1
-    assert "kernel" in capsys.readouterr().err
+    assert "expected shape (3,), got (2,)" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -278,7 +278,7 @@ REFUSED = [
     (printed, r"debug_print: there is no host inside: return the value.*\(printed\)"),
     (lambda x: jax.pure_callback(np.sin, x, x), "pure_callback: there is no host inside"),
     (lambda x: Triangular().apply({}, x), r"cholesky: there is no such operation.*: use products"
-     r".*\(Triangular at .*test_transform_arguments.py:\d+ \(Triangular.__call__\)\)"),
+     r".*\(Triangular at .*test_arguments.py:\d+ \(Triangular.__call__\)\)"),
     (lambda x: jnp.abs(jnp.fft.fft(x)), r"fft: .* real and the imaginary part of jnp.fft.fft\("),
     (lambda x: jnp.abs(x + 1j * x), "complex: secrets are real numbers: keep real and"),
     (lambda x: x.astype(int) >> 1, "shift_right_arithmetic: .* a secret's bits are not at hand"),

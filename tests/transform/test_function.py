@@ -9,7 +9,7 @@ import pytest
 from secured import FAST, LSB, close, expected, in_the_clear, largest_error
 
 import lpgan_jax as lp
-from lpgan_jax.mpc import emulated
+from lpgan_jax.mpc import emulated, party
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.party import deal, simulate
 from lpgan_jax.mpc.secret import Secret
@@ -81,14 +81,14 @@ def assert_dealt_is_used(step, *args):
     key = lp.key(2)
     both = FAST(lambda k, s, p: simulate(program, k, s, p))(key, secrets, public)
     corrections = FAST(lambda k, p: deal(program, k, secrets, p))(key, public)
-    seeds = FAST(lp.party.server_seeds)(key)
+    seeds = FAST(party.server_seeds)(key)
 
     def seat(seed, own, corrections, public):
-        return lp.party.online(program, seed, corrections, own, public)
+        return party.online(program, seed, corrections, own, public)
 
     zeros = [jnp.zeros_like(c) for c in corrections]
     given = [jnp.stack(pair) for pair in zip(zeros, corrections, strict=True)]
-    servers = jax.vmap(seat, in_axes=(0, 0, 0, None), axis_name=lp.party.AXIS)
+    servers = jax.vmap(seat, in_axes=(0, 0, 0, None), axis_name=party.AXIS)
     online = FAST(servers)(seeds, secrets, given, public)
     jax.tree.map(np.testing.assert_array_equal, online, both)
 

@@ -6,6 +6,7 @@ is opened. So the same program is run in the clear on like data before it is run
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.analysis.trainable import Trainable
+from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.plain import bits_left
 from lpgan_jax.mpc.share_trees import same_scale, scaled
@@ -42,7 +44,7 @@ def headroom(
     """
     places: list[str] = []  # known once `step` was traced
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options_to_run_once())  # or a few times
     def step(state: Any, batch: Any, public: Any) -> tuple[Any, jax.Array]:
         party = ExactSeat()
         new, _ = gan.train_step(party, (state, batch), public)

@@ -18,7 +18,7 @@ from rich import box
 from rich.table import Table
 
 from lpgan_jax.analysis.trainable import Trainable
-from lpgan_jax.mpc.compiling import options_to_run_often
+from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.emulated import EmulatedSeat, Rounding
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.plain import PlainSeat, Seen, bits_left
@@ -124,7 +124,7 @@ def ranges(
         seen[:] = operations
         return new, statistics
 
-    compiled = jax.jit(step, compiler_options=options_to_run_often())
+    compiled = jax.jit(step, compiler_options=options_to_run_once())
     state = encoded(gan.secret(initial), gan.scales)
     steps = []
     for number, batch in enumerate(batches):

@@ -72,7 +72,7 @@ def test_the_same_program_is_built_once():
     assert build(settings) is build(settings.model_copy(update={"seed": 5, "steps": 9}))
 
 
-@pytest.mark.parametrize("mode", ["plaintext", "secure"])
+@pytest.mark.parametrize("mode", ["plaintext", pytest.param("secure", marks=pytest.mark.slow)])
 def test_ones_own_networks_are_trained(tmp_path, mode):
     result = lp.train(
         config.load("digits", TINY),

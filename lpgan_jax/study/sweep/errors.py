@@ -22,7 +22,7 @@ from lpgan_jax.mpc import elementary, emulated
 from lpgan_jax.mpc.activation import leaky
 from lpgan_jax.mpc.arithmetic import bilinear, masked, mul, square, truncate
 from lpgan_jax.mpc.compare import positive
-from lpgan_jax.mpc.compiling import options_to_run_often, options_to_run_once
+from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.prng import key as make_key
@@ -213,7 +213,7 @@ def layer_errors(
         seen[:] = operations
         return statistics
 
-    options = options_to_run_often()
+    options = options_to_run_once()
     statistics = jax.jit(step, compiler_options=options)(_key(seed, len(PROTOCOLS) + 1), values)
     rows = [row._asdict() for row in summary(seen, np.asarray(statistics)[None])]
     # The variant has fraction bits of its own; these are of the tensor.

@@ -15,6 +15,7 @@ def run(folder, *arguments):
     return status, json.loads((folder / "gpu_check.json").read_text())
 
 
+@pytest.mark.slow  # what it compares is tested by itself
 def test_it_runs(tmp_path):
     status, found = run(tmp_path)
     assert set(found["checks"].values()) == {"exact"}

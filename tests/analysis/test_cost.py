@@ -420,6 +420,7 @@ def test_the_audit_command_fails_on_any_problem(monkeypatch, capsys, problems, c
 
     monkeypatch.setattr(audit, "audit_program", audited)
     monkeypatch.setattr(audit, "audit_compiled", lambda *program: compiled)
+    monkeypatch.setattr(audit, "largest_batch", lambda program, size: size)
     assert cli.main(["audit", "--config", "digits"]) == status
     printed = capsys.readouterr()
     assert "A training step, batch of 64" in printed.out  # as configured

@@ -386,6 +386,7 @@ def test_a_finished_training_goes_on_to_more_steps(trained, settings, simulated)
     np.testing.assert_array_equal(got["params"]["fc"]["kernel"], kernel.astype(np.float32))
 
 
+@pytest.mark.slow  # what an owner sends, and when, is in test_session and test_roles
 def test_two_owners_feed_one_training(settings, tmp_path):
     """Each owner's batches, in turn; the result is the simulation's but for roundings."""
     faster = settings.generator_optimizer.model_copy(update={"learning_rate": 0.1})

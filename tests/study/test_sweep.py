@@ -145,6 +145,7 @@ def swept(base, tmp_path_factory):
     return out, sweep, failures, partial, again, lines
 
 
+@pytest.mark.slow  # six processes, each of which traces its programs anew
 def test_a_crash_loses_one_cell_and_the_next_call_runs_it(swept):
     out, sweep, failures, partial, again, lines = swept
     names = [f"{variant.name}-seed1" for variant in variants(sweep)]
@@ -164,6 +165,7 @@ def _kind(row):
 
 
 @pytest.mark.slow
+@pytest.mark.slow  # six processes, each of which traces its programs anew
 def test_tables_depend_on_the_seeds_alone(swept, tmp_path):
     """The same runs in another number of processes: the same rows, to the last digit."""
     out, sweep, *_ = swept
@@ -176,6 +178,7 @@ def test_tables_depend_on_the_seeds_alone(swept, tmp_path):
         assert len(first) > 10
 
 
+@pytest.mark.slow  # six processes, each of which traces its programs anew
 def test_what_the_tables_say(swept):
     out, *_ = swept
     training = read_csv(out / "training.csv")
@@ -204,6 +207,7 @@ def test_what_the_tables_say(swept):
     assert all(row["cell_seconds"] > 0 for row in read_csv(out / "times.csv"))
 
 
+@pytest.mark.slow  # six processes, each of which traces its programs anew
 def test_a_directory_is_of_one_sweep(swept, base, tmp_path):
     out, sweep, *_ = swept
     with pytest.raises(FileExistsError, match="holds another sweep"):
@@ -222,6 +226,7 @@ def test_a_configuration_that_no_run_can_use_is_refused_at_once(base, tmp_path):
 # The report ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # six processes, each of which traces its programs anew
 def test_the_report_shows_what_the_tables_hold(swept, capsys):
     pytest.importorskip("matplotlib")
     out, sweep, *_ = swept
@@ -291,6 +296,7 @@ def test_data_that_are_missing_are_said_at_once(base, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow  # six processes, each of which traces its programs anew
 def test_a_directory_is_of_one_base_configuration(swept, base):
     out, sweep, *_ = swept
     before = base.read_text()

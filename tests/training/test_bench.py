@@ -49,6 +49,7 @@ def printed(report):
 # A training step ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # processes that compile and start again
 def test_a_training_step():
     """One run for all that is said of it: it compiles a step."""
     changes = (argument for change in TINY for argument in ("--set", change))

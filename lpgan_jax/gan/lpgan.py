@@ -11,6 +11,7 @@ normalised with its own statistics; SD's real and generated batches likewise.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -117,39 +118,49 @@ class LPGAN:
         Raises:
             ValueError: SG's images, or SD's logits, have another shape than they should.
         """
-        noise = jax.ShapeDtypeStruct((1, self.noise_size), np.float32)
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), np.float32)
-        params, stats = {}, {}
-        for name, inputs in zip(NETWORKS, (noise, images), strict=True):
+        keys = {}
+        for name in NETWORKS:
             words = rng.integers(2**32, size=KEY_WORDS, dtype=np.uint32)
-            key = jax.random.wrap_key_data(jnp.asarray(words), impl=CHACHA20)
-            variables = self._initial(name, key, inputs)
-            params[name], stats[name] = variables["params"], variables.get("batch_stats", {})
-        self._check_shapes(params, stats, noise, images)
+            keys[name] = jax.random.wrap_key_data(jnp.asarray(words), impl=CHACHA20)
+        variables: dict[str, Any] = jax.tree.map(np.asarray, self._initial(keys))
+        for name, own in variables.items():
+            if unknown := sorted(set(own) - {"params", "batch_stats"}):
+                raise ValueError(
+                    f"{name}: has {', '.join(unknown)}, expected a module of parameters and batch "
+                    "statistics alone"
+                )
+        params = {name: own["params"] for name, own in variables.items()}
+        stats = {name: own.get("batch_stats", {}) for name, own in variables.items()}
+        self._check_shapes(params, stats)
         optimizer = {name: self.optimizers[name].init(params[name]) for name in NETWORKS}
         return State(params, stats, optimizer)
 
-    def _initial(self, name: str, key: jax.Array, inputs: Any) -> Variables:
-        module = getattr(self, name)
+    @property
+    def _inputs(self) -> dict[str, tuple[int, ...]]:
+        """{network: the shape of one input}."""
+        return {"generator": (1, self.noise_size), "discriminator": (1, *self.image_shape)}
 
-        def initial(key: jax.Array) -> Variables:
-            return dict(
-                module.init(key, jnp.zeros(inputs.shape, inputs.dtype), **_flag(module, True))
-            )
+    @functools.cached_property
+    def _initial(self) -> Any:
+        """{network: key} to {network: variables}, compiled once."""
 
-        variables = jax.tree.map(np.asarray, jax.jit(initial)(key))
-        if unknown := sorted(set(variables) - {"params", "batch_stats"}):
-            raise ValueError(
-                f"{name}: has {', '.join(unknown)}, expected a module of parameters and batch "
-                "statistics alone"
-            )
-        return variables
+        def initial(keys: dict[str, jax.Array]) -> dict[str, Variables]:
+            variables: dict[str, Variables] = {}
+            for name, shape in self._inputs.items():
+                module = getattr(self, name)
+                zeros = jnp.zeros(shape, np.float32)
+                variables[name] = dict(module.init(keys[name], zeros, **_flag(module, True)))
+            return variables
 
-    def _check_shapes(self, params: Any, stats: Any, noise: Any, images: Any) -> None:
-        for name, inputs, wanted in (
-            ("generator", noise, [(1, *self.image_shape)]),
-            ("discriminator", images, [(1, 1), (1,)]),
-        ):
+        return jax.jit(initial)
+
+    def _check_shapes(self, params: Any, stats: Any) -> None:
+        allowed: dict[str, list[tuple[int, ...]]] = {
+            "generator": [(1, *self.image_shape)],
+            "discriminator": [(1, 1), (1,)],
+        }
+        for name, wanted in allowed.items():
+            inputs = jax.ShapeDtypeStruct(self._inputs[name], np.float32)
             shapes = jax.eval_shape(
                 lambda p, s, x, name=name: self._apply(name, p, s, x)[0],
                 params[name],

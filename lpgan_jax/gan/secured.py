@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from lpgan_jax.gan.lpgan import LPGAN, Batch, Losses, State
+from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.function import Program, secure
@@ -40,6 +41,11 @@ class SecureLPGAN:
         self._generation = secure(gan.generate, frac_bits=frac_bits)
         self._public, self.scales = self._parted()
         self._counted = 0, self._public
+        train = self._train
+        self._advance = jax.jit(
+            lambda leaves: (train.public(leaves), train.next_public(leaves)),
+            compiler_options=options_to_run_once(),
+        )
         self.shapes: State = jax.eval_shape(lambda v: v, self.secret(self._example))
 
     def _parted(self) -> tuple[list[Any], State]:
@@ -69,9 +75,10 @@ class SecureLPGAN:
         """What is public in a step, counted from 0; computed alike by all who ask."""
         done, leaves = self._counted if self._counted[0] <= step else (0, self._public)
         for _ in range(done, step):
-            leaves = self._train.next_public(leaves)
+            leaves = self._advance(leaves)[1]
         self._counted = step, leaves
-        return self._train.public(leaves)
+        public: list[jax.Array] = self._advance(leaves)[0]
+        return public
 
     def train_step(
         self, party: Seat, secrets: tuple[State, Batch], public: list[jax.Array]

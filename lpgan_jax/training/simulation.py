@@ -104,8 +104,7 @@ def restore_state(gan: SecureLPGAN, tree: Tree) -> State:
     Raises:
         ValueError: names or shapes are not those of this configuration.
     """
-    template = gan.init(np.random.default_rng(0))
-    expected, scales = by_name(template), by_name(gan.scales)
+    expected, scales = by_name(gan.shapes), by_name(gan.scales)
     for name in sorted(expected.keys() | tree.keys()):
         want = np.shape(expected[name]) if name in expected else None
         have = np.shape(tree[name])[1:] if name in tree else None
@@ -114,9 +113,9 @@ def restore_state(gan: SecureLPGAN, tree: Tree) -> State:
                 f"checkpoint: {name}: expected {_describe(want)} by the configuration, "
                 f"got {_describe(have)}"
             )
-    # The structure comes from the template: an empty state (SGD's) has no leaves in a checkpoint.
+    # The structure is not the checkpoint's, where an empty state (SGD's) has no leaves.
     leaves = [Secret(jnp.asarray(tree[name]), scales[name]) for name in expected]
-    restored: State = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    restored: State = jax.tree.unflatten(jax.tree.structure(gan.shapes), leaves)
     return restored
 
 

@@ -7,6 +7,9 @@
 | train | [inputs, if DS owns the step's images], seed | [inputs], seed, corrections |
 | generate | [its half of the noise, if DS shares it], seed | [noise], seed, corrections |
 | checkpoint, finish | nothing | nothing |
+
+A correction is a value of DS's less S1's word of it (`Party._deal`), one array for each `correlate`
+or `settle`, in the order of the trace. Masks are not sent: S2 expands them from its seed.
 """
 
 from __future__ import annotations

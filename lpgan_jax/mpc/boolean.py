@@ -24,7 +24,7 @@ from jax import lax
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
-from lpgan_jax.ring.words import Ring
+from lpgan_jax.ring.words import Ring, bit_and, bit_xor
 
 RADIX = 4  # segments that a node of a tree combines
 
@@ -52,10 +52,11 @@ def bit_slice(ring: Ring, words: jax.Array) -> jax.Array:
     while span:
         low_bits = ring_mask(span, lanes, rows.dtype)
         tiles = rows.reshape(lanes // (2 * span), 2, span, columns)
-        upper, lower = tiles[:, 0], tiles[:, 1]
-        shift = jnp.asarray(span, rows.dtype)
-        swap = ((upper >> shift) ^ lower) & low_bits
-        rows = jnp.stack([upper ^ (swap << shift), lower ^ swap], axis=1).reshape(lanes, columns)
+        upper, lower = jnp.unstack(tiles, axis=1)
+        shift = np.asarray(span, rows.dtype)
+        swap = bit_and(bit_xor(lax.shift_right_logical(upper, shift), lower), low_bits)
+        swapped = [bit_xor(upper, lax.shift_left(swap, shift)), bit_xor(lower, swap)]
+        rows = jnp.stack(swapped, axis=1).reshape(lanes, columns)
         # One pass a stage: fused further, XLA would recompute each stage twice in the next.
         rows = lax.optimization_barrier(rows)
         span //= 2
@@ -66,22 +67,22 @@ def pack(ring: Ring, bits: jax.Array) -> jax.Array:
     """An array of 0 and 1 as a row of packed bits, in the order of `bit_slice`."""
     lanes, columns = ring.container_bits, _lane_count(ring, bits.size)
     flat = jnp.pad(bits.reshape(-1), (0, lanes * columns - bits.size)).astype(ring.dtype)
-    shifts = jnp.arange(lanes, dtype=ring.dtype)[:, None]
+    shifts = np.arange(lanes, dtype=ring.dtype)[:, None]
     # Each has a place of its own: xor is as good as or, and linear, which the audit can follow.
     return jnp.bitwise_xor.reduce(flat.reshape(lanes, columns) << shifts)
 
 
-def ring_mask(span: int, lanes: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+def ring_mask(span: int, lanes: int, dtype: jax.typing.DTypeLike) -> np.ndarray:
     """The word whose bits i with (i // span) even are set."""
     value = sum(1 << i for i in range(lanes) if (i // span) % 2 == 0)
-    return jnp.asarray(value, dtype)
+    return np.asarray(value, dtype)
 
 
 def unpack(ring: Ring, row: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A row of packed bits as an array of 0 and 1, in the ring's dtype, of the given shape."""
     lanes = ring.container_bits
-    shifts = jnp.arange(lanes, dtype=ring.dtype)[:, None]
-    bits = (row[None, :] >> shifts) & jnp.ones((), ring.dtype)
+    shifts = np.arange(lanes, dtype=ring.dtype)[:, None]
+    bits = (row[None, :] >> shifts) & np.ones((), ring.dtype)
     size = 1
     for length in shape:
         size *= length
@@ -97,6 +98,14 @@ class Masked:
 
     def __getitem__(self, index: object) -> Masked:
         return Masked(self.mask.map(lambda rows: rows[index]), self.opened[index])
+
+    def unstack(self, axis: int) -> list[Masked]:
+        """Each along an axis."""
+        share, plain = self.mask.share, self.mask.plain
+        shares = jnp.unstack(share, axis=axis)
+        plains = [None] * len(shares) if plain is None else jnp.unstack(plain, axis=axis)
+        masks = map(Dealt, shares, plains)
+        return list(map(Masked, masks, jnp.unstack(self.opened, axis=axis)))
 
 
 def open_masked(party: Seat, rows: jax.Array, name: str = "and") -> Masked:
@@ -135,23 +144,33 @@ def combine(party: Seat, bits: list[Masked], sums: list[list[Term]]) -> list[jax
     # Each sum becomes a polynomial in the masks: a public coefficient for each product of masks.
     polynomials = [_expand(terms) for terms in sums]
     dealt = _deal_products(party, bits, {masks for p in polynomials for masks in p})
-    opened = [b.opened for b in bits]
+    opened = _Products([b.opened for b in bits])
     results = []
     for polynomial in polynomials:
         parts = []
         for masks, coefficients in polynomial.items():
             # A product of no opened parts is 1.
-            products = [
-                functools.reduce(jnp.bitwise_and, [opened[i] for i in c]) for c in coefficients if c
-            ]
+            products = [opened(c) for c in coefficients if c]
             if not products:
                 parts.append(dealt[masks])
                 continue
-            public = functools.reduce(jnp.bitwise_xor, products)
+            public = functools.reduce(bit_xor, products)
             public = ~public if () in coefficients else public
-            parts.append(dealt[masks] & public if masks else party.public_share(public))
-        results.append(functools.reduce(jnp.bitwise_xor, parts))
+            parts.append(bit_and(dealt[masks], public) if masks else party.public_share(public))
+        results.append(functools.reduce(bit_xor, parts))
     return results
+
+
+class _Products:
+    """Products of bits by their numbers, each computed once."""
+
+    def __init__(self, bits: Sequence[jax.Array]) -> None:
+        self._known = {(i,): row for i, row in enumerate(bits)}
+
+    def __call__(self, factors: tuple[int, ...]) -> jax.Array:
+        if factors not in self._known:
+            self._known[factors] = bit_and(self(factors[:-1]), self(factors[-1:]))
+        return self._known[factors]
 
 
 def _expand(terms: list[Term]) -> dict[Masks, list[tuple[int, ...]]]:
@@ -177,19 +196,17 @@ def _deal_products(party: Seat, bits: list[Masked], wanted: set[Masks]) -> dict[
     for group in by_shape.values():
 
         def products(*rows: jax.Array, group: list[Masks] = group) -> jax.Array:
-            return jnp.stack(
-                [functools.reduce(jnp.bitwise_and, [rows[i] for i in m]) for m in group]
-            )
+            return jnp.stack(list(map(_Products(rows), group)))
 
         dealt = party.correlate(products, *(b.mask for b in bits), bitwise=True)
-        shares |= {masks: dealt.share[i] for i, masks in enumerate(group)}
+        shares |= zip(group, jnp.unstack(dealt.share), strict=True)
     return shares
 
 
 def conjunction(party: Seat, u: jax.Array, v: jax.Array) -> jax.Array:
     """SecAnd of XOR-shared rows of one shape. 1 round, two bits each; DS -> S2: one bit."""
     both = open_masked(party, jnp.stack([u, v]))
-    return combine(party, [both[0], both[1]], [[Term((0, 1))]])[0]
+    return combine(party, both.unstack(0), [[Term((0, 1))]])[0]
 
 
 def complement(party: Seat, rows: jax.Array) -> jax.Array:
@@ -257,7 +274,7 @@ def sign_bit(
     Returns:
         XOR-shared packed bits [offsets, ceil(n / lanes)], in the order of `bit_slice`. On 64 bits,
         without the opening of x: 2 rounds, and 35 opened bits per element and offset; DS -> S2: 240
-        bits per element, and 110 for each offset.
+        bits per element, and 103 for each offset.
     """
     bits = bits or party.ring.bits
     rows = _parts(party, x, offsets)[:bits]
@@ -269,7 +286,7 @@ def sign_bit(
     last = low.opened.shape[0] == 1  # of whose one node nobody asks whether it propagates
     generate, *propagate = combine(
         party,
-        [low[:, d] for d in range(digits)],
+        low.unstack(1),
         [_carry_terms(digits, None), [Term(tuple(range(digits)))]][: 2 - last],
     )
     while (nodes := generate.shape[0]) > 1:
@@ -279,7 +296,7 @@ def sign_bit(
         opened = open_masked(party, jnp.concatenate([p, g[:, :-1]], axis=1))
         carried, *propagate = combine(
             party,
-            [opened[:, i] for i in range(2 * digits - 1)],
+            opened.unstack(1),
             [_carry_terms(digits, digits), [Term(tuple(range(digits)))]][: 2 - last],
         )
         generate = g[:, -1] ^ carried
@@ -322,7 +339,7 @@ def decompose(party: Seat, x: Secret, radix: int = RADIX) -> jax.Array:
     low = Masked(rows.mask.map(leaves), leaves(rows.opened))
     prefixes = combine(
         party,
-        [low[:, d] for d in range(digits)],
+        low.unstack(1),
         [_carry_terms(d + 1, None) for d in range(digits)]
         + [[Term(tuple(range(d + 1)))] for d in range(digits)],
     )

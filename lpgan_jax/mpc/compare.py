@@ -51,7 +51,7 @@ def less_than_public(
 
     All comparisons share x's opening and its dealt bits. 4 rounds (3 if x is masked: mask it first
     if it is used otherwise), one word per element unless x is masked, and 36 bits for each
-    threshold; DS -> S2: 240 bits, and one word and 110 bits for each threshold.
+    threshold; DS -> S2: 240 bits, and one word and 103 bits for each threshold.
     """
     sign = sign_bit(party, masked(party, x), [-t for t in thresholds], bits)
     return bit_of_rows(party, sign, x.shape, "compare")

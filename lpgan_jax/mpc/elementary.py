@@ -1,4 +1,4 @@
-"""Exponential, logarithm, sigmoid, tanh and softplus: range reduction, then one series.
+"""Exponential, logarithm, sigmoid, tanh, erf and softplus: range reduction, then one series.
 
 On ring shares e^(u' + u'') is no product of the servers' own exponentials (the sum wraps), so the
 published forms cannot be used.

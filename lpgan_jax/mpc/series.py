@@ -77,18 +77,22 @@ def fit(
     values = function(x)
     if zero:
         x, values = np.append(x, 0.0), np.append(values, 0.0)
+    has_cosines, has_sines = kind != "odd", kind != "even"
     amplification = max(_AMPLIFICATION, 2.0**26 * tolerance)
     for terms in range(4, _MOST_TERMS + 1, 4 if kind != "general" else 2):
         multiples = np.arange(1, terms + 1) if kind == "general" else 2 * np.arange(terms) + 1
         angles = 2 * math.pi / 2.0**log_period * np.outer(x, multiples)
-        waves = np.stack([np.cos(angles), np.sin(angles)])
-        waves *= np.array([kind != "odd", kind != "even"])[:, None, None]
-        constant = np.full((len(x), 1), float(kind != "odd"))
-        basis = np.concatenate([constant, *waves], axis=1)
+        waves = ([np.cos(angles)] if has_cosines else []) + ([np.sin(angles)] if has_sines else [])
+        constant = [np.ones((len(x), 1))] if has_cosines else []
+        basis = np.concatenate(constant + waves, axis=1)
+        used = np.repeat([has_cosines, has_cosines, has_sines], [1, terms, terms])
+        left, sizes, right = np.linalg.svd(basis, full_matrices=False)
+        parts = left.T @ values / sizes
         for smallest in (1e-8, 1e-9, 1e-10, 1e-11, 1e-12):
-            solution = np.linalg.lstsq(basis, values, rcond=smallest)[0]
-            solution *= basis.any(0)  # of the columns of zeros, lstsq leaves rounding errors
-            error = np.abs(basis @ solution - values).max()
+            kept = sizes > smallest * sizes[0]
+            solution = np.zeros(2 * terms + 1)
+            solution[used] = parts[kept] @ right[kept]
+            error = np.abs(basis @ solution[used] - values).max()
             if error <= tolerance and np.abs(solution[1:]).sum() <= amplification:
                 cosines, sines = solution[1:].reshape(2, -1).tolist()
                 return Series(
@@ -103,6 +107,7 @@ def fit(
     )
 
 
+@functools.partial(jax.jit, static_argnums=1)  # traced once for each shape
 def sine_cosine(turns: jax.Array, log_turn: int) -> tuple[jax.Array, jax.Array]:
     """round-ish(2^30 sin), round-ish(2^30 cos) of 2 pi turns / 2^log_turn, in integers only.
 

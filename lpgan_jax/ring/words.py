@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Int, UInt
 
 Elements = UInt[jax.Array, "*shape"]
@@ -81,3 +82,17 @@ class Ring:
 
 
 RING64 = Ring(64)
+
+
+def bit_and(x: jax.Array, y: jax.Array | np.ndarray) -> jax.Array:
+    """x & y. An operator of lax takes a third of the time of jnp's to trace."""
+    return lax.bitwise_and(x, y) if _alike(x, y) else x & y
+
+
+def bit_xor(x: jax.Array, y: jax.Array | np.ndarray) -> jax.Array:
+    """x ^ y; see `bit_and`."""
+    return lax.bitwise_xor(x, y) if _alike(x, y) else x ^ y
+
+
+def _alike(x: jax.Array, y: jax.Array | np.ndarray) -> bool:
+    return x.shape == y.shape or not y.shape

@@ -36,7 +36,7 @@ _MUCH_SMALLER = 64
 _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
 GUARD_BITS = 8  # that what is divided by a root has beyond its format's
-_SQUARE_BITS = 6  # that a running average of squares has beyond a square's
+_SQUARE_BITS = 6  # that a running average, or what a root is taken of, has beyond 2f
 _RATE_BITS = 2  # that its rate may have less, to spare a truncation
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
@@ -118,7 +118,7 @@ class Setting:
         return min(form.frac_bits + GUARD_BITS, form.finest)
 
     def doubled(self, form: Format) -> int:
-        """Fraction bits of a value of a format that is as small as a square."""
+        """Fraction bits of a running average, and of what a root is taken of."""
         return min(form.frac_bits + self.frac_bits + _SQUARE_BITS, form.finest)
 
 

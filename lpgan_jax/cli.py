@@ -7,7 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # JAX takes seconds to import: each command imports what it needs
+    from lpgan_jax.training.config import TrainConfig
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,27 +23,15 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train on secret-shared images (both servers simulated)"
     )
-    train.add_argument(
-        "--config",
-        metavar="FILE",
-        help="a YAML file, or the name of a shipped one: digits, mnist, ...",
-    )
+    _add_configuration(train, required=False)  # a resumed run has its own
     train.add_argument("--out", required=True, metavar="DIR", help="the run directory, to be made")
     train.add_argument("--steps", type=int, metavar="N", help="training steps in all")
-    train.add_argument("--batch-size", type=int, metavar="N", help="images in a batch")
     train.add_argument(
         "--seed",
         type=int,
         metavar="N",
         help="fix initial parameters, order, noise and the dealer: repeatable, not for secrets "
         "(default: the config's seed fixes all but the dealer)",
-    )
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the config, e.g. --set model.features=8 (repeatable)",
     )
     train.add_argument("--init", metavar="FILE", help="start from parameters that `export` wrote")
     train.add_argument(
@@ -95,8 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     cost = commands.add_parser(
         "cost", help="what a training step sends, without running it: bytes, rounds, per layer"
     )
-    cost.add_argument("--config", required=True, metavar="FILE", help="as for train")
-    cost.add_argument("--batch-size", type=int, metavar="N", help="images in a batch")
+    _add_configuration(cost)
     cost.add_argument(
         "--bandwidth", type=float, metavar="MBIT/S", help="of a network of yours (default: 1000)"
     )
@@ -108,11 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench", help="measure a training step, or the protocols it is made of, on this machine"
     )
-    bench.add_argument("--config", metavar="FILE", help="as for train; its data are not read")
-    bench.add_argument("--batch-size", type=int, metavar="N", help="images in a batch")
-    bench.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
-    )
+    _add_configuration(bench, required=False)  # or --micro alone
     bench.add_argument(
         "--steps", type=int, default=5, metavar="N", help="steps to time (default: 5)"
     )
@@ -125,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "ranges",
         help="train in shadow mode, and say where values leave the range or lose precision",
     )
-    ranges.add_argument("--config", required=True, metavar="FILE", help="as for train")
+    _add_configuration(ranges)
     ranges.add_argument(
         "--steps", type=int, default=5, metavar="N", help="steps to look at (default: 5)"
     )
@@ -134,9 +120,6 @@ def _parser() -> argparse.ArgumentParser:
         choices=["stochastic", "nearest", "local"],
         default="stochastic",
         help="as the protocols round (default), or as they do not",
-    )
-    ranges.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
     )
 
     sweep = commands.add_parser(
@@ -158,29 +141,60 @@ def _parser() -> argparse.ArgumentParser:
     audit = commands.add_parser(
         "audit", help="list every message of training and sampling, and check that it tells nothing"
     )
-    audit.add_argument("--config", required=True, metavar="FILE", help="as for train")
-    audit.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images in a batch (default: as configured, or as many as half of the memory allows)",
+    _add_configuration(
+        audit,
+        batch="images in a batch (default: as configured, or as many as half of the memory allows)",
     )
     audit.add_argument("--no-compile", action="store_true", help="only the traced programs")
     _add_cluster_commands(commands)
     return parser
 
 
+def _add_configuration(
+    command: argparse.ArgumentParser, required: bool = True, batch: str = "images in a batch"
+) -> None:
+    command.add_argument(
+        "--config",
+        required=required,
+        metavar="FILE",
+        help="a YAML file, or the name of a shipped one: digits, mnist, ...",
+    )
+    command.add_argument("--batch-size", type=int, metavar="N", help=batch)
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the config, e.g. --set model.features=8 (repeatable)",
+    )
+
+
+def _settings(args: argparse.Namespace) -> TrainConfig:
+    """The configuration that the arguments of `_add_configuration` (and --steps) say."""
+    from lpgan_jax.training import config
+    from lpgan_jax.training.run_directory import RunDirectory
+
+    overrides = list(args.set)
+    if args.command in ("train", "up") and args.steps is not None:
+        overrides.append(f"steps={args.steps}")
+    if args.batch_size is not None:
+        overrides.append(f"batch_size={args.batch_size}")
+    source = args.config
+    if source is None:
+        if not args.resume:
+            raise ValueError("--config: expected a YAML file or the name of a shipped config")
+        source = str(RunDirectory.open(args.out).config_file)
+    return config.load(source, overrides)
+
+
 def _add_cluster_commands(commands: Any) -> None:
     up = commands.add_parser(
         "up", help="train with DS, S1, S2 and SP as processes of this machine: try a cluster out"
     )
-    up.add_argument("--config", metavar="FILE", help="as for train")
+    _add_configuration(up, required=False)
     up.add_argument("--out", required=True, metavar="DIR", help="the run directory, to be made")
     up.add_argument("--steps", type=int, metavar="N", help="training steps in all")
     up.add_argument("--seed", type=int, metavar="N", help="as for train: not for secrets")
-    up.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
-    )
     up.add_argument("--resume", action="store_true", help="go on with the session in DIR")
 
     cluster = {"required": True, "metavar": "FILE", "help": "the cluster's configuration, YAML"}
@@ -221,20 +235,10 @@ def _add_cluster_commands(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from lpgan_jax.training import config
     from lpgan_jax.training.loop import train
-    from lpgan_jax.training.run_directory import RunDirectory
 
-    overrides = list(args.set)
-    overrides += [] if args.steps is None else [f"steps={args.steps}"]
-    overrides += [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
-    source = args.config
-    if args.resume and source is None:
-        source = str(RunDirectory.open(args.out).config_file)
-    elif source is None:
-        raise ValueError("--config: expected a YAML file or the name of a shipped config")
     train(
-        config.load(source, overrides),
+        _settings(args),
         args.out,
         seed=args.seed,
         resume=args.resume,
@@ -259,7 +263,6 @@ def _quality(args: argparse.Namespace) -> None:
 
 def _cost(args: argparse.Namespace) -> None:
     from lpgan_jax.analysis.cost import LAN, WAN, Network, program_cost
-    from lpgan_jax.training import config
     from lpgan_jax.training.programs import training_program
 
     network = None
@@ -267,8 +270,7 @@ def _cost(args: argparse.Namespace) -> None:
         bandwidth = LAN.bandwidth_bits_per_s if args.bandwidth is None else 1e6 * args.bandwidth
         latency = LAN.latency_s if args.latency is None else 1e-3 * args.latency
         network = Network(bandwidth, latency).checked()
-    overrides = [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
-    settings = config.load(args.config, overrides)
+    settings = _settings(args)
     function, secrets, public = training_program(settings)
     step = program_cost(function, secrets, public, inputs=secrets[1])
     if args.json:
@@ -284,7 +286,7 @@ def _cost(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from lpgan_jax.training import bench, config
+    from lpgan_jax.training import bench
 
     if args.config is None and not args.micro:
         raise ValueError("bench: expected --config FILE, --micro, or both")
@@ -295,10 +297,7 @@ def _bench(args: argparse.Namespace) -> None:
 
     report: bench.Report = {}
     if args.config is not None:
-        overrides = list(args.set)
-        overrides += [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
-        settings = config.load(args.config, overrides)
-        report |= {"config": args.config} | bench.measure(settings, args.steps, note)
+        report |= {"config": args.config} | bench.measure(_settings(args), args.steps, note)
     if args.micro:
         report |= bench.micro(note=note)
     if args.json:
@@ -312,13 +311,13 @@ def _ranges(args: argparse.Namespace) -> None:
 
     from lpgan_jax.analysis.ranges import ranges, table, verdict
     from lpgan_jax.mpc.prng import key
-    from lpgan_jax.training import config, data
+    from lpgan_jax.training import data
     from lpgan_jax.training.building import build
     from lpgan_jax.training.source import DataSource
 
     if args.steps < 1:
         raise ValueError(f"--steps: expected at least 1, got {args.steps}")
-    settings = config.load(args.config, args.set)
+    settings = _settings(args)
     gan = build(settings)
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
     batches = (source.batch(step) for step in range(args.steps))
@@ -352,11 +351,9 @@ def _audit(args: argparse.Namespace) -> int:
         jax.config.update("jax_num_cpu_devices", 2)
 
     from lpgan_jax.analysis.audit import audit_compiled, audit_program, largest_batch
-    from lpgan_jax.training import config
     from lpgan_jax.training.programs import sampling_program, training_program
 
-    overrides = [] if args.batch_size is None else [f"batch_size={args.batch_size}"]
-    settings = config.load(args.config, overrides)
+    settings = _settings(args)
     size = settings.batch_size
     if args.batch_size is None:
         size = largest_batch(training_program(settings), size)
@@ -390,16 +387,8 @@ def _audit(args: argparse.Namespace) -> int:
 
 def _up(args: argparse.Namespace) -> int:
     from lpgan_jax.cluster.roles import up
-    from lpgan_jax.training import config
-    from lpgan_jax.training.run_directory import RunDirectory
 
-    source = args.config
-    if source is None:
-        if not args.resume:
-            raise ValueError("--config: expected a YAML file or the name of a shipped config")
-        source = str(RunDirectory.open(args.out).config_file)
-    overrides = [*args.set, *([] if args.steps is None else [f"steps={args.steps}"])]
-    status = up(config.load(source, overrides), args.out, seed=args.seed, resume=args.resume)
+    status = up(_settings(args), args.out, seed=args.seed, resume=args.resume)
     if status == 0:
         print(f"pictures are in {args.out}/samples, parameters in {args.out}/parameters.msgpack")
     return status

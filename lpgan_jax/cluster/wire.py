@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from lpgan_jax.training.config import LONGEST_JSON, ConfigError, Fields, validated
+from lpgan_jax.training.tasks import TaskKind
 
 CHUNK = 2**20
 """Bytes of payload in a message, at most."""
@@ -98,7 +99,7 @@ class Opening(Message):
     """The name of that checkpoint."""
 
 
-ParcelKind = Literal["state", "train", "generate", "inputs", "checkpoint", "finish"]
+ParcelKind = Literal[TaskKind, "inputs"]
 
 
 class Parcel(Message):

@@ -165,7 +165,7 @@ class _Products:
     """Products of bits by their numbers, each computed once."""
 
     def __init__(self, bits: Sequence[jax.Array]) -> None:
-        self._known = {(i,): row for i, row in enumerate(bits)}
+        self._known: dict[tuple[int, ...], jax.Array] = {(i,): b for i, b in enumerate(bits)}
 
     def __call__(self, factors: tuple[int, ...]) -> jax.Array:
         if factors not in self._known:

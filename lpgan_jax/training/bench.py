@@ -50,7 +50,7 @@ Report = dict[str, Any]
 
 # A training step ----------------------------------------------------------------------------------
 
-PARTS = ("linear_algebra", "comparison", "truncation", "randomness", "normalisation", "other")
+PARTS = ("linear_algebra", "comparison", "truncation", "randomness", "other")
 """What a step's time is divided into: the `jax.named_scope`s of the protocols, and the rest."""
 
 

@@ -111,7 +111,6 @@ def test_the_table_shows_every_row_and_marks_what_is_out_of_range(rows):
     assert [str(row.style) for row in shown.rows[-2:]] == ["None", "bold red"]
 
 
-@pytest.mark.slow  # what it prints is tested by itself
 def test_the_command_prints_a_verdict(capsys):
     changes = ["model.features=2", "batch_size=4", "frac_bits=28"]
     arguments = [argument for change in changes for argument in ("--set", change)]

@@ -85,7 +85,6 @@ def simulation(function):
     return jax.jit(functools.partial(party.simulate, function), compiler_options=QUICKLY)
 
 
-@pytest.mark.slow  # of four processes: cluster/test_cluster
 def test_the_deployed_step_is_bit_identical_to_the_simulated_one(gan, inputs, deployed):
     program, _, arguments, _ = deployed
     simulated = simulation(gan.train_step)(lp.key(3), inputs, gan.schedule(0))

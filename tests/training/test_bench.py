@@ -49,7 +49,6 @@ def printed(report):
 # A training step ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # processes that compile and start again
 def test_a_training_step():
     """One run for all that is said of it: it compiles a step."""
     changes = (argument for change in TINY for argument in ("--set", change))
@@ -151,10 +150,10 @@ ENTRY %main (x: u64[2]) -> u64[2] {
   %x = u64[2]{0} parameter(0), metadata={op_name="x"}
   %while.1 = (s64[], /*index=1*/u64[2]{0}) while(%x), condition=%c, body=%body, metadata={op_name="jit(step)/comparison/while"}
   %call.2 = u64[2]{0} call(%x), to_apply=%body, metadata={op_name="jit(step)/comparison/call"}
-  %product = u64[2]{0} custom-call(%x), custom_call_target="lpgan_ring_product", metadata={op_name="jit(step)/normalisation/linear_algebra/ffi_call"}
+  %product = u64[2]{0} custom-call(%x), custom_call_target="lpgan_ring_product", metadata={op_name="jit(step)/truncation/linear_algebra/ffi_call"}
   %words.3 = u64[2]{0} custom-call(%x), custom_call_target="lpgan_chacha20", metadata={op_name="jit(step)/truncation/ffi_call"}
-  %dot.4 = u64[2]{0} dot(%x, %x), metadata={op_name="jit(step)/normalisation/linear_algebra/dot"}
-  %mean = u64[2]{0} fusion(%x), kind=kInput, calls=%f, metadata={op_name="jit(step)/vmap(normalisation)/reduce_sum"}
+  %dot.4 = u64[2]{0} dot(%x, %x), metadata={op_name="jit(step)/truncation/linear_algebra/dot"}
+  %mean = u64[2]{0} fusion(%x), kind=kInput, calls=%f, metadata={op_name="jit(step)/vmap(comparison)/reduce_sum"}
   %elsewhere = u64[2]{0} add(%x, %x), metadata={op_name="jit(step)/my_comparison/add"}
   ROOT %copy.5 = u64[2]{0} copy(%x)
 }
@@ -168,7 +167,7 @@ def test_the_innermost_scope_names_the_part():
         "product": "linear_algebra",
         "words.3": "randomness",
         "dot.4": "linear_algebra",
-        "mean": "normalisation",
+        "mean": "comparison",
     }
     assert parts["elsewhere"] == parts["copy.5"] == "other"
     assert not {"while.1", "call.2"} & parts.keys()
@@ -188,7 +187,7 @@ def test_shares_are_of_the_programs_own_instructions():
     assert tuple(shares) == bench.PARTS
     assert {part: share for part, share in shares.items() if share} == {
         "truncation": 0.25,
-        "normalisation": 0.25,
+        "comparison": 0.25,
         "other": 0.5,
     }
     assert bench.breakdown(HLO, []) == {}

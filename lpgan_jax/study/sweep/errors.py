@@ -204,17 +204,19 @@ def layer_errors(
     recording, state = _probe(gan, state, batch)
     scales = recording.scales
     values = encoded(state, scales), encoded(batch, same_scale(batch, gan.frac_bits))
+    public = recording.schedule(0)
     seen: list[Any] = []
 
-    def step(key: jax.Array, values: Any) -> jax.Array:
+    def step(key: jax.Array, values: Any, public: Any) -> jax.Array:
         _, _, operations, statistics = observe(
-            recording.train_step, key, values, recording.schedule(0), variant.rounding
+            recording.train_step, key, values, public, variant.rounding
         )
         seen[:] = operations
         return statistics
 
     options = options_to_run_once()
-    statistics = jax.jit(step, compiler_options=options)(_key(seed, len(PROTOCOLS) + 1), values)
+    key = _key(seed, len(PROTOCOLS) + 1)
+    statistics = jax.jit(step, compiler_options=options)(key, values, public)
     rows = [row._asdict() for row in summary(seen, np.asarray(statistics)[None])]
     # The variant has fraction bits of its own; these are of the tensor.
     return [

@@ -28,11 +28,13 @@ def _reduce_sum(values: Values, node: Node, x: Value) -> Value:
 
 
 def _sum(v: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """A sum over leading axes, long and slow, is a matrix product: it is read in order."""
-    kept = v.shape[len(axes) :]
-    if axes == tuple(range(len(axes))) and kept and v.ndim > 1:
-        rows = v.reshape(-1, math.prod(kept))
-        return matmul(jnp.ones((1, rows.shape[0]), v.dtype), rows)[0].reshape(kept)
+    """A sum of rows, long and slow, is a matrix product: it is read in order."""
+    first, end = min(axes, default=0), max(axes, default=-1) + 1
+    lead, summed, kept = v.shape[:first], v.shape[first:end], v.shape[end:]
+    if len(axes) == len(summed) and math.prod(kept) > 1:
+        rows = v.reshape(math.prod(lead), math.prod(summed), math.prod(kept))
+        ones = jnp.ones((1, rows.shape[1]), v.dtype)
+        return jax.vmap(lambda own: matmul(ones, own))(rows).reshape(lead + kept)
     return v.sum(axes, dtype=v.dtype)
 
 

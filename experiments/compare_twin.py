@@ -15,9 +15,9 @@ import numpy as np
 import lpgan_jax as lp
 from lpgan_jax.gan import NETWORKS
 from lpgan_jax.mpc.share_trees import reveal_tree
+from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.training import config, data
 from lpgan_jax.training.building import build
-from lpgan_jax.training.simulation import Simulation
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import PlaintextTrainer
 
@@ -47,8 +47,8 @@ def main() -> None:
     settings = config.load(args.config, changes)
     gan = build(settings)
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
-    initial = source.initial_state(gan.gan)
-    plain = PlaintextTrainer(gan.gan, initial, dtype=np.float64)
+    initial = source.initial_state(gan.program)
+    plain = PlaintextTrainer(gan.program, initial, dtype=np.float64)
     secure = Simulation.begin(gan, initial, lp.key(settings.seed))
 
     print(

@@ -33,15 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.gan import State, mean_losses
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.share_trees import reveal_tree
+from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.training import config, data
 from lpgan_jax.training.building import build
-from lpgan_jax.training.simulation import Simulation
 from lpgan_jax.training.source import DataSource
-from lpgan_jax.training.trainers import mean_losses
 
 SETTINGS = ["model.features=16"]
 """As many maps as patches."""
@@ -143,7 +143,7 @@ def main() -> None:
     settings = config.load("digits", SETTINGS)
     gan = build(settings)
     source = DataSource(settings, args.seed, data.load_images(settings.data))
-    initial = source.initial_state(gan.gan)
+    initial = source.initial_state(gan.program)
     keys = jax.random.split(lp.key(args.seed), 4)
     simulation = Simulation.begin(gan, initial, keys[0])
     last = args.steps - 1
@@ -163,7 +163,7 @@ def main() -> None:
     honest = [last_step(simulation, number)[1] for number in range(args.images)]
     print(f"digits, 16 maps, step {args.steps}, {args.images} images; no deviation: {show(honest)}")
     for key, (name, (network, deviation)) in zip(keys[1:], attacks(initial).items(), strict=True):
-        traced_anew = SecureLPGAN(gan.gan, settings.batch_size, settings.frac_bits)
+        traced_anew = SecureProgram(gan.program)
         program, losses = Simulation(traced_anew, before, DealerKeys(key)), []
         found: dict[str, list[Any]] = {"parameters": [], "difference": []}
         for number in range(args.images):

@@ -38,12 +38,12 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.prng import CHACHA20
 from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.ring import Convolution, matmul
 from lpgan_jax.ring.matmul import matmul_digits
 from lpgan_jax.training import bench, config
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.simulation import Simulation
 from lpgan_jax.training.source import DataSource
 
 FRAC_BITS = 18
@@ -274,7 +274,7 @@ def simulated(device: jax.Device, settings: TrainConfig) -> tuple[Simulation, Da
     shape = (settings.batch_size, size, size, settings.data.channels)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     source, gan = DataSource(settings, 0, images), build(settings)
-    return Simulation.begin(gan, source.initial_state(gan.gan), key(1)), source
+    return Simulation.begin(gan, source.initial_state(gan.program), key(1)), source
 
 
 # Speed --------------------------------------------------------------------------------------------

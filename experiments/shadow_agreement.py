@@ -24,7 +24,7 @@ import scipy.stats
 import lpgan_jax as lp
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row, read_csv, write_csv
-from lpgan_jax.gan import Batch, SecureLPGAN, State
+from lpgan_jax.gan import Batch, State
 from lpgan_jax.mpc import emulated
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
@@ -34,14 +34,14 @@ from lpgan_jax.mpc.share_trees import (
     decoded,
     encoded,
     reveal_tree,
-    same_scale,
     scaled,
     share_tree,
     unscaled,
 )
+from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training import config, data
 from lpgan_jax.training.building import build
-from lpgan_jax.training.simulation import share_state
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import ShadowTrainer
 
@@ -55,14 +55,14 @@ TESTS = ("tensor", "statistic", "runs", "shadow_mean", "secure_mean", "ks", "p",
 
 
 def programs(
-    gan: SecureLPGAN, state: State, batch: Batch, step: int
+    gan: SecureProgram, state: State, batch: Batch, step: int
 ) -> tuple[dict[str, Callable[[int], Any]], Any]:
     """One step of each mode from `state`, as {mode: run -> parameters}, and float64's parameters.
 
     `state` and `batch` are float arrays that fixed point holds exactly.
     """
     public, options = gan.schedule(step), options_to_run_often()
-    all_f = same_scale(batch, gan.frac_bits)
+    all_f = gan.batch_scales
 
     def secure(keys: jax.Array, state: State, batch: Batch) -> Any:
         shared = share_tree(keys[0], batch, all_f)
@@ -87,9 +87,9 @@ def programs(
     }, jax.tree.map(np.asarray, unscaled(exact))
 
 
-def trained_state(gan: SecureLPGAN, source: DataSource, steps: int) -> State:
+def trained_state(gan: SecureProgram, source: DataSource, steps: int) -> State:
     """The state after some steps of shadow training."""
-    trainer = ShadowTrainer(gan, source.initial_state(gan.gan), lp.key(0))
+    trainer = ShadowTrainer(gan, source.initial_state(gan.program), lp.key(0))
     for step in range(steps):
         trainer.step(step, source.batch(step))
     return trainer.state()

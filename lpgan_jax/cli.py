@@ -321,7 +321,9 @@ def _ranges(args: argparse.Namespace) -> None:
     gan = build(settings)
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
     batches = (source.batch(step) for step in range(args.steps))
-    rows = ranges(gan, source.initial_state(gan.gan), batches, key(settings.seed), args.rounding)
+    rows = ranges(
+        gan, source.initial_state(gan.program), batches, key(settings.seed), args.rounding
+    )
     # As wide as the table needs, where nobody's terminal sets a limit.
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     print(f"{args.steps} steps, {settings.frac_bits} fraction bits: {verdict(rows)}")

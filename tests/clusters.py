@@ -15,12 +15,13 @@ from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.worker import Job
+from lpgan_jax.gan import GENERATE, MeanLosses, mean_losses
 from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.training import config, data
 from lpgan_jax.training.building import build
-from lpgan_jax.training.simulation import Simulation
 from lpgan_jax.training.source import DataSource
-from lpgan_jax.training.trainers import MeanLosses, SecureTrainer
+from lpgan_jax.training.trainers import SecureTrainer
 
 TINY = """
 data: {dataset: digits, image_size: 8, channels: 1}
@@ -84,11 +85,12 @@ class Simulated:
         self.last, trainer = simulation, SecureTrainer(simulation)
         noise = self.source.sample_noise()
         if start == 0 and self.settings.open_samples:
-            self.images[0] = simulation.generate(noise)
+            self.images[0] = simulation.answer(GENERATE, noise)
         for step in range(start, end):
-            self.losses[step + 1] = trainer.step(step, self.source.batch(step))
+            told = trainer.step(step, self.source.batch(step))
+            self.losses[step + 1] = mean_losses(told, self.settings.batch_size)
             if self.settings.open_samples and self.settings.samples_after(step + 1):
-                self.images[step + 1] = simulation.generate(noise)
+                self.images[step + 1] = simulation.answer(GENERATE, noise)
             if self.settings.saves_after(step + 1):
                 self.shares[step + 1] = simulation.shares()
                 self._state_at[step + 1] = jax.tree.map(np.array, simulation.state)

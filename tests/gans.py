@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 import lpgan_jax as lp
-from lpgan_jax.gan import LOSSES, LPGAN, NETWORKS, Batch, Discriminator, Generator, SecureLPGAN
+from lpgan_jax.gan import LOSSES, LPGAN, NETWORKS, Batch, Discriminator, Generator, gan_program
 from lpgan_jax.gan.losses import LossName
 from lpgan_jax.mpc.share_trees import same_scale, share_tree
+from lpgan_jax.programs import SecureProgram
 from lpgan_jax.training.building import optimizer
 from lpgan_jax.training.config import OptimizerConfig
 
@@ -24,11 +25,9 @@ def adam(rate: float = 1e-2, **fields: float) -> optax.GradientTransformation:
     return optimizer(OptimizerConfig(name="adam", learning_rate=rate, **fields))
 
 
-def small_gan(
+def small_lpgan(
     optimizers: Mapping[str, Any] | optax.GradientTransformation = SGD,
     *,
-    batch_size: int = 2,
-    frac_bits: int = 18,
     noise_size: int = 4,
     channels: int = 1,
     base_size: int = 2,
@@ -36,7 +35,7 @@ def small_gan(
     opens_losses: bool = True,
     of_sd: Mapping[str, Any] | None = None,
     **networks: Any,
-) -> SecureLPGAN:
+) -> LPGAN:
     """A DCGAN; by default of 8x8 images, and one that compiles fast.
 
     `networks`: fields of both, `of_sd`: of SD alone.
@@ -45,7 +44,7 @@ def small_gan(
     if not isinstance(optimizers, Mapping):
         optimizers = dict.fromkeys(NETWORKS, optimizers)
     size = base_size * 2 ** networks["depth"]
-    gan = LPGAN(
+    return LPGAN(
         Generator(channels=channels, base_size=base_size, **networks),
         Discriminator(**networks, **(of_sd or {})),
         optimizers,
@@ -54,10 +53,20 @@ def small_gan(
         (size, size, channels),
         opens_losses,
     )
-    return SecureLPGAN(gan, batch_size, frac_bits)
 
 
-def random_batch(gan: SecureLPGAN, rng: np.random.Generator) -> Batch:
+def small_gan(
+    optimizers: Mapping[str, Any] | optax.GradientTransformation = SGD,
+    *,
+    batch_size: int = 2,
+    frac_bits: int = 18,
+    **fields: Any,
+) -> SecureProgram:
+    """`small_lpgan` as a program."""
+    return SecureProgram(gan_program(small_lpgan(optimizers, **fields), batch_size, frac_bits))
+
+
+def random_batch(gan: SecureProgram, rng: np.random.Generator) -> Batch:
     """Images from -1 to 1 and normal noise, on the grid of the batch's scale."""
 
     def rounded(values: np.ndarray) -> np.ndarray:
@@ -72,7 +81,7 @@ def random_batch(gan: SecureLPGAN, rng: np.random.Generator) -> Batch:
     )
 
 
-def shared_batch(gan: SecureLPGAN, batch: Batch, seed: int = 2) -> Batch:
+def shared_batch(gan: SecureProgram, batch: Batch, seed: int = 2) -> Batch:
     """As shares."""
     shared: Batch = share_tree(lp.key(seed), batch, same_scale(batch, gan.frac_bits))
     return shared

@@ -18,7 +18,7 @@ from lpgan_jax.analysis.trainable import Trainable
 from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.plain import bits_left
-from lpgan_jax.mpc.share_trees import same_scale, scaled
+from lpgan_jax.mpc.share_trees import scaled
 
 
 def headroom(
@@ -54,7 +54,7 @@ def headroom(
     current = scaled(gan.secret(state), gan.scales)
     fewest = np.asarray(np.inf)
     for number, batch in enumerate(batches, first_step):
-        values = scaled(batch, same_scale(batch, gan.frac_bits))
+        values = scaled(batch, gan.batch_scales)
         current, bits = step(current, values, gan.schedule(number))
         fewest = np.minimum(fewest, bits)
     if not places:

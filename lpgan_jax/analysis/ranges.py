@@ -23,7 +23,7 @@ from lpgan_jax.mpc.emulated import EmulatedSeat, Rounding
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.plain import PlainSeat, Seen, bits_left
 from lpgan_jax.mpc.secret import Secret, is_secret
-from lpgan_jax.mpc.share_trees import encoded, same_scale, scaled
+from lpgan_jax.mpc.share_trees import encoded, scaled
 
 
 class Range(NamedTuple):
@@ -119,7 +119,7 @@ def ranges(
     seen: list[Seen] = []  # known once `step` was traced
 
     def step(key: jax.Array, state: Any, batch: Any, public: Any) -> tuple[Any, jax.Array]:
-        values = state, encoded(batch, same_scale(batch, gan.frac_bits))
+        values = state, encoded(batch, gan.batch_scales)
         (new, _), _, operations, statistics = observe(gan.train_step, key, values, public, rounding)
         seen[:] = operations
         return new, statistics

@@ -8,15 +8,15 @@ from lpgan_jax.mpc.seat import Seat
 
 
 class Trainable(Protocol):
-    """A training, such as LP-GAN's (`gan.SecureLPGAN`).
+    """A training, such as `programs.SecureProgram`.
 
     Attributes:
-        frac_bits: fraction bits at which a batch is shared.
-        scales: those of each leaf of a secret state.
+        scales: fraction bits at which each leaf of a secret state is shared.
+        batch_scales: the same of a batch.
     """
 
-    frac_bits: int
     scales: Any
+    batch_scales: Any
 
     def secret(self, state: Any) -> Any:
         """What is secret in a state."""

@@ -23,10 +23,10 @@ from lpgan_jax.mpc.fixed_point import FixedPoint
 from lpgan_jax.mpc.party import deal, server_seeds
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import same_scale, share_tree
+from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.programs import sampling_program, training_program
-from lpgan_jax.training.simulation import share_state
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.tasks import Task
 
@@ -69,7 +69,7 @@ class Dealer:
     def payloads(self, task: Task, *, noise: np.ndarray | None) -> Payloads:
         """What S1 and what S2 get; `noise`: of a sample, unless SP shared some."""
         if task.kind == "state":
-            initial = self._source.initial_state(self._gan.gan)
+            initial = self._source.initial_state(self._gan.program)
             return halves(share_state(self._gan, self._keys, initial))
         if task.kind == "train":
             return self._for_training(task.step)

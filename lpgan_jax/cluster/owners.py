@@ -256,7 +256,7 @@ def deal_and_feed(
     with reporter.phase("compiling", limit_s=limits.start_s):
         if start == 0:
             gan = build(settings)
-            line = headroom_line(gan, source.initial_state(gan.gan), source)
+            line = headroom_line(gan, source.initial_state(gan.program), source)
             print(line, flush=True)  # of DS's images: not into the log
         dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
     for server in SERVERS:

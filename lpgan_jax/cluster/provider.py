@@ -34,7 +34,7 @@ from lpgan_jax.cluster.settings import (
 )
 from lpgan_jax.cluster.wire import Layout, Result, SampleRequest, buffers, half_shapes, nbytes
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.gan import Losses
+from lpgan_jax.gan import Losses, MeanLosses, mean_losses
 from lpgan_jax.mpc.fixed_point import FixedPoint
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import reveal_tree, shapes_of
@@ -46,7 +46,6 @@ from lpgan_jax.training.images import save_png
 from lpgan_jax.training.parameters import save_parameters
 from lpgan_jax.training.programs import shared_state
 from lpgan_jax.training.run_directory import Metrics, RunDirectory
-from lpgan_jax.training.trainers import MeanLosses, mean_losses
 
 
 class Results:
@@ -57,8 +56,8 @@ class Results:
         one = shapes_of((), f)
         self._shapes: dict[str, Any] = {
             "losses": Losses(one, one),
-            "images": shapes_of((settings.num_samples, *gan.gan.image_shape), f),
-            "parameters": shared_state(gan).learnt(settings.results),
+            "images": shapes_of((settings.num_samples, *gan.batch.images.shape[1:]), f),
+            "parameters": gan.program.learnt(shared_state(gan)),
         }
         self._layouts = {kind: Layout.of(half_shapes(of)) for kind, of in self._shapes.items()}
         self.sizes = {"step": 0} | {k: layout.size for k, layout in self._layouts.items()}

@@ -26,16 +26,17 @@ from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import Session, Sizes, Task
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
 from lpgan_jax.cluster.wire import Layout, Result, buffers
-from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.gan import State
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.mesh import server_mesh, server_program, whole_sharding
 from lpgan_jax.mpc.prng import KEY_WORDS
 from lpgan_jax.mpc.secret import is_secret
+from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.simulation import Tree, by_name, restore_state
 from lpgan_jax.training import checkpoint
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import ConfigError, TrainConfig
 from lpgan_jax.training.programs import sampling_program, training_program
-from lpgan_jax.training.simulation import Tree, by_name, restore_state
 
 
 class Programs:
@@ -95,7 +96,7 @@ class Programs:
         state: State = self._placed(self._parcels.state, payload)
         return state
 
-    def state_of(self, gan: SecureLPGAN, tree: Tree) -> State:
+    def state_of(self, gan: SecureProgram, tree: Tree) -> State:
         """The state of a checkpoint. ValueError if it is of another network."""
         restored = restore_state(gan, jax.tree.map(lambda half: half[None], tree))
         return jax.tree.map(lambda half: self._own(np.asarray(half)[0]), restored)
@@ -239,7 +240,7 @@ class _Work:
     settings: TrainConfig
     server: ServerName
     other: str
-    gan: SecureLPGAN
+    gan: SecureProgram
     programs: Programs
     session: Session
     journal: Journal
@@ -271,7 +272,7 @@ class _Work:
                     self._save(state, step, str(task.parcel.save))
             else:
                 assert state is not None
-                payload = _bytes(own_half(state.learnt(self.settings.results)))
+                payload = _bytes(own_half(self.gan.program.learnt(state)))
                 self._publish(attempt, task, "parameters", 0.0, payload)
                 self.journal.sync()
                 self.reporter.event("trained", step=step)

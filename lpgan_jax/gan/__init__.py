@@ -1,11 +1,20 @@
 """LP-GAN: its networks, and how they are trained."""
 
 from lpgan_jax.gan.losses import LOSSES, Loss, LossName
-from lpgan_jax.gan.lpgan import LPGAN, NETWORKS, Batch, Losses, State
+from lpgan_jax.gan.lpgan import (
+    LPGAN,
+    NETWORKS,
+    Batch,
+    Losses,
+    MeanLosses,
+    State,
+    mean_losses,
+)
 from lpgan_jax.gan.networks import Discriminator, Generator
-from lpgan_jax.gan.secured import SecureLPGAN
+from lpgan_jax.gan.program import GENERATE, gan_program
 
 __all__ = [
+    "GENERATE",
     "LOSSES",
     "LPGAN",
     "NETWORKS",
@@ -15,6 +24,8 @@ __all__ = [
     "Loss",
     "LossName",
     "Losses",
-    "SecureLPGAN",
+    "MeanLosses",
     "State",
+    "gan_program",
+    "mean_losses",
 ]

@@ -86,6 +86,16 @@ class Losses:
     generator: Any
 
 
+MeanLosses = tuple[float, float]  # (discriminator's, generator's), means over the batch
+
+
+def mean_losses(losses: Losses | None, size: int) -> MeanLosses | None:
+    """Of float sums over a batch of a size, as SP reconstructs them."""
+    if losses is None:
+        return None
+    return float(losses.discriminator) / size, float(losses.generator) / size
+
+
 @dataclass(frozen=True, eq=False)
 class LPGAN:
     """Two networks, their optimizers and what they minimise.

@@ -36,12 +36,12 @@ from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.fixed_point import FixedPoint, encode
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.ring import matmul
 from lpgan_jax.training import config
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.programs import training_program
-from lpgan_jax.training.simulation import Simulation
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import PlaintextTrainer
 
@@ -162,12 +162,12 @@ def _source(settings: TrainConfig) -> DataSource:
 
 
 def _plaintext_step_s(settings: TrainConfig, steps: int) -> float:
-    source, gan = _source(settings), build(settings).gan
-    trainer = PlaintextTrainer(gan, source.initial_state(gan))
+    source, program = _source(settings), build(settings).program
+    trainer = PlaintextTrainer(program, source.initial_state(program))
 
     def step(number: int) -> Any:
         trainer.step(number, source.batch(number))
-        return trainer.learnt()
+        return trainer.state()
 
     (seconds,) = _seconds(steps, step)
     return seconds
@@ -207,7 +207,7 @@ def _simulation(folder: Path) -> tuple[Simulation, DataSource]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     settings = config.load(str(folder / "config.yaml"))
     source, gan = _source(settings), build(settings)
-    return Simulation.begin(gan, source.initial_state(gan.gan), make_key()), source
+    return Simulation.begin(gan, source.initial_state(gan.program), make_key()), source
 
 
 def _cold(folder: Path) -> Report:

@@ -16,8 +16,9 @@ from lpgan_jax.gan import (
     Discriminator,
     Generator,
     LossName,
-    SecureLPGAN,
+    gan_program,
 )
+from lpgan_jax.programs import SecureProgram
 from lpgan_jax.training.config import ConfigError, OptimizerConfig, TrainConfig
 
 
@@ -25,8 +26,8 @@ def build(
     settings: TrainConfig,
     generator: nn.Module | None = None,
     discriminator: nn.Module | None = None,
-) -> SecureLPGAN:
-    """The GAN of a configuration: the same object for runs of the same program.
+) -> SecureProgram:
+    """LP-GAN of a configuration: the same object for runs of the same program.
 
     Args:
         settings: the configuration.
@@ -37,10 +38,20 @@ def build(
         ConfigError: `model.module` cannot be imported, or gives no networks.
         ValueError: a network gives another shape than it should.
     """
+    gan = build_gan(settings, generator, discriminator)
+    return _secured(gan, settings.batch_size, settings.frac_bits, settings.results)
+
+
+def build_gan(
+    settings: TrainConfig,
+    generator: nn.Module | None = None,
+    discriminator: nn.Module | None = None,
+) -> LPGAN:
+    """The GAN itself; as `build`."""
     if generator is None or discriminator is None:
         networks = _networks(settings)
         generator, discriminator = generator or networks[0], discriminator or networks[1]
-    return _build(
+    return _gan(
         generator,
         discriminator,
         (settings.generator_optimizer, settings.discriminator_optimizer),
@@ -49,9 +60,14 @@ def build(
         settings.model.noise_size,
         (settings.data.image_size, settings.data.image_size, settings.data.channels),
         settings.open_losses,
-        settings.batch_size,
-        settings.frac_bits,
     )
+
+
+@lru_cache(8)
+def _secured(
+    gan: LPGAN, batch_size: int, frac_bits: int, results: tuple[str, ...]
+) -> SecureProgram:
+    return SecureProgram(gan_program(gan, batch_size, frac_bits, results))
 
 
 def _networks(settings: TrainConfig) -> tuple[nn.Module, nn.Module]:
@@ -98,7 +114,7 @@ def imported(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 @lru_cache(8)
-def _build(
+def _gan(
     generator: nn.Module,
     discriminator: nn.Module,
     optimizers: tuple[OptimizerConfig, OptimizerConfig],
@@ -107,11 +123,9 @@ def _build(
     noise_size: int,
     image_shape: tuple[int, int, int],
     open_losses: bool,
-    batch_size: int,
-    frac_bits: int,
-) -> SecureLPGAN:
+) -> LPGAN:
     both = dict(zip(NETWORKS, map(optimizer, optimizers), strict=True))
-    gan = LPGAN(
+    return LPGAN(
         generator,
         discriminator,
         both,
@@ -121,7 +135,6 @@ def _build(
         open_losses,
         penalty,
     )
-    return SecureLPGAN(gan, batch_size, frac_bits)
 
 
 def optimizer(of: OptimizerConfig) -> optax.GradientTransformation:

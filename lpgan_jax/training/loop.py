@@ -17,16 +17,17 @@ import numpy as np
 from lpgan_jax.analysis.headroom import headroom, worst
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.progress import Progress
-from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.gan import GENERATE, State, mean_losses
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
+from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint, config, data
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.images import save_png
-from lpgan_jax.training.parameters import load_parameters
+from lpgan_jax.training.parameters import load_parameters, save_parameters
 from lpgan_jax.training.run_directory import Metrics, RunDirectory, Servers
-from lpgan_jax.training.simulation import Simulation, restore_state
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.tasks import tasks
 from lpgan_jax.training.trainers import (
@@ -111,7 +112,7 @@ def train(
     loaded = data.load_images(settings.data) if images is None else data.from_arrays(images)
     source = DataSource(settings, settings.seed, loaded)
     gan = build(settings, generator, discriminator)
-    initial = source.initial_state(gan.gan)
+    initial = source.initial_state(gan.program)
     if init is not None:
         initial = _starting_from(load_parameters(init, initial), initial)
 
@@ -136,7 +137,7 @@ def train(
             report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
     trainer: Trainer
     if mode == "plaintext":
-        trainer = PlaintextTrainer(gan.gan, initial)
+        trainer = PlaintextTrainer(gan.program, initial)
     elif mode == "shadow":
         report("shadow: the secure program on plaintext integers, which hides nothing")
         report(headroom_line(gan, initial, source))
@@ -195,7 +196,7 @@ def _require_same(run: RunDirectory, settings: TrainConfig, images: np.ndarray) 
         )
 
 
-def headroom_line(gan: SecureLPGAN, initial: State, source: DataSource) -> str:
+def headroom_line(gan: SecureProgram, initial: State, source: DataSource) -> str:
     """What DS is told of how much room the first step has, or a warning."""
     place, bits = worst(headroom(gan, initial, [source.batch(0)]))
     line = f"headroom: {bits:.1f} bits at {place} (first step, in the clear at DS)"
@@ -220,14 +221,15 @@ def _loop(
         progress.note("compiling, and sampling before the first step")
         for task in tasks(settings, done, samples=mode != "secure" or settings.open_samples):
             if task.kind == "generate":
-                save_png(run.sample_file(task.step), trainer.generate(noise))
+                save_png(run.sample_file(task.step), trainer.answer(GENERATE, noise))
             elif task.kind == "checkpoint":
-                trainer.save(run, task.step, settings.keep_checkpoints)
+                _save(trainer, run, task.step, settings.keep_checkpoints)
             elif task.kind == "train":
                 if task.step == done:
                     progress.note("compiling the step")
                 before, number = time.time(), task.step + 1
-                losses = trainer.step(task.step, source.batch(task.step))
+                told = trainer.step(task.step, source.batch(task.step))
+                losses = mean_losses(told, settings.batch_size)
                 seconds = time.time() - before
                 durations.append(seconds)
                 if settings.logs_after(number) or task.step == done:
@@ -250,6 +252,14 @@ def _loop(
     atomic_write(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
     report(f"{result.steps} steps, {per_step:.3g} s a step; everything is in {run.path}")
     return result
+
+
+def _save(trainer: Trainer, run: RunDirectory, step: int, keep: int) -> None:
+    """What is needed to go on, or of a run without shares to export."""
+    if isinstance(trainer, SecureTrainer):
+        checkpoint.save(run.path, step, trainer.simulation.shares(), keep)
+    else:
+        save_parameters(run.parameters_file, trainer.state().learnt())
 
 
 def _past_result(run: RunDirectory) -> Result:

@@ -6,28 +6,37 @@ A program is (function, secrets, public), as `party.simulate` takes them, where 
 
 from __future__ import annotations
 
-from lpgan_jax.gan import SecureLPGAN, State
+from typing import Any
+
+from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc.party import Program
-from lpgan_jax.mpc.share_trees import same_scale, shapes_of, tree_of_shapes
+from lpgan_jax.mpc.seat import Seat
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.share_trees import shapes_of, tree_of_shapes
+from lpgan_jax.programs import SecureProgram
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
 
 
 def training_program(settings: TrainConfig) -> Program:
     """What the servers run in a training step."""
-    gan = build(settings)
-    batch = tree_of_shapes(gan.batch, same_scale(gan.batch, settings.frac_bits))
-    return gan.train_step, (shared_state(gan), batch), gan.schedule(0)
+    program = build(settings)
+    batch = tree_of_shapes(program.batch, program.batch_scales)
+    return program.train_step, (shared_state(program), batch), program.schedule(0)
 
 
 def sampling_program(settings: TrainConfig, num: int | None = None) -> Program:
     """What the servers run to generate `num` images (default: as many as a sample of a run)."""
-    gan = build(settings)
-    noise = shapes_of((num or settings.num_samples, gan.gan.noise_size), settings.frac_bits)
-    return gan.generate, (shared_state(gan), noise), None
+    program = build(settings)
+    noise = shapes_of((num or settings.num_samples, settings.model.noise_size), settings.frac_bits)
+
+    def generate(party: Seat, secrets: Any, public: None) -> Secret:
+        images: Secret = program.answer(GENERATE, party, secrets)
+        return images
+
+    return generate, (shared_state(program), noise), None
 
 
-def shared_state(gan: SecureLPGAN) -> State:
+def shared_state(program: SecureProgram) -> Any:
     """The shapes of a training state."""
-    state: State = tree_of_shapes(gan.shapes, gan.scales)
-    return state
+    return tree_of_shapes(program.shapes, program.scales)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.gan import GENERATE, State
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import reveal_tree
+from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
@@ -18,12 +20,11 @@ from lpgan_jax.training.data import Stream, random_stream
 from lpgan_jax.training.images import save_png
 from lpgan_jax.training.parameters import save_parameters
 from lpgan_jax.training.run_directory import RunDirectory
-from lpgan_jax.training.simulation import Simulation, restore_state
 
 _AT_ONCE = 500  # images generated in one call
 
 
-def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, SecureLPGAN, State]:
+def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, SecureProgram, State]:
     """A run's configuration and the shares of its last checkpoint."""
     run = RunDirectory.open(path)
     settings = run.config()
@@ -58,7 +59,7 @@ def generate(run: str | os.PathLike[str], num: int, *, seed: int | None = None) 
     noise = rng.normal(size=(num, settings.model.noise_size))
     simulation = Simulation(gan, state, DealerKeys(make_key(seed)))
     parts = [noise[start : start + _AT_ONCE] for start in range(0, num, _AT_ONCE)]
-    return np.concatenate([simulation.generate(part) for part in parts])
+    return np.concatenate([simulation.answer(GENERATE, part) for part in parts])
 
 
 def sample(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lpgan_jax.gan import LOSSES, LPGAN, Batch, State
+from lpgan_jax.gan import LOSSES, Batch, State
+from lpgan_jax.programs import Program
 from lpgan_jax.training import data
 from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.data import Stream, random_stream
@@ -35,9 +36,10 @@ class DataSource:
             rng.uniform(size=size) if penalised else None,
         )
 
-    def initial_state(self, gan: LPGAN) -> State:
+    def initial_state(self, program: Program) -> State:
         """The initial parameters, statistics and optimizers' states."""
-        return gan.init(random_stream(self._seed, Stream.INIT))
+        state: State = program.init(random_stream(self._seed, Stream.INIT))
+        return state
 
     def sample_noise(self) -> np.ndarray:
         """The noise of every sample grid."""

@@ -14,6 +14,7 @@ from lpgan_jax.analysis.audit import audit, audit_compiled, audit_program, check
 from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.servers import Dealer
 from lpgan_jax.analysis.audit.values import Numbering, Value
+from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
 from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
 from lpgan_jax.mpc.secret import Secret, is_secret
@@ -117,8 +118,8 @@ def test_a_training_step_passes():
 
 def test_sampling_passes():
     gan = small_gan(depth=1)
-    secrets = programs.shared_state(gan), shapes_of((2, gan.gan.noise_size), 18)
-    report = audit_program(gan.generate, secrets)
+    secrets = programs.shared_state(gan), shapes_of((2, gan.batch.noise_d.shape[1]), 18)
+    report = audit_program(lambda p, s, _: gan.answer(GENERATE, p, s), secrets)
     assert report.ok, report.table()
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gans import adam, random_batch, small_gan
+from gans import adam, random_batch, small_gan, small_lpgan
 from secured import FAST
 
 import lpgan_jax as lp
@@ -20,7 +20,7 @@ from lpgan_jax.mpc.share_trees import scaled
 
 def state_and_batches(gan, steps=2):
     rng = np.random.default_rng(0)
-    return gan.gan.init(rng), [random_batch(gan, rng) for _ in range(steps)]
+    return gan.program.init(rng), [random_batch(gan, rng) for _ in range(steps)]
 
 
 def compared(function, *args, frac_bits):
@@ -101,7 +101,7 @@ def test_activations_are_right_below_their_bound_and_counted_beyond(frac_bits, s
 @pytest.mark.parametrize("frac_bits", [12, 18])
 def test_both_networks_count_what_their_activations_take(frac_bits):
     """The first layer of SD, whose convolution is not normalised, included."""
-    gan = small_gan(frac_bits=frac_bits)
+    networks, gan = small_lpgan(), small_gan(frac_bits=frac_bits)
     state, (batch,) = state_and_batches(gan, steps=1)
     generator, discriminator = (state.learnt()[name] for name in NETWORKS)
     largest = {"generator": [255.5, 256.5], "discriminator": [257.0, 255.0]}
@@ -118,7 +118,7 @@ def test_both_networks_count_what_their_activations_take(frac_bits):
     for name, values in largest.items():
 
         def forward(variables, x, name=name):
-            return getattr(gan.gan, name).apply(variables, x, mutable=["batch_stats"])[0]
+            return getattr(networks, name).apply(variables, x, mutable=["batch_stats"])[0]
 
         left = compared(forward, state.learnt()[name], inputs[name], frac_bits=frac_bits)
         assert left == pytest.approx([LOG_RANGE - np.log2(v) for v in values], abs=1e-6)

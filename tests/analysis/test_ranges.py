@@ -85,7 +85,7 @@ def test_the_verdict_is_on_the_first_step_not_the_first_place():
 def rows():
     gan, rng = small_gan(depth=1), np.random.default_rng(0)
     batches = [random_batch(gan, rng) for _ in range(2)]
-    state = gan.gan.init(rng)
+    state = gan.program.init(rng)
     with pytest.raises(ValueError, match="batches: expected at least one"):
         ranges(gan, state, [], key(0))
     return ranges(gan, state, batches, key(0))

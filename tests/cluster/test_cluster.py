@@ -28,16 +28,17 @@ from lpgan_jax.cluster.settings import load_cluster, public_part
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
+from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.party import server_seeds
 from lpgan_jax.mpc.share_trees import reveal_tree, same_scale, share_tree
+from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training import checkpoint, config
 from lpgan_jax.training.parameters import save_parameters
 from lpgan_jax.training.programs import training_program
 from lpgan_jax.training.results import export
 from lpgan_jax.training.run_directory import RunDirectory
-from lpgan_jax.training.simulation import share_state
 from lpgan_jax.training.tasks import Task, tasks
 
 
@@ -281,7 +282,7 @@ def a_server_holds_nothing_but_its_own(trained, settings, simulated):
         pytest.skip("this user may not read another process's memory")
     source, gan = simulated.source, simulated.gan
     keys = DealerKeys(dealer.master_key(SEED, 1))
-    initial = source.initial_state(gan.gan)
+    initial = source.initial_state(gan.program)
     shared = share_state(gan, keys, initial)
     for task in tasks(settings, 0, samples=True):
         if task.kind in ("train", "generate"):
@@ -343,7 +344,7 @@ def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_n
         from lpgan_jax.training.images import save_png
 
         noise = np.random.default_rng(9).normal(size=(2, 4, settings.model.noise_size))
-        images = [simulated.last.generate(part) for part in noise]
+        images = [simulated.last.answer(GENERATE, part) for part in noise]
         save_png(tmp_path / "expected.png", np.concatenate(images)[:6])
         expected = np.asarray(Image.open(tmp_path / "expected.png")).astype(int)
         # Roundings differ by some LSB of 18 bits, which can move a pixel of 8 bits by one.

@@ -128,8 +128,8 @@ def assert_hits(program, wanted):
 def test_every_rewrite_matches_in_a_step():
     gan = build(settings_of(*QUICK))
     batch = gan.batch
-    state = gan.gan.init(np.random.default_rng(0))
-    step = lp.secure(gan.gan.train_step, carry={0: 0}, frac_bits=gan.frac_bits)
+    state = gan.program.init(np.random.default_rng(0))
+    step = lp.secure(gan.program.step, carry={0: 0}, frac_bits=gan.frac_bits)
     assert_hits(step.program(state, batch), HITS)
 
 

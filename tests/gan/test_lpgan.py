@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gans import SGD, adam, random_batch, small_gan
+from gans import SGD, adam, random_batch, small_lpgan
 from secured import FAST, as_float64
 
-from lpgan_jax.gan import LOSSES, LPGAN, Batch, Discriminator, Generator
+from lpgan_jax.gan import LOSSES, LPGAN, Batch, Discriminator, Generator, gan_program
 from lpgan_jax.gan.losses import gradient_penalty
 
 # Python floats in plain NumPy's words, of a logit.
@@ -84,11 +84,12 @@ def test_a_step_is_the_protocol_written_out(loss):
     In float64, where only the order of sums differs.
     """
     norm = {"norm": "group"} if loss == "wasserstein" else {}
-    gan = small_gan({"generator": SGD, "discriminator": adam(eps_root=1e-4)}, loss=loss, of_sd=norm)
+    optimizers = {"generator": SGD, "discriminator": adam(eps_root=1e-4)}
+    gan = small_lpgan(optimizers, loss=loss, of_sd=norm)
     rng = np.random.default_rng(0)
-    state, batch = as_float64(gan.gan.init(rng)), as_float64(random_batch(gan, rng))
-    after, losses = FAST(gan.gan.train_step)(state, batch)
-    params, stats, (d_loss, g_loss) = FAST(lambda s, b: written_out(gan.gan, s, b))(state, batch)
+    state, batch = as_float64(gan.init(rng)), as_float64(random_batch(gan_program(gan, 2, 18), rng))
+    after, losses = FAST(gan.train_step)(state, batch)
+    params, stats, (d_loss, g_loss) = FAST(lambda s, b: written_out(gan, s, b))(state, batch)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)  # noqa: E731
     jax.tree.map(close, after.params, params)
     jax.tree.map(close, after.stats, stats)
@@ -113,15 +114,15 @@ def test_losses_are_their_formulas(loss):
 
 
 def test_losses_are_computed_only_if_they_are_opened():
-    gan = small_gan(opens_losses=False)
+    gan = gan_program(small_lpgan(opens_losses=False), 2, 18)
     rng = np.random.default_rng(0)
-    _, losses = jax.eval_shape(gan.gan.train_step, gan.gan.init(rng), random_batch(gan, rng))
+    _, losses = jax.eval_shape(gan.step, gan.init(rng), random_batch(gan, rng))
     assert losses is None
 
 
 def test_generation_uses_the_running_statistics():
     """Images do not depend on what else is in the batch."""
-    gan, rng = small_gan().gan, np.random.default_rng(0)
+    gan, rng = small_lpgan(), np.random.default_rng(0)
     variables, noise = gan.init(rng).learnt()["generator"], rng.normal(size=(3, 4))
     images = gan.generate(variables, noise)
     np.testing.assert_allclose(gan.generate(variables, noise[:1]), images[:1], atol=1e-6)
@@ -130,7 +131,7 @@ def test_generation_uses_the_running_statistics():
 
 
 def test_an_initial_state_depends_on_the_seed_alone():
-    gan = small_gan({"generator": SGD, "discriminator": adam()}).gan
+    gan = small_lpgan({"generator": SGD, "discriminator": adam()})
     first, same, other = (gan.init(np.random.default_rng(seed)) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, first, same)
     kernels = [s.params["generator"]["fc"]["kernel"] for s in (first, other)]
@@ -179,7 +180,7 @@ class Critic(nn.Module):
 
 
 def test_a_module_without_a_flag_is_not_given_one():
-    gan = dataclasses.replace(small_gan(SGD).gan, discriminator=Critic())
+    gan = dataclasses.replace(small_lpgan(SGD), discriminator=Critic())
     state = gan.init(np.random.default_rng(0))
     assert state.stats["discriminator"] == {}
     noise = np.zeros((2, gan.noise_size))

@@ -14,7 +14,7 @@ from gans import SGD, adam, flat, random_batch, shared_batch, small_gan
 from secured import FAST, as_float64
 
 import lpgan_jax as lp
-from lpgan_jax.gan import NETWORKS
+from lpgan_jax.gan import GENERATE, NETWORKS
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.share_trees import reveal_tree, same_scale, scaled, share_tree, unscaled
@@ -48,10 +48,10 @@ GANS = {
 @pytest.mark.parametrize("name", GANS)
 def test_steps_in_float64_are_plain_jax(name):
     gan, rng = GANS[name](), np.random.default_rng(2)
-    start = as_float64(gan.gan.init(rng))
+    start = as_float64(gan.program.init(rng))
     state, secret = start, scaled(gan.secret(start), gan.scales)
     step = FAST(lambda state, batch, public: gan.train_step(ExactSeat(), (state, batch), public))
-    plain, steps = FAST(gan.gan.train_step), 2
+    plain, steps = FAST(gan.program.step), 2
     for number in range(steps):
         batch = random_batch(gan, rng)
         given = scaled(batch, same_scale(batch, gan.frac_bits))
@@ -72,8 +72,8 @@ def test_steps_in_float64_are_plain_jax(name):
     for ours, theirs in zip(*map(jax.tree.leaves, (unscaled(losses), expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=RELATIVE, atol=50 * error)
     noise = batch.noise_d
-    images = gan.generate(ExactSeat(), (secret, scaled(noise, gan.frac_bits)))
-    expected = gan.gan.generate(state.learnt()["generator"], noise)
+    images = gan.answer(GENERATE, ExactSeat(), (secret, scaled(noise, gan.frac_bits)))
+    expected = gan.program.answers[GENERATE].function(state.learnt()["generator"], noise)
     np.testing.assert_allclose(unscaled(images), expected, rtol=0, atol=50 * error)
 
 
@@ -87,7 +87,7 @@ def test_steps_on_shares_are_plain_jax():
     LSB, times the rate.
     """
     gan, rng, steps = small_gan(SGD, batch_size=4, init_std=0.2), np.random.default_rng(3), 2
-    start = state = as_float64(gan.gan.init(rng))
+    start = state = as_float64(gan.program.init(rng))
     shared = share_tree(lp.key(1), gan.secret(start), gan.scales)
     step = FAST(lambda key, secrets, public: simulate(gan.train_step, key, secrets, public))
     error = LSB * (1 + RATE * 2 * 16 * 2 * 4)
@@ -95,7 +95,7 @@ def test_steps_on_shares_are_plain_jax():
         batch = random_batch(gan, rng)
         given = shared, shared_batch(gan, batch, 10 * number)
         shared, losses = step(lp.key(10 * number + 1), given, gan.schedule(number - 1))
-        state, expected = gan.gan.train_step(state, as_float64(batch))
+        state, expected = gan.program.step(state, as_float64(batch))
         got = reveal_tree(shared)
         for ours, theirs in ((got.params, state.params), (got.stats, state.stats)):
             np.testing.assert_allclose(flat(ours), flat(theirs), rtol=0, atol=number * error)
@@ -123,7 +123,7 @@ def test_a_state_has_no_counters_and_the_schedule_has_them():
     again = [np.concatenate(list(map(np.ravel, gan.schedule(s)))) for s in (0, 2)]
     np.testing.assert_array_equal(again, [first, third])  # in any order
     # Everything but the counters is shared.
-    whole = gan.gan.init(np.random.default_rng(0))
+    whole = gan.program.init(np.random.default_rng(0))
     assert len(jax.tree.leaves(whole)) == len(jax.tree.leaves(state)) + 1
 
 

@@ -15,7 +15,7 @@ from lpgan_jax.study.sweep.errors import PROTOCOLS, gradient_errors, layer_error
 from lpgan_jax.study.sweep.plan import variants
 from lpgan_jax.study.sweep.report import final_rows, good_bits, paired_rows
 from lpgan_jax.training import config, data
-from lpgan_jax.training.building import build
+from lpgan_jax.training.building import build, build_gan
 from lpgan_jax.training.config import ConfigError, SweepConfig
 from lpgan_jax.training.source import DataSource
 
@@ -193,9 +193,10 @@ def test_errors_of_a_step_fall_with_the_fraction_bits(base):
     errors = {}
     for bits in (12, 18):
         settings = config.load(str(base), [f"frac_bits={bits}"])
-        gan, source = build(settings), DataSource(settings, 0, data.load_images(settings.data))
+        gan, source = build_gan(settings), DataSource(settings, 0, data.load_images(settings.data))
         variant = Variant("shadow", "stochastic", bits, 0.0)
-        arguments = gan, source.initial_state(gan.gan), source.batch(0), variant, 0
+        initial = source.initial_state(build(settings).program)
+        arguments = gan, initial, source.batch(0), variant, 0
         errors[bits] = {
             row["network"]: row["relative_error"]
             for row in gradient_errors(*arguments)

@@ -15,16 +15,16 @@ from PIL import Image
 import lpgan_jax as lp
 from lpgan_jax import cli
 from lpgan_jax.mpc.share_trees import reveal_tree
+from lpgan_jax.programs.simulation import restore_state
 from lpgan_jax.study import features
 from lpgan_jax.study.runs import quality
 from lpgan_jax.training import checkpoint, config, results
-from lpgan_jax.training.building import build
+from lpgan_jax.training.building import build, build_gan
 from lpgan_jax.training.data import Stream, random_stream
 from lpgan_jax.training.loop import train
 from lpgan_jax.training.parameters import load_parameters, save_parameters
 from lpgan_jax.training.results import generate
 from lpgan_jax.training.run_directory import RunDirectory
-from lpgan_jax.training.simulation import restore_state
 
 YAML = """
 data: {dataset: digits, image_size: 8, channels: 1}
@@ -178,11 +178,13 @@ def test_exported_parameters_are_the_revealed_shares_and_start_another_run(
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
     gan = build(config.load(str(settings_file)))
     revealed = reveal_tree(restore_state(gan, shares(run)).learnt())
-    loaded = load_parameters(file, gan.gan.init(np.random.default_rng(0)))
+    loaded = load_parameters(file, gan.program.init(np.random.default_rng(0)))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.float32(b)), loaded, revealed)
     # Ordinary Flax makes images of it, those that SG-FP on shares makes.
     noise = random_stream(1, Stream.GENERATION).normal(size=(3, 4))
-    images = gan.gan.generator.apply(variables["g"], noise, train=False)
+    images = build_gan(config.load(str(settings_file))).generator.apply(
+        variables["g"], noise, train=False
+    )
     np.testing.assert_allclose(generate(run, 3, seed=1), images, rtol=0, atol=64 * 2.0**-18)
 
     out = tmp_path / "continued"
@@ -228,7 +230,7 @@ def test_a_shadow_run_stays_close_to_the_secure_one(run, settings_file, tmp_path
     assert cli.main(["sample", "--run", str(out), "--num", "1", "--out", str(tmp_path / "x")]) == 1
     assert "a run without shares, expected one of secure training" in capsys.readouterr().err
     gan = build(config.load(str(settings_file)))
-    loaded = load_parameters(out / "parameters.msgpack", gan.gan.init(np.random.default_rng(0)))
+    loaded = load_parameters(out / "parameters.msgpack", gan.program.init(np.random.default_rng(0)))
     secure = reveal_tree(restore_state(gan, shares(run)).params)
     # Like another run with other dealer keys: four steps of random rounding, some LSB.
     far = [

@@ -3,14 +3,14 @@ import msgpack
 import numpy as np
 import pytest
 from flax import serialization
-from gans import small_gan
+from gans import small_lpgan
 
 from lpgan_jax.training.parameters import load_parameters, save_parameters
 
 
 @pytest.fixture(scope="module")
 def state():
-    return small_gan().gan.init(np.random.default_rng(0))
+    return small_lpgan().init(np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded(state, saved, tmp_path):
 
 
 def test_a_network_without_statistics_needs_none(tmp_path):
-    state = small_gan(depth=1).gan.init(np.random.default_rng(0))
+    state = small_lpgan(depth=1).init(np.random.default_rng(0))
     assert state.stats["discriminator"] == {}
     save_parameters(tmp_path / "saved", state.learnt())
     content = changed((tmp_path / "saved").read_bytes(), lambda _: None, "d", "batch_stats")

@@ -4,6 +4,8 @@ Statistical tests have fixed seeds; their level is 10^-6 each, so that a false a
 is not to be expected.
 """
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -13,9 +15,11 @@ from secured import FAST
 from uniformity import two_samples
 
 from lpgan_jax import key
+from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc import emulated
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.share_trees import decoded, encoded, reveal_tree, same_scale, share_tree
+from lpgan_jax.study.sweep.cells import _moved
 from lpgan_jax.training import trainers
 from lpgan_jax.training.trainers import PlaintextTrainer, ShadowTrainer
 
@@ -35,7 +39,7 @@ def training():
     """(gan, initial state, batch): large steps, so that roundings and failures show."""
     gan = small_gan(optax.flatten(optax.sgd(0.5, momentum=0.5)), batch_size=4, depth=1, base_size=4)
     rng = np.random.default_rng(5)
-    return gan, gan.gan.init(rng), random_batch(gan, rng)
+    return gan, gan.program.init(rng), random_batch(gan, rng)
 
 
 def after_a_step(trainer, batch):
@@ -69,10 +73,13 @@ def test_other_roundings_train_too(training, stochastic, rounding):
 def test_a_float_run_can_be_moved_by_an_lsb_a_step(training):
     """The control of a fidelity study: evenly up to the perturbation, and repeatable."""
     gan, initial, batch = training
-    still, moved, same, other = (
-        after_a_step(PlaintextTrainer(gan.gan, initial, by, seed, np.float64), batch)
-        for by, seed in ((0.0, 1), (2.0**-18, 1), (2.0**-18, 1), (2.0**-18, 2))
-    )
+
+    def after(by, seed):
+        moving = functools.partial(_moved, by, seed)
+        return after_a_step(PlaintextTrainer(gan.program, initial, np.float64, moving), batch)
+
+    moves = (0.0, 1), (2.0**-18, 1), (2.0**-18, 1), (2.0**-18, 2)
+    still, moved, same, other = (after(*move) for move in moves)
     np.testing.assert_array_equal(moved, same)
     assert np.all(moved != other)
     by = (moved - still) * 2**18
@@ -85,10 +92,10 @@ def test_a_float_run_can_be_moved_by_an_lsb_a_step(training):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_training_in_the_clear_stays_in_its_dtype(training, dtype):
     gan, initial, batch = training
-    trainer = PlaintextTrainer(gan.gan, initial, dtype=dtype)
+    trainer = PlaintextTrainer(gan.program, initial, dtype=dtype)
     trainer.step(0, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(trainer.state())} == {np.dtype(dtype)}
-    assert trainer.generate(batch.noise_d).dtype == dtype
+    assert trainer.answer(GENERATE, batch.noise_d).dtype == dtype
 
 
 @pytest.mark.slow
@@ -98,7 +105,7 @@ def test_a_step_has_the_protocols_distribution():
     16 runs of each; parameters by themselves are discrete, so all of them together are compared.
     """
     gan, rng = small_gan(adam(), batch_size=4), np.random.default_rng(5)
-    initial, batch = gan.gan.init(rng), random_batch(gan, rng)
+    initial, batch = gan.program.init(rng), random_batch(gan, rng)
     public = gan.schedule(0)
     secret = gan.secret(initial)
 

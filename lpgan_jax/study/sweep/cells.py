@@ -6,26 +6,28 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row
-from lpgan_jax.gan import SecureLPGAN, State
+from lpgan_jax.gan import GENERATE, State, mean_losses
 from lpgan_jax.mpc.prng import key as make_key
+from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.study.features import classifier_judge
 from lpgan_jax.study.quality import Judge
 from lpgan_jax.study.sweep.errors import gradient_errors, layer_errors, protocol_errors
 from lpgan_jax.study.sweep.plan import Cell, settings_of
 from lpgan_jax.training import data
-from lpgan_jax.training.building import build
+from lpgan_jax.training.building import build, build_gan
 from lpgan_jax.training.config import DataConfig, SweepConfig, TrainConfig
 from lpgan_jax.training.images import save_png
-from lpgan_jax.training.simulation import Simulation
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import (
     PlaintextTrainer,
@@ -79,9 +81,9 @@ def _run(
     identity: Row = asdict(variant) | {"seed": cell.seed}
     gan = build(settings)
     source = DataSource(settings, cell.seed, images)
-    initial = source.initial_state(gan.gan)
+    initial = source.initial_state(gan.program)
     trainer = _trainer(settings, gan, initial, cell)
-    reference = PlaintextTrainer(gan.gan, initial, dtype=np.float64)
+    reference = PlaintextTrainer(gan.program, initial, dtype=np.float64)
     rng = data.random_stream(cell.seed, data.Stream.EVALUATION)
     noise = rng.normal(size=(sweep.num_images, settings.model.noise_size))
 
@@ -92,13 +94,13 @@ def _run(
         batch = source.batch(step)
         reference.step(step, batch)
         before = time.time()
-        loss = trainer.step(step, batch)
+        loss = mean_losses(trainer.step(step, batch), settings.batch_size)
         seconds.append(time.time() - before)
         losses += [loss] if loss is not None else []
         if (step + 1) % sweep.measure_every and step + 1 != settings.steps:
             continue
         # What diverged or left the ring's range is no image, but it is what this run generates.
-        made = np.clip(np.nan_to_num(trainer.generate(noise), nan=-1.0), -1, 1)
+        made = np.clip(np.nan_to_num(trainer.answer(GENERATE, noise), nan=-1.0), -1, 1)
         quality = measure(made)
         mean = np.mean(losses, axis=0).tolist() if losses else [None, None]
         distance, moved = _distance(trainer, reference, initial.params)
@@ -114,7 +116,13 @@ def _run(
     tables: dict[str, list[Row]] = {"training": training}
     tables["times"] = [identity | {"seconds_per_step": float(np.median(seconds[1:] or seconds))}]
     if errors:
-        arguments = (gan, reference.state(), source.batch(settings.steps), variant, cell.seed)
+        arguments = (
+            build_gan(settings),
+            reference.state(),
+            source.batch(settings.steps),
+            variant,
+            cell.seed,
+        )
         tables |= {
             "gradients": [identity | row for row in gradient_errors(*arguments)],
             "layers": [identity | row for row in layer_errors(*arguments)],
@@ -123,15 +131,26 @@ def _run(
     return tables
 
 
-def _trainer(settings: TrainConfig, gan: SecureLPGAN, initial: State, cell: Cell) -> Trainer:
+def _trainer(settings: TrainConfig, gan: SecureProgram, initial: State, cell: Cell) -> Trainer:
     variant = cell.variant
     master = make_key(cell.seed)  # `errors` folds numbers into it
     if variant.mode == "secure":
         return SecureTrainer(Simulation.begin(gan, initial, master))
     if variant.mode == "shadow":
         return ShadowTrainer(gan, initial, master, variant.rounding)
-    perturbation = variant.perturbation * 2.0**-variant.frac_bits
-    return PlaintextTrainer(gan.gan, initial, perturbation, cell.seed)
+    by = variant.perturbation * 2.0**-variant.frac_bits
+    moved = functools.partial(_moved, by, cell.seed) if by else None
+    return PlaintextTrainer(gan.program, initial, after=moved)
+
+
+def _moved(most: float, seed: int, state: State, step: int) -> State:
+    """A state whose parameters have moved at random, evenly up to so much."""
+    rng = data.random_stream(seed, data.Stream.PERTURBATION, step)
+
+    def moved(leaf: jax.Array) -> jax.Array:
+        return leaf + jnp.asarray(rng.uniform(-most, most, leaf.shape), leaf.dtype)
+
+    return replace(state, params=jax.tree.map(moved, state.params))
 
 
 def _distance(trainer: Trainer, reference: Trainer, initial: Any) -> tuple[float, float]:
@@ -146,4 +165,4 @@ def _distance(trainer: Trainer, reference: Trainer, initial: Any) -> tuple[float
 
 
 def _params(trainer: Trainer) -> Any:
-    return {name: variables["params"] for name, variables in trainer.learnt().items()}
+    return trainer.state().params

@@ -17,7 +17,7 @@ from jax.tree_util import keystr
 
 from lpgan_jax.analysis.ranges import observe, summary
 from lpgan_jax.common.tables import Row
-from lpgan_jax.gan import NETWORKS, Batch, SecureLPGAN, State
+from lpgan_jax.gan import LPGAN, NETWORKS, Batch, State, gan_program
 from lpgan_jax.mpc import elementary, emulated
 from lpgan_jax.mpc.activation import leaky
 from lpgan_jax.mpc.arithmetic import bilinear, masked, mul, square, truncate
@@ -33,11 +33,11 @@ from lpgan_jax.mpc.share_trees import (
     decoded,
     encoded,
     reveal_tree,
-    same_scale,
     scaled,
     share_tree,
     unscaled,
 )
+from lpgan_jax.programs import SecureProgram
 from lpgan_jax.study.sweep.plan import Variant
 
 VALUES = 4096  # of each protocol
@@ -150,17 +150,17 @@ def _recorder() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p), update)
 
 
-def _probe(gan: SecureLPGAN, state: State, batch: Batch) -> tuple[SecureLPGAN, State]:
+def _probe(gan: LPGAN, state: State, batch: Batch, frac_bits: int) -> tuple[SecureProgram, State]:
     """(a GAN whose step records the gradients, its state)."""
     recorders = {name: _recorder() for name in NETWORKS}
-    recording = replace(gan.gan, optimizers=recorders, opens_losses=False)
-    probe = SecureLPGAN(recording, len(batch.images), gan.frac_bits)
+    recording = replace(gan, optimizers=recorders, opens_losses=False)
+    probe = SecureProgram(gan_program(recording, len(batch.images), frac_bits))
     empty = {name: recorders[name].init(state.params[name]) for name in NETWORKS}
     return probe, replace(state, optimizer=empty)
 
 
 def gradient_errors(
-    gan: SecureLPGAN, state: State, batch: Batch, variant: Variant, seed: int
+    gan: LPGAN, state: State, batch: Batch, variant: Variant, seed: int
 ) -> list[Row]:
     """Relative errors |g - exact| / |exact| of each parameter's gradient, and of all together.
 
@@ -168,10 +168,10 @@ def gradient_errors(
     """
     if variant.mode == "plaintext":
         return []
-    recording, state = _probe(gan, state, batch)
+    recording, state = _probe(gan, state, batch, variant.frac_bits)
     scales = recording.scales
     values = (state, batch)
-    scaled_by = (scales, same_scale(batch, gan.frac_bits))
+    scaled_by = (scales, recording.batch_scales)
     public = recording.schedule(0)
     key = _key(seed, len(PROTOCOLS))
     (found, _) = _run(variant, recording.train_step, key, values, scaled_by, public)
@@ -195,15 +195,13 @@ def gradient_errors(
     return rows
 
 
-def layer_errors(
-    gan: SecureLPGAN, state: State, batch: Batch, variant: Variant, seed: int
-) -> list[Row]:
+def layer_errors(gan: LPGAN, state: State, batch: Batch, variant: Variant, seed: int) -> list[Row]:
     """What each truncated tensor of a step lost, in LSB; shadow variants only."""
     if variant.mode != "shadow":
         return []
-    recording, state = _probe(gan, state, batch)
+    recording, state = _probe(gan, state, batch, variant.frac_bits)
     scales = recording.scales
-    values = encoded(state, scales), encoded(batch, same_scale(batch, gan.frac_bits))
+    values = encoded(state, scales), encoded(batch, recording.batch_scales)
     public = recording.schedule(0)
     seen: list[Any] = []
 

@@ -1,0 +1,63 @@
+"""What two servers compute on shares: a step of training, and answers of what was learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def _all(state: Any) -> Any:
+    return state
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A function of what was learnt and of a question, which whoever asks shares and nobody sees.
+
+    Attributes:
+        function: (part, question) -> answer, plain JAX.
+        question: shapes and dtypes (a pytree of `jax.ShapeDtypeStruct`s), as many at once.
+        part: what it takes of a state; it must only choose among the leaves.
+    """
+
+    function: Callable[[Any, Any], Any]
+    question: Any
+    part: Callable[[Any], Any] = _all
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What is computed on shares. Every role has the same one.
+
+    Compared by identity: what is compiled for one is kept with it.
+
+    Attributes:
+        init: DS's: a random generator to the initial state, a pytree of arrays.
+        step: (state, batch) -> (state after it, what SP is told of it, or None); plain JAX.
+        batch: shapes and dtypes of a batch, a pytree of `jax.ShapeDtypeStruct`s.
+        learnt: what SP may get of the last state; it must only choose among the leaves.
+        answers: what may be asked, by name.
+        frac_bits: fraction bits of what is not measured.
+    """
+
+    init: Callable[[np.random.Generator], Any]
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    batch: Any
+    learnt: Callable[[Any], Any] = _all
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    frac_bits: int = 18
+
+    def __post_init__(self) -> None:
+        for name, shapes in {
+            "batch": self.batch,
+            **{f"answers[{name!r}].question": a.question for name, a in self.answers.items()},
+        }.items():
+            for leaf in jax.tree.leaves(shapes):
+                if not isinstance(leaf, jax.ShapeDtypeStruct):
+                    raise TypeError(
+                        f"{name}: expected jax.ShapeDtypeStructs, got {type(leaf).__name__}"
+                    )

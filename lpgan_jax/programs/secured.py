@@ -1,0 +1,158 @@
+"""A program's step and answers under sharing, as programs of a party."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax.mpc.compiling import options_to_run_once
+from lpgan_jax.mpc.fixed_point import check_range
+from lpgan_jax.mpc.seat import Seat
+from lpgan_jax.mpc.secret import is_secret
+from lpgan_jax.programs.program import Program
+from lpgan_jax.transform.function import Program as Traced
+from lpgan_jax.transform.function import Secure, secure
+
+
+class SecureProgram:
+    """What the servers run: `train_step` and `answer`, (party, secrets, public) -> secrets.
+
+    A secret state is a state in which public leaves (optimizers' step counters) are None: they
+    follow from the step's number.
+
+    Attributes:
+        program: the same in the clear.
+        frac_bits: fraction bits of what is not measured.
+        batch: shapes of a batch.
+        shapes: of a secret state.
+        scales: the fraction bits at which each leaf of it is shared.
+        batch_scales: the same of a batch.
+    """
+
+    def __init__(self, program: Program) -> None:
+        """Traces the step."""
+        self.program, self.batch, self.frac_bits = program, program.batch, program.frac_bits
+        self._example = program.init(np.random.default_rng(0))
+        step = secure(program.step, carry={0: 0}, frac_bits=program.frac_bits)
+        self._step = step.program(self._example, program.batch)
+        values, structure = jax.tree.flatten(self._example)
+        known, of_batch = self._step.leaves[: len(values)], self._step.leaves[len(values) :]
+        scales = iter(self._step.scales)
+        self._public = [v for v, leaf in zip(values, known, strict=True) if leaf.public]
+        self.scales = jax.tree.unflatten(
+            structure, [None if leaf.public else next(scales) for leaf in known]
+        )
+        if any(leaf.public for leaf in of_batch):
+            raise ValueError("batch: expected secrets alone")
+        self.batch_scales = jax.tree.unflatten(jax.tree.structure(program.batch), list(scales))
+        self._counted = 0, self._public
+        traced = self._step
+        self._advance = jax.jit(
+            lambda leaves: (traced.public(leaves), traced.next_public(leaves)),
+            compiler_options=options_to_run_once(),
+        )
+        self.shapes = jax.eval_shape(lambda v: v, self.secret(self._example))
+
+    def secret(self, state: Any) -> Any:
+        """What is secret in a state."""
+        return jax.tree.map(
+            lambda scale, value: None if scale is None else value,
+            self.scales,
+            state,
+            is_leaf=lambda x: x is None,
+        )
+
+    def init(self, rng: np.random.Generator) -> Any:
+        """DS's initial state, what is secret in it."""
+        return self.secret(self.program.init(rng))
+
+    def schedule(self, step: int) -> list[jax.Array]:
+        """What is public in a step, counted from 0."""
+        done, leaves = self._counted if self._counted[0] <= step else (0, self._public)
+        for _ in range(done, step):
+            leaves = self._advance(leaves)[1]
+        self._counted = step, leaves
+        public: list[jax.Array] = self._advance(leaves)[0]
+        return public
+
+    def train_step(self, party: Seat, secrets: Any, public: list[jax.Array]) -> tuple[Any, Any]:
+        """A step. Nothing is opened but masked values.
+
+        Args:
+            party: this server's seat.
+            secrets: (state, batch).
+            public: `schedule` of this step.
+
+        Returns:
+            (the state after it, what SP is told of it or None).
+        """
+        after: tuple[Any, Any] = self._step(party, secrets, public)
+        return after
+
+    def check_batch(self, batch: Any) -> None:
+        """Check an owner's batch, before it is shared.
+
+        Raises:
+            ValueError: it has other shapes, or a value is out of range; names it.
+        """
+        _check(self.program.batch, batch, self._step, len(jax.tree.leaves(self.shapes)))
+
+    def check_question(self, name: str, question: Any) -> None:
+        """The same of a question of any number, for the answer of a name."""
+        traced = self._answering(name, question)
+        known = len(traced.scales) - len(jax.tree.leaves(question))
+        _check(question, question, traced, known)
+
+    def question_scales(self, name: str, question: Any) -> Any:
+        """The fraction bits at which each leaf of a question is shared."""
+        scales = self._answering(name, question).scales
+        leaves, structure = jax.tree.flatten(question)
+        return jax.tree.unflatten(structure, scales[len(scales) - len(leaves) :])
+
+    def answer(self, name: str, party: Seat, secrets: Any) -> Any:
+        """What is asked by a name, at its function's own scales, for whoever asked.
+
+        Args:
+            name: of `Program.answers`.
+            party: this server's seat.
+            secrets: (state, question).
+        """
+        state, question = secrets
+        part = self.program.answers[name].part(state)
+        return self._answering(name, question)(party, (part, question), [])
+
+    def _answering(self, name: str, question: Any) -> Traced:
+        of = self.program.answers[name]
+        shapes = jax.tree.map(
+            lambda like, given: jax.ShapeDtypeStruct(np.shape(given), like.dtype),
+            of.question,
+            question,
+            is_leaf=is_secret,
+        )
+        traced = self._answers[name].program(of.part(self._example), shapes)
+        if traced.frontier:
+            raise ValueError(f"answers[{name!r}].part: expected secrets alone, no step counters")
+        return traced
+
+    @functools.cached_property
+    def _answers(self) -> dict[str, Secure]:
+        f = self.frac_bits
+        return {name: secure(of.function, frac_bits=f) for name, of in self.program.answers.items()}
+
+
+def _check(shapes: Any, values: Any, traced: Traced, first: int) -> None:
+    """Values against the secret arguments of a traced function from the first one on."""
+    wanted: Any = jax.tree.structure(shapes)
+    given: Any = jax.tree.structure(values)
+    if wanted != given:
+        raise ValueError(f"expected {wanted}, got {given}")
+    leaves = [leaf for leaf in traced.leaves if not leaf.public][first:]
+    ranges = zip(traced.scales[first:], traced.log_ranges[first:], strict=True)
+    pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(values), strict=True)
+    for (like, value), leaf, (scale, log_range) in zip(pairs, leaves, ranges, strict=True):
+        if np.shape(value) != like.shape:
+            raise ValueError(f"{leaf.name}: expected shape {like.shape}, got {np.shape(value)}")
+        check_range(leaf.name, value, scale, log_range)

@@ -98,13 +98,13 @@ class SecureProgram:
         Raises:
             ValueError: it has other shapes, or a value is out of range; names it.
         """
-        _check(self.program.batch, batch, self._step, len(jax.tree.leaves(self.shapes)))
+        _check("batch", self.program.batch, batch, self._step, len(jax.tree.leaves(self.shapes)))
 
     def check_question(self, name: str, question: Any) -> None:
         """The same of a question of any number, for the answer of a name."""
         traced = self._answering(name, question)
         known = len(traced.scales) - len(jax.tree.leaves(question))
-        _check(question, question, traced, known)
+        _check("question", question, question, traced, known)
 
     def question_scales(self, name: str, question: Any) -> Any:
         """The fraction bits at which each leaf of a question is shared."""
@@ -143,12 +143,12 @@ class SecureProgram:
         return {name: secure(of.function, frac_bits=f) for name, of in self.program.answers.items()}
 
 
-def _check(shapes: Any, values: Any, traced: Traced, first: int) -> None:
+def _check(name: str, shapes: Any, values: Any, traced: Traced, first: int) -> None:
     """Values against the secret arguments of a traced function from the first one on."""
     wanted: Any = jax.tree.structure(shapes)
     given: Any = jax.tree.structure(values)
     if wanted != given:
-        raise ValueError(f"expected {wanted}, got {given}")
+        raise ValueError(f"{name}: expected {wanted}, got {given}")
     leaves = [leaf for leaf in traced.leaves if not leaf.public][first:]
     ranges = zip(traced.scales[first:], traced.log_ranges[first:], strict=True)
     pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(values), strict=True)

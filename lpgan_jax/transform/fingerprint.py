@@ -69,5 +69,6 @@ def first_difference(program: Program, other: str) -> str | None:
         return None
     for index, (_, node) in enumerate(lines):
         if own[8 * index : 8 * index + 8] != other[8 * index : 8 * index + 8]:
-            return f"operation {index} of {len(lines)} ({len(other) // 8} there), {node!r} at {node.place}"
+            counts = f"{len(lines)} ({len(other) // 8} there)"
+            return f"operation {index} of {counts}, {node!r} at {node.place}"
     return f"{len(lines)} operations, {len(other) // 8} there"

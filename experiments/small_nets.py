@@ -32,8 +32,9 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.programs.batches import Batches
 from lpgan_jax.training.config import DataConfig
-from lpgan_jax.training.data import Batches, load_images, load_labels
+from lpgan_jax.training.data import load_images, load_labels
 
 RATES = {"fc": 0.005, "conv-square": 0.01, "conv-relu": 0.05}
 BATCH, MOMENTUM, FRAC_BITS = 64, 0.9, 18

@@ -20,9 +20,10 @@ import optax
 from flax import serialization
 
 from lpgan_jax.common.files import atomic_write, cache_directory
+from lpgan_jax.programs.batches import Batches
 from lpgan_jax.study.quality import Judge, chosen
 from lpgan_jax.training.config import DataConfig
-from lpgan_jax.training.data import Batches, fingerprint, load_labels
+from lpgan_jax.training.data import fingerprint, load_labels
 
 FEATURES = 64
 _BATCH, _LEAST_STEPS, _EPOCHS = 128, 600, 3

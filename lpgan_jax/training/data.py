@@ -7,9 +7,6 @@ import gzip
 import hashlib
 import math
 import zlib
-from dataclasses import dataclass
-from enum import IntEnum
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +18,6 @@ from lpgan_jax.training.config import DataConfig
 from lpgan_jax.training.unpickle import Bytes, unpickle
 
 _BLACK = -1.0
-
-
-class Stream(IntEnum):
-    """What random numbers under a seed are for; each has a stream of its own."""
-
-    INIT = 0
-    NOISE = 1
-    SAMPLES = 2
-    GENERATION = 3
-    EVALUATION = 4
-    PERTURBATION = 5
-
-
-def random_stream(seed: int, purpose: Stream, step: int = 0) -> np.random.Generator:
-    """Random numbers that are not secret from DS: repeatable, for one purpose and step."""
-    return np.random.default_rng([seed, purpose, step])
 
 
 def load_images(config: DataConfig) -> np.ndarray:
@@ -144,67 +125,6 @@ def fingerprint(*arrays: np.ndarray, start: bytes = b"") -> str:
         digest.update(repr(array.shape).encode())
         digest.update(np.ascontiguousarray(array).data)  # its own bytes, no copy of them
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The order of the training images: each epoch takes every image once, in an order of its own.
-
-    The images that do not fill the last batch of an epoch are left out of that epoch. The order
-    depends on nothing but the fields, so a resumed run goes on with the images it would have had.
-
-    Attributes:
-        num_examples: how many images there are.
-        batch_size: how many a step takes.
-        seed: decides the order.
-
-    Raises:
-        ValueError: a batch is empty or larger than the data, or the seed is negative.
-    """
-
-    num_examples: int
-    batch_size: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.batch_size <= self.num_examples:
-            raise ValueError(
-                f"batch_size: {self.batch_size} given, "
-                f"expected 1 to {self.num_examples}, the number of images"
-            )
-        if self.seed < 0:
-            raise ValueError(f"seed: {self.seed} given, expected at least 0")
-
-    @property
-    def per_epoch(self) -> int:
-        """The number of whole batches in an epoch."""
-        return self.num_examples // self.batch_size
-
-    def indices(self, step: int) -> np.ndarray:
-        """Return the images of one step.
-
-        Args:
-            step: the number of the step, from 0; any order of calls gives the same answers.
-
-        Returns:
-            int64[batch_size], all different, each in [0, num_examples).
-
-        Raises:
-            ValueError: `step` is negative.
-        """
-        if step < 0:
-            raise ValueError(f"step: {step} given, expected at least 0")
-        epoch, batch = divmod(step, self.per_epoch)
-        start = batch * self.batch_size
-        return _order(self.num_examples, self.seed, epoch)[start : start + self.batch_size].copy()
-
-
-@lru_cache(maxsize=2)
-def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    # Sorting raw words, because NumPy keeps those, but not its `permutation`, from version to
-    # version: a run may be resumed under a newer one.
-    random = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
-    return np.argsort(random.random_raw(num_examples), kind="stable")
 
 
 def _fit(images: np.ndarray, config: DataConfig, source: str) -> np.ndarray:

@@ -12,11 +12,11 @@ from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import reveal_tree
 from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.data import Stream, random_stream
 from lpgan_jax.training.images import save_png
 from lpgan_jax.training.parameters import save_parameters
 from lpgan_jax.training.run_directory import RunDirectory

@@ -6,9 +6,8 @@ import numpy as np
 
 from lpgan_jax.gan import LOSSES, Batch, State
 from lpgan_jax.programs import Program
-from lpgan_jax.training import data
+from lpgan_jax.programs.batches import Batches, Stream, random_stream
 from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.data import Stream, random_stream
 
 
 class DataSource:
@@ -22,7 +21,7 @@ class DataSource:
                 f"images: expected [N, {', '.join(map(str, expected))}], got {images.shape}"
             )
         self._settings, self._seed, self._images = settings, seed, images
-        self._order = data.Batches(len(images), settings.batch_size, seed)
+        self._order = Batches(len(images), settings.batch_size, seed)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0; the same after a resumption."""

@@ -15,12 +15,12 @@ from PIL import Image
 import lpgan_jax as lp
 from lpgan_jax import cli
 from lpgan_jax.mpc.share_trees import reveal_tree
+from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import restore_state
 from lpgan_jax.study import features
 from lpgan_jax.study.runs import quality
 from lpgan_jax.training import checkpoint, config, results
 from lpgan_jax.training.building import build, build_gan
-from lpgan_jax.training.data import Stream, random_stream
 from lpgan_jax.training.loop import train
 from lpgan_jax.training.parameters import load_parameters, save_parameters
 from lpgan_jax.training.results import generate

@@ -19,6 +19,7 @@ from lpgan_jax.common.tables import Row
 from lpgan_jax.gan import GENERATE, State, mean_losses
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.study.features import classifier_judge
 from lpgan_jax.study.quality import Judge
@@ -84,7 +85,7 @@ def _run(
     initial = source.initial_state(gan.program)
     trainer = _trainer(settings, gan, initial, cell)
     reference = PlaintextTrainer(gan.program, initial, dtype=np.float64)
-    rng = data.random_stream(cell.seed, data.Stream.EVALUATION)
+    rng = random_stream(cell.seed, Stream.EVALUATION)
     noise = rng.normal(size=(sweep.num_images, settings.model.noise_size))
 
     training: list[Row] = []
@@ -145,7 +146,7 @@ def _trainer(settings: TrainConfig, gan: SecureProgram, initial: State, cell: Ce
 
 def _moved(most: float, seed: int, state: State, step: int) -> State:
     """A state whose parameters have moved at random, evenly up to so much."""
-    rng = data.random_stream(seed, data.Stream.PERTURBATION, step)
+    rng = random_stream(seed, Stream.PERTURBATION, step)
 
     def moved(leaf: jax.Array) -> jax.Array:
         return leaf + jnp.asarray(rng.uniform(-most, most, leaf.shape), leaf.dtype)

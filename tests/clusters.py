@@ -77,7 +77,7 @@ class Simulated:
         """Go through an attempt's tasks from one step to another."""
         master = master_key(self.seed, number)
         if start == 0:
-            initial = self.source.initial_state(self.gan.gan)
+            initial = self.source.initial_state(self.gan.program)
             simulation = Simulation.begin(self.gan, initial, master)
         else:
             state = jax.tree.map(jnp.asarray, self._state_at[start])

@@ -20,15 +20,7 @@ CLASSES, SIZE = 3, 8
 LSB = 2.0**-18
 
 
-class MLP(nn.Module):
-    """Two layers."""
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(CLASSES)(nn.relu(nn.Dense(8)(x)))
-
-
-MODEL, OPTIMIZER = MLP(), optax.adam(1e-2, eps=0.0, eps_root=1e-4)
+MODEL, OPTIMIZER = nn.Dense(CLASSES), optax.adam(1e-2, eps=0.0, eps_root=1e-4)
 
 
 def init(rng):

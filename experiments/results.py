@@ -174,8 +174,7 @@ def small_nets(results: Path) -> str:
 
 Three small networks for MNIST, in plain Flax, trained and applied under `lp.secure`. `fc` is
 784-128-128-10 with squares, `conv-square` and `conv-relu` have a 5x5 convolution of stride 2
-before 100-10. (These figures were measured when the networks' layers were still protocols written
-by hand, of the same shapes; the script now runs Flax under `lp.secure`.)
+before 100-10.
 
 ![accuracy over steps]({place}/small_nets.png)
 

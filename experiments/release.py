@@ -27,7 +27,7 @@ from lpgan_jax.gan import Generator
 from lpgan_jax.study.features import classifier
 from lpgan_jax.study.runs import quality
 from lpgan_jax.training import data
-from lpgan_jax.training.building import build
+from lpgan_jax.training.building import build_gan
 from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.images import save_png
 from lpgan_jax.training.parameters import load_parameters
@@ -66,7 +66,7 @@ def draw_losses(rows: list[Row], title: str, path: Path) -> None:
 
 def publish_generator(run: Path, settings: TrainConfig, out: Path) -> None:
     """SP's reconstruction of the generator alone, as `{"params", "batch_stats"}` in float32."""
-    gan = build(settings).gan
+    gan = build_gan(settings)
     with tempfile.TemporaryDirectory() as folder:
         both = Path(folder) / "both.msgpack"
         export(run, both)
@@ -143,7 +143,7 @@ def as_code(generator: Generator) -> str:
 
 def card(settings: TrainConfig, figures: Row, steps: int, args: argparse.Namespace) -> str:
     """The model card."""
-    gan = build(settings).gan
+    gan = build_gan(settings)
     if not isinstance(gan.generator, Generator):
         raise ValueError("--run: a network of your own, whose code a card cannot import")
     leaves = jax.tree.leaves(gan.init(np.random.default_rng(0)).params["generator"])

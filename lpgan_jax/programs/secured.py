@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -112,17 +113,18 @@ class SecureProgram:
         leaves, structure = jax.tree.flatten(question)
         return jax.tree.unflatten(structure, scales[len(scales) - len(leaves) :])
 
-    def answer(self, name: str, party: Seat, secrets: Any) -> Any:
-        """What is asked by a name, at its function's own scales, for whoever asked.
+    def answer(self, name: str) -> Callable[[Seat, Any, None], Any]:
+        """What the servers run for one of `Program.answers`: (party, (state, question), None).
 
-        Args:
-            name: of `Program.answers`.
-            party: this server's seat.
-            secrets: (state, question).
+        It gives the answer at its function's own scales, for whoever asked.
         """
-        state, question = secrets
-        part = self.program.answers[name].part(state)
-        return self._answering(name, question)(party, (part, question), [])
+
+        def function(party: Seat, secrets: Any, public: None) -> Any:
+            state, question = secrets
+            part = self.program.answers[name].part(state)
+            return self._answering(name, question)(party, (part, question), [])
+
+        return function
 
     def _answering(self, name: str, question: Any) -> Traced:
         of = self.program.answers[name]

@@ -30,11 +30,7 @@ def _compiled(program: SecureProgram) -> tuple[Any, Any]:
 
     def answer(name: str, keys: jax.Array, state: Any, question: Any) -> Any:
         shared = share_tree(keys[0], question, program.question_scales(name, question))
-
-        def function(party: Any, secrets: Any, public: None) -> Any:
-            return program.answer(name, party, secrets)
-
-        return simulate(function, keys[1], (state, shared))
+        return simulate(program.answer(name), keys[1], (state, shared))
 
     # Keys and shares are arguments: closed over, they would be constants of a cached program.
     options = options_to_run_often()

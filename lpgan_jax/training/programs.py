@@ -10,8 +10,6 @@ from typing import Any
 
 from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc.party import Program
-from lpgan_jax.mpc.seat import Seat
-from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.share_trees import shapes_of, tree_of_shapes
 from lpgan_jax.programs import SecureProgram
 from lpgan_jax.training.building import build
@@ -29,12 +27,7 @@ def sampling_program(settings: TrainConfig, num: int | None = None) -> Program:
     """What the servers run to generate `num` images (default: as many as a sample of a run)."""
     program = build(settings)
     noise = shapes_of((num or settings.num_samples, settings.model.noise_size), settings.frac_bits)
-
-    def generate(party: Seat, secrets: Any, public: None) -> Secret:
-        images: Secret = program.answer(GENERATE, party, secrets)
-        return images
-
-    return generate, (shared_state(program), noise), None
+    return program.answer(GENERATE), (shared_state(program), noise), None
 
 
 def shared_state(program: SecureProgram) -> Any:

@@ -78,11 +78,8 @@ class ShadowTrainer:
             return emulated.run(program.train_step, key, values, public, rounding)
 
         def answer(name: str, key: jax.Array, state: Any, question: Any) -> Any:
-            def function(party: Any, secrets: Any, public: None) -> Any:
-                return program.answer(name, party, secrets)
-
             asked = encoded(question, program.question_scales(name, question))
-            return emulated.run(function, key, (state, asked), None, rounding)
+            return emulated.run(program.answer(name), key, (state, asked), None, rounding)
 
         options = options_to_run_often()
         self._step = jax.jit(step, donate_argnums=1, compiler_options=options)

@@ -119,7 +119,7 @@ def test_a_training_step_passes():
 def test_sampling_passes():
     gan = small_gan(depth=1)
     secrets = programs.shared_state(gan), shapes_of((2, gan.batch.noise_d.shape[1]), 18)
-    report = audit_program(lambda p, s, _: gan.answer(GENERATE, p, s), secrets)
+    report = audit_program(gan.answer(GENERATE), secrets)
     assert report.ok, report.table()
 
 

@@ -72,7 +72,7 @@ def test_steps_in_float64_are_plain_jax(name):
     for ours, theirs in zip(*map(jax.tree.leaves, (unscaled(losses), expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=RELATIVE, atol=50 * error)
     noise = batch.noise_d
-    images = gan.answer(GENERATE, ExactSeat(), (secret, scaled(noise, gan.frac_bits)))
+    images = gan.answer(GENERATE)(ExactSeat(), (secret, scaled(noise, gan.frac_bits)), None)
     expected = gan.program.answers[GENERATE].function(state.learnt()["generator"], noise)
     np.testing.assert_allclose(unscaled(images), expected, rtol=0, atol=50 * error)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import lpgan_jax as lp
-from lpgan_jax.training import config
+from lpgan_jax.analysis.cost import program_cost
+from lpgan_jax.training import config, programs
 from lpgan_jax.training.building import build, imported
 
 MODULE = """
@@ -91,6 +92,7 @@ def test_ones_own_networks_are_trained(tmp_path, mode):
 
 def test_the_configuration_names_them(my_nets):
     settings = config.load("digits", [*TINY, "model.module=my_nets:Networks"])
+    assert program_cost(*programs.training_program(settings)).rounds > 10
     parameters = sum(x.size for x in jax.tree.leaves(build(settings).shapes.params))
     assert parameters == 4 * 64 + 64 + 64 + 1
 

@@ -264,8 +264,8 @@ def test_quality_of_a_run_is_measured_and_repeats(run, tmp_path, monkeypatch, ca
 
 
 def test_a_resumed_run_keeps_its_seed_and_its_images(settings_file, tmp_path, capsys):
-    out = tmp_path / "resumed"
-    settings = config.load(str(settings_file), ["steps=1"])
+    out = tmp_path / "momentum"
+    settings = config.load(str(settings_file), ["steps=1", "generator_optimizer.momentum=0.5"])
     train(settings, out, seed=5)
     assert RunDirectory.open(out).config().seed == 5
     again = RunDirectory.open(out).config().model_copy(update={"steps": 2})

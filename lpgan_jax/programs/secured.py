@@ -124,6 +124,7 @@ class SecureProgram:
             part = self.program.answers[name].part(state)
             return self._answering(name, question)(party, (part, question), [])
 
+        function.__name__ = name  # in compiled modules and profiles
         return function
 
     def _answering(self, name: str, question: Any) -> Traced:

@@ -1,23 +1,15 @@
 """What can SP and a server that deviates learn together? An image of the last batch.
 
 The protocols protect from servers that follow them. Here S1 does so in all steps but the last, in
-which it adds constants to words of its own messages. What is added where a value is opened masked
-is added to the value, in every product of it. Three attacks, each with the messages of the one
-before and more, aim at the first image of the batch:
-
-- *one message*: 16 words of the gradient at SD's first convolution, one a feature map, each at
-  another place of the image. The kernel's gradient is a sum of patches of images times this
-  gradient, so each map's becomes a 4x4 patch of the image, and the update carries it.
-- *Adam too*: Adam makes updates small. A constant added to the second moment makes it public, and
-  one added to the inverse root makes updates larger, so that they outweigh the kernel before.
-- *generator*: SP gets SG alone. SD's new kernel spreads its patches in the gradient of a generated
-  image, which S1 makes the image itself, by constants at the same places. Constants at the
-  derivative of tanh and at the input of SG's last layer then put its patches into the gradient of
-  SG's last kernel.
+which it adds constants to words of one message of its own. What is added where a value is opened
+masked is added to the value, in every product of it. Added are 16 words of the gradient at SD's
+first convolution, one a feature map, each at another place of the first image of the batch: the
+kernel's gradient is a sum of patches of images times this gradient, so each map's becomes a 4x4
+patch of the image, and the update carries it.
 
 Printed are correlations (Pearson's, of 15x15 pixels, means over several last steps) of what is read
-from a kernel with the image, and with the other images of the batch; and how often the image is the
-closest. *difference*: for who has the kernel before the last step as well.
+from SD's kernel with the image, and with the other images of the batch; and how often the image is
+the closest. *difference*: for who has the kernel before the last step as well.
 
     python experiments/deviating_server.py --steps 100 --images 20
 """
@@ -47,25 +39,23 @@ SETTINGS = ["model.features=16"]
 """As many maps as patches."""
 PLACES = [(row, column) for row in (1, 3, 5, 7) for column in (1, 3, 5, 7)]
 """Outputs of a convolution whose windows tile rows and columns 1 to 15 of the image."""
-KERNELS = {"generator": "deconv1", "discriminator": "conv0"}
-"""The layers next to the image."""
-
-Deviation = dict[tuple[str, int], list[tuple[Any, int]]]
-"""{(message, how many of this name come before it): [(which of its words, what S1 adds)]}."""
+MESSAGE = ("Discriminator.conv0.backward/mask", 1)
+"""Its name, and how many of this name come before it in a step."""
+ADDED = -8.0
 
 
 @contextmanager
-def deviating(deviation: Deviation) -> Iterator[None]:
+def deviating() -> Iterator[None]:
     """Programs that are traced inside have an S1 that adds to what it sends."""
     honest = Party.exchange
 
     def exchange(party: Party, words: jax.Array, name: str) -> Any:
         path = "/".join((*party.place, name))
         before = sum(message.name == path for message in party.messages)
-        added = np.zeros(words.shape, np.int64)
-        for where, value in deviation.get((path, before), ()):
-            added[where] = value
-        if added.any():
+        if (path, before) == MESSAGE:
+            added = np.zeros(words.shape, np.int64)
+            for feature, place in enumerate(PLACES):  # of the first image, not of a generated one
+                added[(0, 0, *place, feature)] = round(ADDED * 2**18)
             words = words + party.public_share(jnp.asarray(added.view(np.uint64)))
         return honest(party, words, name)
 
@@ -73,47 +63,9 @@ def deviating(deviation: Deviation) -> Iterator[None]:
         yield
 
 
-def at_places(example: tuple[int, ...], value: float) -> list[tuple[Any, int]]:
-    """The same at an example's 16 places, each in a map of its own; 18 fraction bits."""
-    word = round(value * 2**18)
-    return [((*example, *place, feature), word) for feature, place in enumerate(PLACES)]
-
-
-def in_adam(initial: State, network: str, second_moment: float, root: float) -> Deviation:
-    """What S1 adds to the second moment and to the inverse root of the kernel's entries."""
-    start = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(initial.params[network])[0]:
-        if path[0].key == KERNELS[network]:
-            entries = slice(start, start + leaf.size)
-        start += leaf.size
-    message = f"{network}.update/mask"
-    return {  # the second moment is opened at 63 fraction bits, the root's mantissa at 28
-        (message, 2): [(entries, round(second_moment * 2**63))],
-        (message, 10): [(entries, round(root * 2**28))],
-    }
-
-
-def attacks(initial: State) -> dict[str, tuple[str, Deviation]]:
-    """{name: (whose kernel is read, what S1 does in the last step)}."""
-    first, second = (0, 0), (1, 0)  # of the images, or of SD's noise; of SG's noise
-    one = {("Discriminator.conv0.backward/mask", 1): at_places(first, -8.0)}
-    adam = one | in_adam(initial, "discriminator", 0.4, 128.0)
-    generator = adam | in_adam(initial, "generator", 0.25, 24.0)
-    generator |= {
-        ("Discriminator.conv0.backward/mask", 3): at_places((0,), -0.1875),
-        ("Generator.backward/mask", 0): [(0, 4 * 2**36)],  # at double fraction
-        ("Generator.deconv1/mask", 0): at_places(second, 400.0),
-    }
-    return {
-        "one message": ("discriminator", one),
-        "Adam too": ("discriminator", adam),
-        "generator": ("generator", generator),
-    }
-
-
-def kernel_of(state: State, network: str) -> np.ndarray:
-    """The kernel next to the images, as SP reconstructs it: [4, 4, 16]."""
-    kernel: np.ndarray = reveal_tree(state.params[network][KERNELS[network]])["kernel"]
+def kernel_of(state: State) -> np.ndarray:
+    """SD's first kernel, as SP reconstructs it: [4, 4, 16]."""
+    kernel: np.ndarray = reveal_tree(state.params["discriminator"]["conv0"])["kernel"]
     return kernel.reshape(4, 4, len(PLACES))
 
 
@@ -144,7 +96,7 @@ def main() -> None:
     gan = build(settings)
     source = DataSource(settings, args.seed, data.load_images(settings.data))
     initial = source.initial_state(gan.program)
-    keys = jax.random.split(lp.key(args.seed), 4)
+    keys = jax.random.split(lp.key(args.seed))
     simulation = Simulation.begin(gan, initial, keys[0])
     last = args.steps - 1
     for step in range(last):
@@ -162,28 +114,26 @@ def main() -> None:
 
     honest = [last_step(simulation, number)[1] for number in range(args.images)]
     print(f"digits, 16 maps, step {args.steps}, {args.images} images; no deviation: {show(honest)}")
-    for key, (name, (network, deviation)) in zip(keys[1:], attacks(initial).items(), strict=True):
-        traced_anew = SecureProgram(gan.program)
-        program, losses = Simulation(traced_anew, before, DealerKeys(key)), []
-        found: dict[str, list[Any]] = {"parameters": [], "difference": []}
-        for number in range(args.images):
-            with deviating(deviation):  # the first call traces
-                after, loss = last_step(program, number)
-            losses.append(loss)
-            images = source.batch(last + number).images[:, 1:16, 1:16, 0]
-            kernel = kernel_of(after, network)
-            difference = kernel - kernel_of(before, network)
-            found["parameters"].append(correlations(read(kernel), images))
-            found["difference"].append(correlations(read(difference), images))
-        print(f"{name}, from the {network}'s: {show(losses)}")
-        for what, rows in found.items():
-            image, others, closest_other = np.transpose(rows)
-            print(
-                f"  {what:10}: the image {image.mean():.3f}; others {others.mean():.3f}, the "
-                f"closest of them {closest_other.mean():.3f}; "
-                f"the image is the closest in {np.sum(image > closest_other)} of {args.images}",
-                flush=True,
-            )
+    program = Simulation(SecureProgram(gan.program), before, DealerKeys(keys[1]))
+    losses = []
+    found: dict[str, list[Any]] = {"parameters": [], "difference": []}
+    for number in range(args.images):
+        with deviating():  # the first call traces
+            after, loss = last_step(program, number)
+        losses.append(loss)
+        images = source.batch(last + number).images[:, 1:16, 1:16, 0]
+        kernel = kernel_of(after)
+        found["parameters"].append(correlations(read(kernel), images))
+        found["difference"].append(correlations(read(kernel - kernel_of(before)), images))
+    print(f"S1 deviates: {show(losses)}")
+    for what, rows in found.items():
+        image, others, closest_other = np.transpose(rows)
+        print(
+            f"  {what:10}: the image {image.mean():.3f}; others {others.mean():.3f}, the "
+            f"closest of them {closest_other.mean():.3f}; "
+            f"the image is the closest in {np.sum(image > closest_other)} of {args.images}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import lpgan_jax as lp
 from lpgan_jax.gan import NETWORKS
 from lpgan_jax.mpc.share_trees import reveal_tree
+from lpgan_jax.programs import initial_state
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.training import config, data
 from lpgan_jax.training.building import build
@@ -47,7 +48,7 @@ def main() -> None:
     settings = config.load(args.config, changes)
     gan = build(settings)
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
-    initial = source.initial_state(gan.program)
+    initial = initial_state(gan.program, settings.seed)
     plain = PlaintextTrainer(gan.program, initial, dtype=np.float64)
     secure = Simulation.begin(gan, initial, lp.key(settings.seed))
 

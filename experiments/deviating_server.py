@@ -29,7 +29,7 @@ from lpgan_jax.gan import State, mean_losses
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.share_trees import reveal_tree
-from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs import SecureProgram, initial_state
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.training import config, data
 from lpgan_jax.training.building import build
@@ -95,7 +95,7 @@ def main() -> None:
     settings = config.load("digits", SETTINGS)
     gan = build(settings)
     source = DataSource(settings, args.seed, data.load_images(settings.data))
-    initial = source.initial_state(gan.program)
+    initial = initial_state(gan.program, args.seed)
     keys = jax.random.split(lp.key(args.seed))
     simulation = Simulation.begin(gan, initial, keys[0])
     last = args.steps - 1

@@ -38,6 +38,7 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.prng import CHACHA20
 from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.programs import initial_state
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.ring import Convolution, matmul
 from lpgan_jax.ring.matmul import matmul_digits
@@ -274,7 +275,7 @@ def simulated(device: jax.Device, settings: TrainConfig) -> tuple[Simulation, Da
     shape = (settings.batch_size, size, size, settings.data.channels)
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     source, gan = DataSource(settings, 0, images), build(settings)
-    return Simulation.begin(gan, source.initial_state(gan.program), key(1)), source
+    return Simulation.begin(gan, initial_state(gan.program, settings.seed), key(1)), source
 
 
 # Speed --------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def main() -> None:
     args = parser.parse_args()
 
     run = RunDirectory.open(args.run)
-    settings = run.config()
+    settings = run.gan_config()
     steps = json.loads(run.summary_file.read_text())["steps"]
     losses = read_csv(run.metrics_file)
     args.out.mkdir(parents=True, exist_ok=True)

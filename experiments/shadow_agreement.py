@@ -38,7 +38,7 @@ from lpgan_jax.mpc.share_trees import (
     share_tree,
     unscaled,
 )
-from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs import SecureProgram, initial_state
 from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training import config, data
 from lpgan_jax.training.building import build
@@ -89,7 +89,7 @@ def programs(
 
 def trained_state(gan: SecureProgram, source: DataSource, steps: int) -> State:
     """The state after some steps of shadow training."""
-    trainer = ShadowTrainer(gan, source.initial_state(gan.program), lp.key(0))
+    trainer = ShadowTrainer(gan, initial_state(gan.program, 0), lp.key(0))
     for step in range(steps):
         trainer.step(step, source.batch(step))
     return trainer.state()

@@ -12,19 +12,18 @@ not trained again.
 
 import argparse
 import io
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
 from rich.console import Console
 from rich.progress import track
+from zoo.small import NETWORKS, RATES
 
 import lpgan_jax as lp
 from lpgan_jax.common import tables
@@ -36,7 +35,6 @@ from lpgan_jax.programs.batches import Batches
 from lpgan_jax.training.config import DataConfig
 from lpgan_jax.training.data import load_images, load_labels
 
-RATES = {"fc": 0.005, "conv-square": 0.01, "conv-relu": 0.05}
 BATCH, MOMENTUM, FRAC_BITS = 64, 0.9, 18
 INFERENCE = 100  # images that are classified at once
 POINTS, SUBSET = 20, 1000  # of the curve, and test images for each
@@ -95,59 +93,7 @@ def rounded(row: Row) -> Row:
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
-# The networks -------------------------------------------------------------------------------------
-
-
-def dense(features: int, inputs: int, gain: float) -> nn.Dense:
-    """A layer whose outputs are `gain` times as large as its inputs, at the start."""
-    return nn.Dense(features, kernel_init=nn.initializers.normal(gain / math.sqrt(inputs)))
-
-
-def conv(padding: tuple[int, int], gain: float) -> nn.Conv:
-    """5x5, stride 2, five maps."""
-    normal = nn.initializers.normal(gain / 5)
-    return nn.Conv(5, (5, 5), (2, 2), (padding, padding), kernel_init=normal)
-
-
-class Fc(nn.Module):
-    """784-128-128-10, with squares."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits [N, 10] of images [N, 28, 28, 1]."""
-        x = dense(128, 784, 1.0)(x.reshape(len(x), -1)) ** 2
-        x = dense(128, 128, 1.0)(x) ** 2
-        return dense(10, 128, 1.0)(x)
-
-
-class ConvSquare(nn.Module):
-    """A convolution to 13x13x5 = 845, and 845-100-10, with squares."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """As `Fc`."""
-        x = conv((1, 1), 1.0)(x).reshape(len(x), -1) ** 2
-        x = dense(100, 845, 1.0)(x) ** 2
-        return dense(10, 100, 1.0)(x)
-
-
-class ConvRelu(nn.Module):
-    """A convolution to 14x14x5 = 980, and 980-100-10, with ReLUs."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """As `Fc`."""
-        gain = math.sqrt(2)  # keeps the second moment of activations (He et al. 2015)
-        x = nn.relu(conv((1, 2), gain)(x).reshape(len(x), -1))
-        x = nn.relu(dense(100, 980, gain)(x))
-        return dense(10, 100, gain)(x)
-
-
-NETWORKS: dict[str, nn.Module] = {
-    "fc": Fc(),
-    "conv-square": ConvSquare(),
-    "conv-relu": ConvRelu(),
-}
+# Training -----------------------------------------------------------------------------------------
 
 
 class Classifier:

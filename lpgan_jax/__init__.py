@@ -13,14 +13,21 @@ from lpgan_jax.analysis.cost import cost  # noqa: E402
 from lpgan_jax.mpc.fixed_point import FixedPoint  # noqa: E402
 from lpgan_jax.mpc.prng import key  # noqa: E402
 from lpgan_jax.mpc.shares import share  # noqa: E402
+from lpgan_jax.programs import Answer, Program, Sample, Training  # noqa: E402
+from lpgan_jax.programs.batches import shuffled  # noqa: E402
 from lpgan_jax.training.loop import train  # noqa: E402
-from lpgan_jax.training.results import sample  # noqa: E402
+from lpgan_jax.training.results import ask, sample  # noqa: E402
 from lpgan_jax.transform import Plan, Shared, load, reveal, save, secure  # noqa: E402
 
 __all__ = [
+    "Answer",
     "FixedPoint",
     "Plan",
+    "Program",
+    "Sample",
     "Shared",
+    "Training",
+    "ask",
     "audit",
     "cost",
     "key",
@@ -31,6 +38,7 @@ __all__ = [
     "save",
     "secure",
     "share",
+    "shuffled",
     "train",
 ]
 __version__ = "0.2.0"

@@ -10,20 +10,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # JAX takes seconds to import: each command imports what it needs
-    from lpgan_jax.training.config import TrainConfig
+    from lpgan_jax.training.config import Settings, TrainConfig
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lpgan",
-        description="Train a DCGAN on images that nobody may see: two servers, secret shares.",
+        description="Train a GAN, or a program of yours, on data that nobody may see: two servers, "
+        "secret shares.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
-        "train", help="train on secret-shared images (both servers simulated)"
+        "train", help="train on secret-shared data (both servers simulated)"
     )
-    _add_configuration(train, required=False)  # a resumed run has its own
+    _add_configuration(train, required=False, program=True)  # a resumed run has its own
     train.add_argument("--out", required=True, metavar="DIR", help="the run directory, to be made")
     train.add_argument("--steps", type=int, metavar="N", help="training steps in all")
     train.add_argument(
@@ -62,6 +63,22 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", required=True, metavar="FILE.png", help="the image grid")
     sample.add_argument("--seed", type=int, metavar="N", help="fix the noise and the dealer")
 
+    ask = commands.add_parser(
+        "ask", help="ask what was trained: nobody else sees the question or the answer"
+    )
+    where = ask.add_mutually_exclusive_group(required=True)
+    where.add_argument("--run", metavar="DIR", help="a run directory, of simulated servers")
+    where.add_argument("--config", metavar="FILE", help="the configuration of a cluster, YAML")
+    ask.add_argument(
+        "--as", dest="role", default="sp", metavar="NAME", help="of a cluster: who asks"
+    )
+    ask.add_argument("--program", metavar="FILE.py", help="of a cluster: your copy of the program")
+    ask.add_argument("--answer", metavar="NAME", help="which one, if the program has several")
+    ask.add_argument("--in", dest="question", required=True, metavar="FILE", help="the question")
+    ask.add_argument(
+        "--out", metavar="FILE.npy", help="where the answer goes, instead of being shown"
+    )
+
     export = commands.add_parser("export", help="reconstruct the parameters, as SP would")
     export.add_argument("--run", required=True, metavar="DIR", help="a run directory")
     export.add_argument(
@@ -86,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     cost = commands.add_parser(
         "cost", help="what a training step sends, without running it: bytes, rounds, per layer"
     )
-    _add_configuration(cost)
+    _add_configuration(cost, required=False, program=True)
     cost.add_argument(
         "--bandwidth", type=float, metavar="MBIT/S", help="of a network of yours (default: 1000)"
     )
@@ -143,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_configuration(
         audit,
+        required=False,
+        program=True,
         batch="images in a batch (default: as configured, or as many as half of the memory allows)",
     )
     audit.add_argument("--no-compile", action="store_true", help="only the traced programs")
@@ -151,63 +170,108 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_configuration(
-    command: argparse.ArgumentParser, required: bool = True, batch: str = "images in a batch"
+    command: argparse.ArgumentParser,
+    required: bool = True,
+    program: bool = False,
+    batch: str = "images in a batch",
 ) -> None:
     command.add_argument(
         "--config",
         required=required,
         metavar="FILE",
-        help="a YAML file, or the name of a shipped one: digits, mnist, ...",
+        help="of a GAN: a YAML file, or the name of a shipped one: digits, mnist, ...",
     )
     command.add_argument("--batch-size", type=int, metavar="N", help=batch)
+    _add_set(command)
+    if program:
+        command.add_argument("--program", metavar="FILE.py", help="a program of your own instead")
+        command.add_argument("--data", metavar="PATH", help="where the program's data is")
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="change a field of the config, e.g. --set model.features=8 (repeatable)",
+        help="change a field of the config, e.g. --set model.features=8, or give an option of the "
+        "program (repeatable)",
     )
 
 
 def _settings(args: argparse.Namespace) -> TrainConfig:
-    """The configuration that the arguments of `_add_configuration` (and --steps) say."""
+    """The configuration of a GAN that the arguments of `_add_configuration` (and --steps) say."""
     from lpgan_jax.training import config
-    from lpgan_jax.training.run_directory import RunDirectory
 
+    if args.config is None:
+        raise ValueError("--config: expected a YAML file or the name of a shipped config")
     overrides = list(args.set)
-    if args.command in ("train", "up") and args.steps is not None:
+    if getattr(args, "steps", None) is not None and args.command in ("train", "up"):
         overrides.append(f"steps={args.steps}")
     if args.batch_size is not None:
         overrides.append(f"batch_size={args.batch_size}")
-    source = args.config
-    if source is None:
-        if not args.resume:
-            raise ValueError("--config: expected a YAML file or the name of a shipped config")
-        source = str(RunDirectory.open(args.out).config_file)
-    return config.load(source, overrides)
+    return config.load(args.config, overrides)
+
+
+def _any_settings(args: argparse.Namespace) -> Settings:
+    """The same, of a GAN or a program; of a resumed run what it has, changed."""
+    from lpgan_jax.training import config
+    from lpgan_jax.training.run_directory import RunDirectory
+
+    program, fields = args.program, {"steps": getattr(args, "steps", None), "data": args.data}
+    given = {name: value for name, value in fields.items() if value is not None}
+    options = list(args.set)
+    if args.config is None and program is None and getattr(args, "resume", False):
+        run = RunDirectory.open(args.out)
+        before = run.config()
+        if isinstance(before, config.TrainConfig):
+            args.config = str(run.config_file)
+        else:
+            program = before.program
+            given = {"seed": before.seed, "data": before.data, "steps": before.steps} | given
+            options = [f"{k}={json.dumps(v)}" for k, v in before.options.items()] + options
+    if (args.config is None) == (program is None):
+        raise ValueError("expected --config, of a GAN, or --program, a Python file")
+    if program is None:
+        if args.data is not None:
+            raise ValueError("--data: of a program; a GAN's is --set data.path=...")
+        return _settings(args)
+    if args.batch_size is not None:
+        raise ValueError("--batch-size: of a GAN; a program has options of its own (--set)")
+    return config.program_config(program, options, **given)
 
 
 def _add_cluster_commands(commands: Any) -> None:
     up = commands.add_parser(
         "up", help="train with DS, S1, S2 and SP as processes of this machine: try a cluster out"
     )
-    _add_configuration(up, required=False)
+    _add_configuration(up, required=False, program=True)
     up.add_argument("--out", required=True, metavar="DIR", help="the run directory, to be made")
     up.add_argument("--steps", type=int, metavar="N", help="training steps in all")
     up.add_argument("--seed", type=int, metavar="N", help="as for train: not for secrets")
     up.add_argument("--resume", action="store_true", help="go on with the session in DIR")
+    up.add_argument(
+        "--client",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="who may ask when training is over (repeatable): go on answering until Ctrl-C",
+    )
 
     cluster = {"required": True, "metavar": "FILE", "help": "the cluster's configuration, YAML"}
     serve = commands.add_parser("serve", help="be a server: S1 or S2")
     serve.add_argument("server", choices=["s1", "s2"])
     serve.add_argument("--config", **cluster)
+    serve.add_argument("--program", metavar="FILE.py", help="this role's copy of the program")
 
-    ds = commands.add_parser("ds", help="be DS: share images, and deal the randomness")
+    ds = commands.add_parser("ds", help="be DS: share data, and deal the randomness")
     ds.add_argument("--config", **cluster)
-    ds.add_argument("--train", required=True, metavar="FILE", help="the training's configuration")
-    ds.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="as for train"
-    )
+    of = ds.add_mutually_exclusive_group(required=True)
+    of.add_argument("--train", metavar="FILE", help="the configuration of a GAN's training")
+    of.add_argument("--program", metavar="FILE.py", help="a program instead")
+    ds.add_argument("--data", metavar="PATH", help="where the program's data is")
+    ds.add_argument("--steps", type=int, metavar="N", help="training steps in all")
+    _add_set(ds)
     ds.add_argument("--seed", help=argparse.SUPPRESS)  # refused, with the reason
     ds.add_argument(
         "--owner", default="ds", metavar="NAME", help="be another data owner, who deals nothing"
@@ -215,6 +279,7 @@ def _add_cluster_commands(commands: Any) -> None:
 
     sp = commands.add_parser("sp", help="be SP: put results together, or have images generated")
     sp.add_argument("--config", **cluster)
+    sp.add_argument("--program", metavar="FILE.py", help="this role's copy of the program")
     sp.add_argument(
         "--out",
         required=True,
@@ -238,7 +303,7 @@ def _train(args: argparse.Namespace) -> None:
     from lpgan_jax.training.loop import train
 
     train(
-        _settings(args),
+        _any_settings(args),
         args.out,
         seed=args.seed,
         resume=args.resume,
@@ -263,15 +328,16 @@ def _quality(args: argparse.Namespace) -> None:
 
 def _cost(args: argparse.Namespace) -> None:
     from lpgan_jax.analysis.cost import LAN, WAN, Network, program_cost
-    from lpgan_jax.training.programs import training_program
+    from lpgan_jax.programs import secured, shapes
+    from lpgan_jax.training.building import training_of
 
     network = None
     if args.bandwidth is not None or args.latency is not None:
         bandwidth = LAN.bandwidth_bits_per_s if args.bandwidth is None else 1e6 * args.bandwidth
         latency = LAN.latency_s if args.latency is None else 1e-3 * args.latency
         network = Network(bandwidth, latency).checked()
-    settings = _settings(args)
-    function, secrets, public = training_program(settings)
+    training = training_of(_any_settings(args))
+    function, secrets, public = shapes.step_program(secured(training.program))
     step = program_cost(function, secrets, public, inputs=secrets[1])
     if args.json:
         report = step.to_json()
@@ -279,7 +345,7 @@ def _cost(args: argparse.Namespace) -> None:
             report["seconds"] = step.seconds(*network)
         print(json.dumps(report, indent=2))
     else:
-        print(f"One training step, batch of {settings.batch_size}, from its trace:\n")
+        print(f"One training step, batch of {training.batch_size}, from its trace:\n")
         print(step.table([LAN, WAN] if network is None else [LAN, WAN, network]))
 
 
@@ -311,6 +377,7 @@ def _ranges(args: argparse.Namespace) -> None:
 
     from lpgan_jax.analysis.ranges import ranges, table, verdict
     from lpgan_jax.mpc.prng import key
+    from lpgan_jax.programs import initial_state
     from lpgan_jax.training import data
     from lpgan_jax.training.building import build
     from lpgan_jax.training.source import DataSource
@@ -322,7 +389,7 @@ def _ranges(args: argparse.Namespace) -> None:
     source = DataSource(settings, settings.seed, data.load_images(settings.data))
     batches = (source.batch(step) for step in range(args.steps))
     rows = ranges(
-        gan, source.initial_state(gan.program), batches, key(settings.seed), args.rounding
+        gan, initial_state(gan.program, settings.seed), batches, key(settings.seed), args.rounding
     )
     # As wide as the table needs, where nobody's terminal sets a limit.
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
@@ -353,29 +420,33 @@ def _audit(args: argparse.Namespace) -> int:
         jax.config.update("jax_num_cpu_devices", 2)
 
     from lpgan_jax.analysis.audit import audit_compiled, audit_program, largest_batch
-    from lpgan_jax.training.programs import sampling_program, training_program
+    from lpgan_jax.programs import shapes
+    from lpgan_jax.training.building import build, training_of
+    from lpgan_jax.training.config import TrainConfig
 
-    settings = _settings(args)
-    size = settings.batch_size
-    if args.batch_size is None:
-        size = largest_batch(training_program(settings), size)
+    settings = _any_settings(args)
+    size = training_of(settings).batch_size
+    if isinstance(settings, TrainConfig) and args.batch_size is None:
+        size = largest_batch(shapes.step_program(build(settings)), size)
         if size < settings.batch_size:
             print(
                 f"The configured batch of {settings.batch_size} would take more than half of the "
                 "memory."
             )
             settings = settings.model_copy(update={"batch_size": size})
-    programs = {
-        "A training step": training_program(settings),
-        "Sampling": sampling_program(settings, size),
-    }
+    of = build(settings)
+    programs = {f"A training step, batch of {size}": shapes.step_program(of)}
+    for name, answer in of.program.answers.items():
+        rows = min(size, shapes.rows_of(answer.question))
+        title = f"Answering ({name}), {rows} at once"
+        programs[title] = shapes.answer_program(of, name, rows)
     failed = False
     for title, program in programs.items():
         report = audit_program(*program)
-        print(f"{title}, batch of {size}\n\n{report.table()}", flush=True)
+        print(f"{title}\n\n{report.table()}", flush=True)
         failed |= not report.ok
         if not args.no_compile:
-            note = f"compiling {title.lower()} to match its collectives ..."
+            note = f"compiling {title[0].lower()}{title[1:]} to match its collectives ..."
             print(note, file=sys.stderr, flush=True)
             compiled = audit_compiled(*program)
             for problem in compiled:
@@ -390,9 +461,11 @@ def _audit(args: argparse.Namespace) -> int:
 def _up(args: argparse.Namespace) -> int:
     from lpgan_jax.cluster.roles import up
 
-    status = up(_settings(args), args.out, seed=args.seed, resume=args.resume)
+    status = up(
+        _any_settings(args), args.out, seed=args.seed, resume=args.resume, clients=args.client
+    )
     if status == 0:
-        print(f"pictures are in {args.out}/samples, parameters in {args.out}/parameters.msgpack")
+        print(f"samples are in {args.out}/samples, what SP got in {args.out}/parameters.msgpack")
     return status
 
 
@@ -403,24 +476,31 @@ def _role(args: argparse.Namespace) -> int:
     from lpgan_jax.training import config
 
     if args.command == "serve":
-        return play(Job("serve", args.server, args.config))
+        return play(Job("serve", args.server, args.config, program=args.program))
     if args.command == "ds":
         if args.seed is not None:
             raise ValueError(
                 "--seed: for `lpgan up` and `lpgan train` only: if DS lost its state, it would use "
                 "the same masks for other values"
             )
-        settings = config.load(args.train, args.set)
+        settings: Settings
+        if args.train is None:
+            fields = {"data": args.data, "steps": args.steps}
+            given = {name: value for name, value in fields.items() if value is not None}
+            settings = config.program_config(args.program, args.set, **given)
+        else:
+            steps = [] if args.steps is None else [f"steps={args.steps}"]
+            settings = config.load(args.train, [*args.set, *steps])
         kind: Literal["deal", "feed"] = "deal" if args.owner == "ds" else "feed"
         return play(Job(kind, args.owner, args.config, config.to_json(settings)))
     if args.seed is not None and (args.seed < 0 or not (args.sample and args.own_noise)):
         raise ValueError("--seed: expected at least 0, with --sample and --own-noise")
     if args.sample is None:
-        return play(Job("collect", "sp", args.config, out=args.out))
+        return play(Job("collect", "sp", args.config, out=args.out, program=args.program))
     if args.sample < 1:
         raise ValueError(f"--sample: expected at least 1, got {args.sample}")
     if os.path.isdir(args.out):
-        raise ValueError(f"--out: {args.out} is a directory, expected the PNG file to write")
+        raise ValueError(f"--out: {args.out} is a directory, expected the file to write")
     return play(
         Job(
             "sample",
@@ -429,9 +509,43 @@ def _role(args: argparse.Namespace) -> int:
             seed=args.seed,
             out=args.out,
             num=args.sample,
-            own_noise=args.own_noise,
+            own=args.own_noise,
+            program=args.program,
         )
     )
+
+
+def _ask(args: argparse.Namespace) -> int:
+    """0, or 1 if the asking was given up."""
+    from lpgan_jax.cluster.roles import play
+    from lpgan_jax.cluster.worker import Job
+    from lpgan_jax.common.files import atomic_write
+    from lpgan_jax.programs.training import npy
+    from lpgan_jax.training.building import training_of
+    from lpgan_jax.training.results import ask
+    from lpgan_jax.training.run_directory import RunDirectory
+
+    if args.config is not None:
+        return play(
+            Job(
+                "ask",
+                args.role,
+                args.config,
+                program=args.program,
+                answer=args.answer,
+                question=args.question,
+                out=args.out,
+            )
+        )
+    program = training_of(RunDirectory.open(args.run).config()).program
+    name, of = program.answer_named(args.answer)
+    found = ask(args.run, name, of.read(args.question))
+    if args.out is None:
+        print(of.show(found))
+    else:
+        atomic_write(args.out, npy(found), private=False)
+        print(f"the answer, opened by who asked, in {args.out}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -451,6 +565,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             sample(args.run, args.num, args.out, seed=args.seed)
             print(f"{args.num} images, opened by SP, in {args.out}")
+        elif args.command == "ask":
+            return _ask(args)
         elif args.command == "quality":
             _quality(args)
         elif args.command == "cost":

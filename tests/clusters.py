@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from lpgan_jax.cluster.dealer import master_key
 from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
+from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.gan import GENERATE, MeanLosses, mean_losses
 from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.programs import initial_state
 from lpgan_jax.programs.simulation import Simulation
-from lpgan_jax.training import config, data
-from lpgan_jax.training.building import build
-from lpgan_jax.training.source import DataSource
+from lpgan_jax.training import config
+from lpgan_jax.training.building import build, training_of
 from lpgan_jax.training.trainers import SecureTrainer
 
 TINY = """
@@ -60,13 +62,44 @@ def jobs(file: Path, settings: config.TrainConfig, out: Path, seed: int | None) 
     ]
 
 
+class Running:
+    """Supervisors of some jobs, in threads."""
+
+    def __init__(self, work, cluster):
+        self.supervisors = {job.role: Supervisor(job, cluster) for job in work}
+        self.statuses = {}
+        self._threads = {
+            role: threading.Thread(target=self._run, args=(role,)) for role in self.supervisors
+        }
+        for thread in self._threads.values():
+            thread.start()
+
+    def _run(self, role):
+        self.statuses[role] = self.supervisors[role].run()
+
+    def wait(self, role, seconds):
+        self._threads[role].join(seconds)
+        assert not self._threads[role].is_alive(), f"{role} is still at it after {seconds} s"
+        return self.statuses[role]
+
+    def pid(self, role):
+        return self.supervisors[role].process.pid
+
+    def stop(self):
+        for supervisor in self.supervisors.values():
+            supervisor.stop()
+        for thread in self._threads.values():
+            thread.join(30)
+
+
 class Simulated:
     """DS, S1 and S2 in this process, from the same keys as a cluster's."""
 
     def __init__(self, settings: config.TrainConfig, seed: int = SEED) -> None:
         self.settings, self.seed = settings, seed
         self.gan = build(settings)
-        self.source = DataSource(settings, seed, data.load_images(settings.data))
+        self.training = training_of(settings)
+        self.draw = self.training.feed(seed, None)
         self.images: dict[int, np.ndarray] = {}
         self.losses: dict[int, MeanLosses | None] = {}
         self.shares: dict[int, Any] = {}
@@ -77,21 +110,21 @@ class Simulated:
         """Go through an attempt's tasks from one step to another."""
         master = master_key(self.seed, number)
         if start == 0:
-            initial = self.source.initial_state(self.gan.program)
+            initial = initial_state(self.gan.program, self.seed)
             simulation = Simulation.begin(self.gan, initial, master)
         else:
             state = jax.tree.map(jnp.asarray, self._state_at[start])
             simulation = Simulation(self.gan, state, DealerKeys(master))
         self.last, trainer = simulation, SecureTrainer(simulation)
-        noise = self.source.sample_noise()
+        noise = self.training.sample_question(self.seed)
         if start == 0 and self.settings.open_samples:
             self.images[0] = simulation.answer(GENERATE, noise)
         for step in range(start, end):
-            told = trainer.step(step, self.source.batch(step))
+            told = trainer.step(step, self.draw(step))
             self.losses[step + 1] = mean_losses(told, self.settings.batch_size)
-            if self.settings.open_samples and self.settings.samples_after(step + 1):
+            if self.settings.open_samples and self.training.samples_after(step + 1):
                 self.images[step + 1] = simulation.answer(GENERATE, noise)
-            if self.settings.saves_after(step + 1):
+            if self.training.saves_after(step + 1):
                 self.shares[step + 1] = simulation.shares()
                 self._state_at[step + 1] = jax.tree.map(np.array, simulation.state)
 

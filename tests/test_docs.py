@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import script
 
+from lpgan_jax import cli
 from lpgan_jax import protocols as P
 from lpgan_jax.common.tables import read_csv
 from lpgan_jax.mpc.activation import LOG_RANGE
@@ -34,6 +35,23 @@ def test_the_tutorials_run(name, blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(python_blocks(DOCS / name)) == blocks
     run(python_blocks(DOCS / name), name)
+
+
+def test_the_tutorial_of_programs_runs(tmp_path, monkeypatch):
+    """Its first block as the file that the others, and the commands, name."""
+    monkeypatch.chdir(tmp_path)
+    file, *rest = python_blocks(DOCS / "your_program.md")
+    assert len(rest) == 2
+    (tmp_path / "my_program.py").write_text(file)
+    run([file, *rest], "your_program.md")
+    np.save("points.npy", np.zeros((3, 2)))
+    commands = re.findall(
+        r"^lpgan ((?:train|cost|ask|export) [^#\n]*)", (DOCS / "your_program.md").read_text(), re.M
+    )
+    ours = [c.split() for c in commands if "cluster.yaml" not in c]
+    assert len(ours) == 5
+    for command in ours:
+        assert cli.main(command) == 0, command
 
 
 def test_the_first_example_runs():

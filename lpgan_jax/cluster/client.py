@@ -19,8 +19,8 @@ from lpgan_jax.cluster.wire import (
     Hello,
     Opening,
     Progress,
+    Question,
     Result,
-    SampleRequest,
     Watching,
 )
 
@@ -147,13 +147,11 @@ class Client:
         for data in frames:
             yield self._result(data, frames, sizes)
 
-    def sample(
-        self, request: SampleRequest, noise: list[Any], sizes: Mapping[str, int], limit_s: float
-    ) -> tuple[Result, bytearray]:
-        """The server's share of the images that SP asks for."""
-        frames = itertools.chain([wire.encode(request)], wire.chunks(noise))
-        answers = self._call("Sample", frames, limit_s)
-        return self._result(next(answers, b""), answers, sizes)
+    def ask(self, question: Question, shares: list[Any], size: int, limit_s: float) -> bytearray:
+        """The server's share of an answer, of so many bytes."""
+        frames = itertools.chain([wire.encode(question)], wire.chunks(shares))
+        answers = self._call("Ask", frames, limit_s)
+        return self._result(next(answers, b""), answers, {"answer": size})[1]
 
     def _result(
         self, data: bytes, frames: Iterator[bytes], sizes: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""DS: it shares images, noise and initial parameters, and deals every step's randomness ahead.
+"""DS: it shares batches and the initial state, and deals every step's randomness ahead.
 
 It takes its keys in the same order as the simulation does, so that a run with the same seed gives
 the same words. Each attempt has a master key of its own, which is written nowhere: without a seed
@@ -8,26 +8,21 @@ number, which no attempt of the session has after it. So a seed is for one sessi
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
-import numpy as np
 
 from lpgan_jax.cluster.parcels import Payloads, halves, with_material
 from lpgan_jax.cluster.reporting import reading_input
 from lpgan_jax.cluster.settings import DEALER, ClusterConfig
-from lpgan_jax.gan import Batch
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
-from lpgan_jax.mpc.fixed_point import FixedPoint
 from lpgan_jax.mpc.party import deal, server_seeds
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.mpc.share_trees import same_scale, share_tree
+from lpgan_jax.mpc.share_trees import share_tree
+from lpgan_jax.programs import Draw, SecureProgram, Training, secured, shapes
 from lpgan_jax.programs.simulation import share_state
-from lpgan_jax.training.building import build
-from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.programs import sampling_program, training_program
-from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.tasks import Task
 
 
@@ -42,19 +37,21 @@ class Dealer:
     """DS's keys and programs in one attempt: payloads for both servers, task by task."""
 
     def __init__(
-        self, settings: TrainConfig, source: DataSource, cluster: ClusterConfig, key: jax.Array
+        self,
+        training: Training,
+        draw: Draw,
+        initial: Any,
+        cluster: ClusterConfig,
+        key: jax.Array,
     ) -> None:
-        """`key`: the attempt's master key."""
-        self._source, self._cluster = source, cluster
-        self._gan = build(settings)
-        self._fxp = FixedPoint(settings.frac_bits)
+        """`draw`: DS's own batches; `initial`: the state; `key`: the attempt's master key."""
+        self._training, self._draw, self._initial = training, draw, initial
+        self._cluster = cluster
+        self._program = program = secured(training.program)
         self._keys = DealerKeys(key)
         options = options_to_run_often()
-        f = settings.frac_bits
 
-        def dealt(program: Any) -> Any:
-            function, secrets, public = program
-
+        def dealt(function: Any, secrets: Any, public: Any) -> Any:
             def run(key: jax.Array, public: Any) -> Any:
                 seeds = jax.random.key_data(server_seeds(key))
                 return seeds, deal(function, key, secrets, public)
@@ -62,19 +59,25 @@ class Dealer:
             lowered = jax.jit(run, compiler_options=options).lower(make_key(0), public)
             return lowered.compile()
 
-        self._train = dealt(training_program(settings))
-        self._generate = dealt(sampling_program(settings))
-        self._share = jax.jit(lambda key, values: share_tree(key, values, same_scale(values, f)))
+        self._step = dealt(*shapes.step_program(program))
+        self._answers = {
+            name: dealt(*shapes.answer_program(program, name)) for name in training.program.answers
+        }
 
-    def payloads(self, task: Task, *, noise: np.ndarray | None) -> Payloads:
-        """What S1 and what S2 get; `noise`: of a sample, unless SP shared some."""
+    def payloads(self, task: Task, answer: str | None = None, question: Any = None) -> Payloads:
+        """What S1 and what S2 get.
+
+        Args:
+            task: what is to be done.
+            answer: the name of what is asked.
+            question: what DS asks, unless somebody else shared a question.
+        """
         if task.kind == "state":
-            initial = self._source.initial_state(self._gan.program)
-            return halves(share_state(self._gan, self._keys, initial))
+            return halves(share_state(self._program, self._keys, self._initial))
         if task.kind == "train":
             return self._for_training(task.step)
-        if task.kind == "generate":
-            return self._for_images(noise)
+        if task.kind == "answer":
+            return self._for_an_answer(str(answer), question)
         return [[], []]
 
     def _for_training(self, step: int) -> Payloads:
@@ -82,23 +85,32 @@ class Dealer:
         inputs: Payloads = [[], []]
         if self._cluster.owner_of(step) == DEALER:
             turn = self._cluster.turn_of(DEALER, step)
-            batch = checked_batch(self._source, self._fxp, turn)
-            inputs = halves(self._share(keys[0], batch))
-        return with_material(inputs, *self._train(keys[1], self._gan.schedule(step)))
+            inputs = share_batch(self._program, keys[0], self._draw, turn)
+        return with_material(inputs, *self._step(keys[1], self._program.schedule(step)))
 
-    def _for_images(self, noise: np.ndarray | None) -> Payloads:
+    def _for_an_answer(self, name: str, question: Any) -> Payloads:
         keys = self._keys.take_two()
         inputs: Payloads = [[], []]
-        if noise is not None:
-            self._fxp.check(noise)
-            inputs = halves(self._share(keys[0], noise))
-        return with_material(inputs, *self._generate(keys[1], None))
+        if question is not None:
+            self._program.check_question(name, question)
+            inputs = halves(
+                _shared(keys[0], question, _leaves(self._program.question_scales(name, question)))
+            )
+        return with_material(inputs, *self._answers[name](keys[1], None))
 
 
-def checked_batch(source: DataSource, fxp: FixedPoint, turn: int) -> Batch:
-    """The batch of an owner's turn. BadInput if a value is out of range."""
-    batch = source.batch(turn)
+def share_batch(program: SecureProgram, key: jax.Array, draw: Draw, turn: int) -> Payloads:
+    """An owner's batch, as S1 and as S2 get it. BadInput if a value is out of range."""
     with reading_input():
-        for values in jax.tree.leaves(batch):
-            fxp.check(values)
-    return batch
+        batch = draw(turn)
+        program.check_batch(batch)
+    return halves(_shared(key, batch, _leaves(program.batch_scales)))
+
+
+def _leaves(scales: Any) -> tuple[int, ...]:
+    return tuple(jax.tree.leaves(scales))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _shared(key: jax.Array, values: Any, scales: tuple[int, ...]) -> Any:
+    return share_tree(key, values, jax.tree.unflatten(jax.tree.structure(values), scales))

@@ -7,21 +7,19 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
-from lpgan_jax.cluster.dealer import Dealer, checked_batch, master_key
-from lpgan_jax.cluster.parcels import halves
+from lpgan_jax.cluster.dealer import Dealer, master_key, share_batch
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
-from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, changed_field, public_part
+from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, changed_field
 from lpgan_jax.cluster.wire import (
     Description,
     Opening,
@@ -35,14 +33,12 @@ from lpgan_jax.cluster.wire import (
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc import share_file
 from lpgan_jax.mpc.dealer_keys import DealerKeys
-from lpgan_jax.mpc.fixed_point import FixedPoint
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.mpc.share_trees import same_scale, share_tree
-from lpgan_jax.training import config, data
-from lpgan_jax.training.building import build
-from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.programs import Draw, Training, agreement, initial_state, secured
+from lpgan_jax.training import config
+from lpgan_jax.training.building import training_of
+from lpgan_jax.training.config import ProgramConfig, Settings
 from lpgan_jax.training.loop import headroom_line
-from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.tasks import Task, tasks
 
 
@@ -76,6 +72,8 @@ class _Lines:
         for progress in client.watch(self._attempt):
             if progress.attempt != self._attempt:
                 raise Lost(client.server, "another attempt was opened there")
+            if progress.refused is not None:
+                raise BadInput(f"{client.server} refuses: {progress.refused}")
             with self._changed:
                 self.progress[client.server] = progress
                 self._changed.notify_all()
@@ -91,7 +89,7 @@ class _Lines:
     def _frames(self, client: Client) -> Iterator[bytes]:
         while True:
             parcel, payload = self._queues[client.server].get()
-            if client.server == "s1" and parcel.kind in ("train", "generate"):
+            if client.server == "s1" and parcel.kind in ("train", "answer"):
                 # S1 would start, and wait in the middle of a collective, which has its own limit,
                 # until S2 has got its corrections: so it gets its little when S2 has its much.
                 self._wait_received("s2", parcel.serial)
@@ -139,7 +137,7 @@ class _Lines:
 
 
 def newest_common(
-    descriptions: Sequence[Description], settings: TrainConfig
+    descriptions: Sequence[Description], training: Training
 ) -> tuple[int, str | None]:
     """The newest checkpoint that both servers have: (step, name), or (0, None) for none.
 
@@ -149,14 +147,14 @@ def newest_common(
     first, second = ({(s.step, s.name) for s in d.saves} for d in descriptions)
     if common := first & second:
         newest = max(common)
-        if newest[0] > settings.steps:
+        if newest[0] > training.steps:
             raise BadInput(
-                f"steps: {settings.steps} given, and {newest[0]} are done: expected more"
+                f"steps: {training.steps} given, and {newest[0]} are done: expected more"
             )
         return newest
     # Without a common one, a server may have the session's very first, which the other one was
     # about to write. Anything else means that shares are lost.
-    beginning = next(s for s in range(1, settings.steps + 1) if settings.saves_after(s))
+    beginning = next(s for s in range(1, training.steps + 1) if training.saves_after(s))
     known = all(d.attempt > 0 for d in descriptions)
     if (first or second) and not (known and {s for s, _ in first | second} <= {beginning}):
         have = [sorted(step for step, _ in saves) for saves in (first, second)]
@@ -167,19 +165,35 @@ def newest_common(
     return 0, None
 
 
-def _require_same(descriptions: Sequence[Description], settings: TrainConfig) -> None:
-    """Check that the session trains with these settings.
+def _require_same(
+    descriptions: Sequence[Description], settings: Settings, functions: Mapping[str, str]
+) -> None:
+    """Check that the session trains with these settings, and the same program.
 
     Raises:
-        BadInput: it trains with others; names the field.
+        BadInput: it trains with others; names the field or function.
     """
     for known in {d.config for d in descriptions if d.config is not None}:
         trained = config.from_json(known, "the session's configuration")
-        if (field := changed_field(public_part(settings), trained)) is not None:
+        if (field := changed_field(settings.public(), trained)) is not None:
             raise BadInput(
-                f"{field}: {getattr(settings, field)!r} given, and this session trains with "
-                f"{getattr(trained, field)!r}: another training needs another session and states"
+                f"{field}: {getattr(settings, field, None)!r} given, and this session trains with "
+                f"{getattr(trained, field, None)!r}: another training needs another session and "
+                "states"
             )
+    for description in descriptions:
+        if description.config is not None:
+            require_same_functions(description, functions)
+
+
+def require_same_functions(known: Description, functions: Mapping[str, str]) -> None:
+    """Check that a session has the same program as this role (`agreement.short`).
+
+    Raises:
+        BadInput: it has not; names the function that differs.
+    """
+    if (found := agreement.differing(functions, known.functions)) is not None:
+        raise BadInput(f"the program differs from that of this session: {found}")
 
 
 def new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> int:
@@ -198,13 +212,13 @@ def new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> 
     return attempt
 
 
-def _source(
-    cluster: ClusterConfig, owner: str, settings: TrainConfig, seed: int | None
-) -> DataSource:
-    """An owner's images and noise.
+def _draw(
+    cluster: ClusterConfig, owner: str, settings: Settings, training: Training, seed: int | None
+) -> tuple[int, Draw]:
+    """The seed of an owner's batches, and these.
 
     Without a seed (of `lpgan up`), one that nobody can guess is made, and kept, so that a later
-    attempt goes on with the same order of images.
+    attempt goes on with the same order.
     """
     if seed is None:
         file = Path(cluster.state) / f"private-{owner}.json"
@@ -216,13 +230,14 @@ def _source(
             raise BadInput(f"{file}: of another session, expected a directory (state) of its own")
         seed = int(kept["seed"])
     with reading_input():
-        return DataSource(settings, seed, data.load_images(settings.data))
+        where = settings.data if isinstance(settings, ProgramConfig) else None
+        return seed, training.feed(seed, where)
 
 
 def deal_and_feed(
-    cluster: ClusterConfig, settings: TrainConfig, seed: int | None, reporter: Reporter
+    cluster: ClusterConfig, settings: Settings, seed: int | None, reporter: Reporter
 ) -> None:
-    """Be DS for one attempt; goes on dealing for images after training, until this process ends.
+    """Be DS for one attempt; goes on dealing for answers after training, until this process ends.
 
     Raises:
         Lost: a server is gone: there should be another attempt.
@@ -231,19 +246,24 @@ def deal_and_feed(
     """
     limits = cluster.timeouts
     clients = _clients(cluster, DEALER, reporter)
-    source = _source(cluster, DEALER, settings, seed)
+    with reading_input():
+        training = training_of(settings)
+        functions = agreement.digests_of(secured(training.program))
+    batches_seed, draw = _draw(cluster, DEALER, settings, training, seed)
     descriptions = []
     for client in clients:
         with reporter.phase("looking for", on=client.server, limit_s=limits.patience_s):
             descriptions.append(client.wait_until(lambda d: d.phase == "ready"))
-    _require_same(descriptions, settings)
-    start, name = newest_common(descriptions, settings)
+    _require_same(descriptions, settings, agreement.short(functions))
+    start, name = newest_common(descriptions, training)
     attempt = new_attempt(cluster, descriptions)
     opening = Opening(
         session=cluster.session,
         role=DEALER,
         attempt=attempt,
-        config=config.to_json(public_part(settings)),
+        config=config.to_json(settings.public()),
+        functions=functions,
+        steps=training.steps,
         start=start,
         save=name,
     )
@@ -251,19 +271,20 @@ def deal_and_feed(
         with reporter.phase("opening an attempt at", on=client.server, limit_s=limits.patience_s):
             client.open(opening)
     reporter.event("opened", attempt=attempt, start=start)
-    reporter.set(step=start, steps=settings.steps)
+    reporter.set(step=start, steps=training.steps)
     lines = _Lines(clients, attempt)
     with reporter.phase("compiling", limit_s=limits.start_s):
+        initial = initial_state(training.program, batches_seed)
         if start == 0:
-            gan = build(settings)
-            line = headroom_line(gan, source.initial_state(gan.program), source)
-            print(line, flush=True)  # of DS's images: not into the log
-        dealer = Dealer(settings, source, cluster, master_key(seed, attempt))
+            line = headroom_line(secured(training.program), initial, draw(0))
+            print(line, flush=True)  # of DS's data: not into the log
+        dealer = Dealer(training, draw, initial, cluster, master_key(seed, attempt))
     for server in SERVERS:
         with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
             lines.wait(partial(lines.prepared, server))
     lines.send_from_now_on()
-    _Run(cluster, settings, source, dealer, lines, reporter, opening).run()
+    question = None if training.sample is None else training.sample_question(batches_seed)
+    _Run(cluster, training, question, dealer, lines, reporter, opening).run()
 
 
 def _clients(cluster: ClusterConfig, role: str, reporter: Reporter) -> list[Client]:
@@ -273,11 +294,11 @@ def _clients(cluster: ClusterConfig, role: str, reporter: Reporter) -> list[Clie
 
 @dataclass
 class _Run:
-    """The parcels of one attempt."""
+    """The parcels of one attempt. `question`: of the sample."""
 
     cluster: ClusterConfig
-    settings: TrainConfig
-    source: DataSource
+    training: Training
+    question: Any
     dealer: Dealer
     lines: _Lines
     reporter: Reporter
@@ -285,11 +306,12 @@ class _Run:
     serial: int = 0
 
     def run(self) -> None:
-        """Deal for training, then for whoever wants images."""
-        started, first = time.monotonic(), self.opening.start
-        samples = self.source.sample_noise()
-        for task in tasks(self.settings, self.opening.start, self.settings.open_samples):
-            self._deal(task, None, samples)
+        """Deal for training, then for whoever asks."""
+        started, first, sample = time.monotonic(), self.opening.start, self.training.sample
+        sampled = sample is not None and sample.opened
+        for task in tasks(self.training, self.opening.start, sampled):
+            answer = sample.answer if sample is not None and task.kind == "answer" else None
+            self._deal(task, None, answer, self.question)
             step = task.step + (task.kind == "train")
             if step > first:
                 seconds = (time.monotonic() - started) / (step - first)
@@ -300,34 +322,38 @@ class _Run:
                 limit = self.cluster.timeouts.wait_s
                 with self.reporter.phase("finishing with", on=server, limit_s=limit):
                     self.lines.wait(partial(self.lines.advanced, server, done))
-        self.reporter.event("trained", step=self.settings.steps)
+        self.reporter.event("trained", step=self.training.steps)
         self._serve()
 
     def _serve(self) -> None:
-        """Deal for SP's requests, of which both servers must know."""
-        rng = np.random.default_rng()
-        shape = (self.settings.num_samples, self.settings.model.noise_size)
+        """Deal for questions, of which both servers must know."""
+        rng, sample = np.random.default_rng(), self.training.sample
         served: set[str] = set()
-        with self.reporter.phase("idle, no wishes of", on="sp", limit_s=None):
+        with self.reporter.phase("idle, no questions of", on=PROVIDER, limit_s=None):
             while True:
                 self.lines.wait(lambda: any(w.name not in served for w in self._wishes()))
                 for wish in self._wishes():
                     if wish.name not in served:
-                        noise = None if wish.own_noise else rng.normal(size=shape)
-                        self._deal(Task("generate", self.settings.steps), wish.name, noise)
                         served.add(wish.name)
-                self.reporter.event("dealt images", so_far=len(served))
+                        own = None
+                        if not wish.own_question:
+                            if sample is None or sample.answer != wish.answer:
+                                continue  # DS has no question for this
+                            own = sample.question(rng)
+                        task = Task("answer", self.training.steps)
+                        self._deal(task, wish.name, wish.answer, own)
+                self.reporter.event("dealt answers", so_far=len(served))
 
     def _wishes(self) -> list[Request]:
-        """SP's wishes of which both servers know, and know the same."""
+        """Questions of which both servers know, and know the same."""
         first, second = (self.lines.progress[server].requests for server in SERVERS)
         return [wish for wish in first if wish in second]
 
-    def _deal(self, task: Task, request: str | None, noise: np.ndarray | None) -> None:
+    def _deal(self, task: Task, request: str | None, answer: str | None, question: Any) -> None:
         save = share_file.new_name() if task.kind == "checkpoint" else None
         limit = self.cluster.timeouts.wait_s
         with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
-            payloads = self.dealer.payloads(task, noise=noise)
+            payloads = self.dealer.payloads(task, answer, question)
         for server, payload in zip(SERVERS, payloads, strict=True):
             parcel = Parcel(
                 session=self.cluster.session,
@@ -337,6 +363,7 @@ class _Run:
                 kind=task.kind,
                 step=task.step,
                 size=nbytes(payload),
+                answer=answer,
                 request=request,
                 save=save,
             )
@@ -349,7 +376,7 @@ class _Run:
 # Another data owner -------------------------------------------------------------------------------
 
 
-def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Reporter) -> None:
+def feed(cluster: ClusterConfig, settings: Settings, owner: str, reporter: Reporter) -> None:
     """Be a data owner other than DS for one attempt: share a batch whenever it is one's turn.
 
     Raises:
@@ -358,9 +385,10 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
         BadInput, FileNotFoundError: bad input.
     """
     clients = _clients(cluster, owner, reporter)
-    source = _source(cluster, owner, settings, None)
-    fxp, f = FixedPoint(settings.frac_bits), settings.frac_bits
-    share = jax.jit(lambda key, batch: share_tree(key, batch, same_scale(batch, f)))
+    with reading_input():
+        training = training_of(settings)
+        program = secured(training.program)
+    _, draw = _draw(cluster, owner, settings, training, None)
     descriptions: list[Description] = []
     for client in clients:
         with reporter.phase("waiting for an attempt at", on=client.server, limit_s=None):
@@ -368,16 +396,16 @@ def feed(cluster: ClusterConfig, settings: TrainConfig, owner: str, reporter: Re
     if len({(d.attempt, d.start, d.config) for d in descriptions}) > 1:
         raise Lost("s2", "in another attempt than s1")
     attempt, start = descriptions[0].attempt, descriptions[0].start
-    _require_same(descriptions, settings)
-    steps = config.from_json(str(descriptions[0].config), "the session's configuration").steps
+    _require_same(descriptions, settings, agreement.short(agreement.digests_of(program)))
+    trained = config.from_json(str(descriptions[0].config), "the session's configuration")
+    steps = trained.steps or training.steps
     lines = _Lines(clients, attempt)
     lines.send_from_now_on()
     keys = DealerKeys(make_key())  # never from a seed: DS may have the same one
     reporter.set(step=start, steps=steps)
     turns = [s for s in range(start, steps) if cluster.owner_of(s) == owner]
     for serial, step in enumerate(turns):
-        batch = checked_batch(source, fxp, cluster.turn_of(owner, step))
-        payloads = halves(share(keys.take(), batch))
+        payloads = share_batch(program, keys.take(), draw, cluster.turn_of(owner, step))
         for server, payload in zip(SERVERS, payloads, strict=True):
             parcel = Parcel(
                 session=cluster.session,

@@ -5,7 +5,7 @@
 | state | its halves of the state's leaves | likewise |
 | inputs (of another owner) | its halves of the batch's leaves | likewise |
 | train | [inputs, if DS owns the step's images], seed | [inputs], seed, corrections |
-| generate | [its half of the noise, if DS shares it], seed | [noise], seed, corrections |
+| answer | [its half of the question, if DS shares it], seed | [question], seed, corrections |
 | checkpoint, finish | nothing | nothing |
 
 A correction is a value of DS's less S1's word of it (`Party._deal`), one array for each `correlate`
@@ -20,15 +20,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from lpgan_jax.cluster.session import Sizes
 from lpgan_jax.cluster.settings import SERVERS, ServerName
 from lpgan_jax.cluster.wire import Layout, buffers, half_shapes
 from lpgan_jax.mpc.party import deal
 from lpgan_jax.mpc.prng import KEY_WORDS, abstract_key
-from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.programs import sampling_program, training_program
+from lpgan_jax.programs import SecureProgram, shapes
 
 Payloads = list[list[np.ndarray]]
 """What S1 and what S2 get, as bytes."""
+
+TRAIN = ""
+"""What is dealt for a step is listed under this, beside the names of answers."""
 
 _SEED = jax.ShapeDtypeStruct((KEY_WORDS,), np.uint32)
 
@@ -50,39 +53,43 @@ class Parcels:
     """How a server reads them.
 
     Attributes:
-        state, inputs, noise: shapes of this server's halves.
-        corrections: shapes of what is dealt for "train" and "generate", of S2.
+        state, inputs: shapes of this server's halves.
+        questions: the same, by the name of the answer.
+        corrections: shapes of what is dealt for `TRAIN` and each answer, of S2.
         sizes: bytes of each.
     """
 
-    def __init__(self, settings: TrainConfig, server: ServerName) -> None:
+    def __init__(self, program: SecureProgram, server: ServerName) -> None:
         """`server`: whose."""
-        train, (state, batch), public = training_program(settings)
-        generate, (_, noise), _ = sampling_program(settings)
-        self.corrections = {
-            "train": _dealt(train, (state, batch), public),
-            "generate": _dealt(generate, (state, noise), None),
+        names = list(program.program.answers)
+        self.corrections = {TRAIN: _dealt(*shapes.step_program(program))} | {
+            name: _dealt(*shapes.answer_program(program, name)) for name in names
         }
-        self.state, self.inputs, self.noise = map(half_shapes, (state, batch, noise))
+        self.state = half_shapes(shapes.state_shapes(program))
+        self.inputs = half_shapes(shapes.batch_shapes(program))
+        self.questions = {
+            name: half_shapes(shapes.question_shapes(program, name)) for name in names
+        }
         corrected = server == "s2"
         self._material = {
-            kind: Layout([_SEED, *(shapes if corrected else ())])
-            for kind, shapes in self.corrections.items()
+            which: Layout([_SEED, *(of if corrected else ())])
+            for which, of in self.corrections.items()
         }
-        self.sizes = {
-            "state": Layout.of(self.state).size,
-            "inputs": Layout.of(self.inputs).size,
-            "noise": Layout.of(self.noise).size,
-        } | {kind: layout.size for kind, layout in self._material.items()}
+        self.sizes = Sizes(
+            state=Layout.of(self.state).size,
+            inputs=Layout.of(self.inputs).size,
+            questions={name: Layout.of(of).size for name, of in self.questions.items()},
+            material={which: layout.size for which, layout in self._material.items()},
+        )
 
-    def material(self, kind: str, payload: memoryview) -> tuple[np.ndarray, list[np.ndarray]]:
+    def material(self, which: str, payload: memoryview) -> tuple[np.ndarray, list[np.ndarray]]:
         """(the seed's words, S2's corrections) of a task."""
-        seed, *corrections = self._material[kind].split(payload)
+        seed, *corrections = self._material[which].split(payload)
         return seed, corrections
 
 
 def _dealt(function: Any, secrets: Any, public: Any) -> list[Any]:
     """The shapes of the corrections of a program."""
     key = abstract_key()
-    shapes: list[Any] = jax.eval_shape(functools.partial(deal, function), key, secrets, public)
-    return shapes
+    dealt: list[Any] = jax.eval_shape(functools.partial(deal, function), key, secrets, public)
+    return dealt

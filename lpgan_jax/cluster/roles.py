@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.training import config
-from lpgan_jax.training.config import ConfigError, TrainConfig
-from lpgan_jax.training.data import load_images
+from lpgan_jax.training.building import training_of
+from lpgan_jax.training.config import ConfigError, ProgramConfig, Settings, TrainConfig
 from lpgan_jax.training.run_directory import RunDirectory
-from lpgan_jax.training.source import DataSource
 
 
 @contextmanager
@@ -106,11 +105,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 def up(
-    settings: TrainConfig,
+    settings: Settings,
     out: str | os.PathLike[str],
     *,
     seed: int | None = None,
     resume: bool = False,
+    clients: Sequence[str] = (),
 ) -> int:
     """Train with all four roles as processes of this machine: a try-out of a cluster.
 
@@ -121,6 +121,8 @@ def up(
         seed: as of `training.train`: for experiments only.
         resume: go on with the session in `out`. If all steps are done already, it says so, and
             nothing is written.
+        clients: who may ask when training is over; with any, servers and DS go on answering until
+            they are interrupted.
 
     Returns:
         0: trained. 1: a role was given up.
@@ -133,28 +135,31 @@ def up(
         if seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
         settings = settings.model_copy(update={"seed": seed})
-    DataSource(settings, settings.seed, load_images(settings.data))  # or a clear error, before all
+    training = training_of(settings)
+    where = settings.data if isinstance(settings, ProgramConfig) else None
+    training.feed(settings.seed, where)  # or a clear error, before all
     file = out / "cluster" / "cluster.yaml"
     if resume:
         run = RunDirectory.resume(out)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: missing, expected a run of `lpgan up`")
-        if line := run.finished(settings.steps):
+        if (line := run.finished(training.steps)) and not clients:
             print(line)
             return 0
         _take_other_ports(file)
     else:
         RunDirectory.create(out, settings, servers="together")
-        module = settings.model.module
-        local_cluster(file.parent, "..", modules=[] if module is None else [module])
+        module = settings.model.module if isinstance(settings, TrainConfig) else None
+        modules = [] if module is None else [module]
+        local_cluster(file.parent, "..", modules=modules, clients=list(clients))
     cluster = load_cluster(file)
     text, path = config.to_json(settings), str(file)
-    jobs = [
-        *(Job("serve", server, path) for server in SERVERS),
-        Job("deal", DEALER, path, train=text, seed=seed),
-        Job("collect", PROVIDER, path, out=str(out), steps=settings.steps),
-    ]
-    return play_all(jobs, cluster)
+    program = settings.program if isinstance(settings, ProgramConfig) else None
+    collect = Job("collect", PROVIDER, path, out=str(out), steps=training.steps, program=program)
+    deal = Job("deal", DEALER, path, train=text, seed=seed)
+    jobs = [Job("serve", server, path, program=program) for server in SERVERS]
+    # The last one's end is the end of all, and DS deals for as long as it is let.
+    return play_all([*jobs, *([collect, deal] if clients else [deal, collect])], cluster)
 
 
 def _take_other_ports(file: Path) -> None:

@@ -20,23 +20,21 @@ import numpy as np
 from lpgan_jax.cluster import tcp
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.journal import Journal
-from lpgan_jax.cluster.parcels import Parcels
-from lpgan_jax.cluster.reporting import Reporter
+from lpgan_jax.cluster.parcels import TRAIN, Parcels
+from lpgan_jax.cluster.reporting import BadInput, Reporter
 from lpgan_jax.cluster.service import Service
-from lpgan_jax.cluster.session import Session, Sizes, Task
+from lpgan_jax.cluster.session import Session, Task
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
-from lpgan_jax.cluster.wire import Layout, Result, buffers
-from lpgan_jax.gan import State
+from lpgan_jax.cluster.wire import Layout, Opening, Result, buffers
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.mesh import server_mesh, server_program, whole_sharding
 from lpgan_jax.mpc.prng import KEY_WORDS
 from lpgan_jax.mpc.secret import is_secret
-from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs import SecureProgram, Training, agreement, secured, shapes
 from lpgan_jax.programs.simulation import Tree, by_name, restore_state
 from lpgan_jax.training import checkpoint
-from lpgan_jax.training.building import build
-from lpgan_jax.training.config import ConfigError, TrainConfig
-from lpgan_jax.training.programs import sampling_program, training_program
+from lpgan_jax.training.building import training_of
+from lpgan_jax.training.config import ConfigError
 
 
 class Programs:
@@ -46,7 +44,7 @@ class Programs:
         sizes: bytes of payload of each kind of parcel.
     """
 
-    def __init__(self, settings: TrainConfig, server: ServerName) -> None:
+    def __init__(self, program: SecureProgram, server: ServerName) -> None:
         """Compiles. The JAX runtime of both servers must be there."""
         firsts = [
             next(d for d in jax.devices() if d.process_index == process)
@@ -57,27 +55,30 @@ class Programs:
         self._device = jax.local_devices()[0]
         self._corrected = server == "s2"
         options = options_to_run_often()
-        self._parcels = Parcels(settings, server)
-        self.sizes = Sizes(**self._parcels.sizes)
+        self._parcels = Parcels(program, server)
+        self.sizes = self._parcels.sizes
         dealt = self._parcels.corrections
         # S1 has no use for corrections, but its program has a place for them.
         self._nothing = {
-            kind: [] if self._corrected else [self._own(np.zeros(x.shape, x.dtype)) for x in shapes]
-            for kind, shapes in dealt.items()
+            which: [] if self._corrected else [self._own(np.zeros(x.shape, x.dtype)) for x in of]
+            for which, of in dealt.items()
         }
 
-        def compiled(kind: str, function: Any, secrets: Any, public: Any, donate: bool) -> Any:
+        def compiled(which: str, function: Any, secrets: Any, public: Any, donate: bool) -> Any:
             program = server_program(function, mesh, donate=donate, compiler_options=options)
             seeds = jax.ShapeDtypeStruct((2, KEY_WORDS), np.uint32)
-            corrections = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in dealt[kind]]
+            corrections = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in dealt[which]]
             placed = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._place),
                 (seeds, corrections, secrets),
             )
             return program.lower(*placed, public).compile()
 
-        self._train = compiled("train", *training_program(settings), donate=True)
-        self._generate = compiled("generate", *sampling_program(settings), donate=False)
+        self._train = compiled(TRAIN, *shapes.step_program(program), donate=True)
+        self._answers = {
+            name: compiled(name, *shapes.answer_program(program, name), donate=False)
+            for name in program.program.answers
+        }
 
     def _own(self, half: Any) -> jax.Array:
         """This server's half of a paired array, of which the other half is elsewhere."""
@@ -91,38 +92,35 @@ class Programs:
         arrays = Layout.of(shapes).split(payload)
         return jax.tree.unflatten(jax.tree.structure(shapes), [self._own(a) for a in arrays])
 
-    def state_from(self, payload: bytearray) -> State:
+    def state_from(self, payload: bytearray) -> Any:
         """The initial state that DS sent."""
-        state: State = self._placed(self._parcels.state, payload)
-        return state
+        return self._placed(self._parcels.state, payload)
 
-    def state_of(self, gan: SecureProgram, tree: Tree) -> State:
-        """The state of a checkpoint. ValueError if it is of another network."""
-        restored = restore_state(gan, jax.tree.map(lambda half: half[None], tree))
+    def state_of(self, program: SecureProgram, tree: Tree) -> Any:
+        """The state of a checkpoint. ValueError if it is of another program."""
+        restored = restore_state(program, jax.tree.map(lambda half: half[None], tree))
         return jax.tree.map(lambda half: self._own(np.asarray(half)[0]), restored)
 
     # A task's material is its payload, which is there once: no value is masked by it but this one.
-    def _material(self, kind: str, payload: memoryview) -> tuple[jax.Array, list[jax.Array]]:
-        seed, corrections = self._parcels.material(kind, payload)
-        own = [self._own(c) for c in corrections] if self._corrected else self._nothing[kind]
+    def _material(self, which: str, payload: memoryview) -> tuple[jax.Array, list[jax.Array]]:
+        seed, corrections = self._parcels.material(which, payload)
+        own = [self._own(c) for c in corrections] if self._corrected else self._nothing[which]
         return self._own(seed), own
 
     def train(
-        self, state: State, payload: memoryview, inputs: memoryview, public: Any
-    ) -> tuple[State, Any]:
-        """A step: the state after it, and own shares of the losses (or None)."""
-        seeds, corrections = self._material("train", payload)
+        self, state: Any, payload: memoryview, inputs: memoryview, public: Any
+    ) -> tuple[Any, Any]:
+        """A step: the state after it, and own shares of what SP is told."""
+        seeds, corrections = self._material(TRAIN, payload)
         batch = self._placed(self._parcels.inputs, inputs)
-        state, losses = self._train(seeds, corrections, (state, batch), public)
-        return state, own_half(losses)
+        state, told = self._train(seeds, corrections, (state, batch), public)
+        return state, own_half(told)
 
-    def generate(self, state: State, payload: memoryview, noise: memoryview) -> np.ndarray:
-        """Own share of a batch of images."""
-        seeds, corrections = self._material("generate", payload)
-        images = self._generate(
-            seeds, corrections, (state, self._placed(self._parcels.noise, noise)), None
-        )
-        return own_half(images)
+    def answer(self, name: str, state: Any, payload: memoryview, question: memoryview) -> Any:
+        """Own share of an answer."""
+        seeds, corrections = self._material(name, payload)
+        asked = self._placed(self._parcels.questions[name], question)
+        return own_half(self._answers[name](seeds, corrections, (state, asked), None))
 
 
 def own_half(tree: Any) -> Any:
@@ -143,8 +141,16 @@ def own_half(tree: Any) -> Any:
 # The worker ---------------------------------------------------------------------------------------
 
 
-def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None:
+def serve(
+    config: ClusterConfig, server: ServerName, program_file: str | None, reporter: Reporter
+) -> None:
     """Be a server for one attempt; never returns by itself.
+
+    Args:
+        config: of the cluster.
+        server: s1 or s2.
+        program_file: this server's own copy, if a program is trained.
+        reporter: for reports.
 
     Raises:
         ConfigError, FileNotFoundError: bad input.
@@ -154,6 +160,7 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
     session = Session(
         config,
         server,
+        program_file,
         lambda role, reason: reporter.fail(f"lost {role}: {reason}", blames=role),
     )
     journal = Journal(f"{config.state}/results/{server}.msgpack")
@@ -162,23 +169,43 @@ def serve(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None
     with reporter.phase("idle, no attempt yet of", on=DEALER, limit_s=None):
         opening, settings = session.wait_for_opening()
     reporter.event("opened", attempt=opening.attempt, start=opening.start)
-    reporter.set(step=opening.start, steps=settings.steps)
+    reporter.set(step=opening.start, steps=opening.steps)
     journal.forget(after=opening.start if opening.save else -1)
     with reporter.phase("joining", on=other, limit_s=config.timeouts.wait_s + 5):
         _join(config, server, reporter)
     reporter.gauge(functools.partial(_measure_link, config, server, other, reporter))
     with reporter.phase("compiling", limit_s=config.timeouts.start_s):
-        gan = build(settings)
-        programs = Programs(settings, server)
+        training = training_of(settings)
+        program = secured(training.program)
+        _agree(training, opening, session)
+        programs = Programs(program, server)
         state = None
         if opening.save is not None:
             _, tree = checkpoint.load_share(config.state, server, opening.start)
-            state = programs.state_of(gan, tree)
+            state = programs.state_of(program, tree)
     checkpoint.drop_shares(config.state, server, after=opening.start)
     session.prepare(programs.sizes)
-    _Work(config, settings, server, other, gan, programs, session, journal, reporter).run(
+    _Work(config, training, server, other, programs, session, journal, reporter).run(
         state, opening.attempt
     )
+
+
+_TO_HEAR_WHY_S = 2.0
+
+
+def _agree(training: Training, opening: Opening, session: Session) -> None:
+    """Check that DS has the same program, before anything is shared.
+
+    Raises:
+        BadInput: it has another one; names where it differs. DS has been told.
+    """
+    found = agreement.difference(secured(training.program), opening.functions)
+    if found is None and opening.steps != training.steps:
+        found = f"steps: {training.steps}, and {opening.steps} there"
+    if found is not None:
+        reason = f"the program differs from that of {DEALER}: {found}"
+        session.refuse(reason, _TO_HEAR_WHY_S)
+        raise BadInput(reason)
 
 
 def _join(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None:
@@ -237,16 +264,15 @@ class _Work:
     """The tasks of an attempt, one after the other."""
 
     config: ClusterConfig
-    settings: TrainConfig
+    training: Training
     server: ServerName
     other: str
-    gan: SecureProgram
     programs: Programs
     session: Session
     journal: Journal
     reporter: Reporter
 
-    def run(self, state: State | None, attempt: int) -> None:
+    def run(self, state: Any, attempt: int) -> None:
         """Do what DS says, until this process ends."""
         limits = self.config.timeouts
         limit: float | None = limits.start_s  # until the other server is prepared as well
@@ -255,16 +281,16 @@ class _Work:
             with self.reporter.phase("waiting for", on=DEALER, limit_s=limit):
                 task = self.session.next_task()
             limit = limits.wait_s
-            images = None
+            answer = None
             kind, step = task.parcel.kind, task.parcel.step
             if kind == "state":
                 state = self.programs.state_from(task.payload)
             elif kind == "train":
                 assert state is not None
                 state = self._train(state, task, attempt)
-            elif kind == "generate":
+            elif kind == "answer":
                 assert state is not None
-                images = self._generate(state, task, attempt)
+                answer = self._answer(state, task, attempt)
             elif kind == "checkpoint":
                 assert state is not None
                 with self.reporter.phase("saving", limit_s=limits.wait_s):
@@ -272,14 +298,14 @@ class _Work:
                     self._save(state, step, str(task.parcel.save))
             else:
                 assert state is not None
-                payload = _bytes(own_half(self.gan.program.learnt(state)))
-                self._publish(attempt, task, "parameters", 0.0, payload)
+                payload = _bytes(own_half(self.training.program.learnt(state)))
+                self._publish(attempt, task, "learnt", 0.0, payload)
                 self.journal.sync()
                 self.reporter.event("trained", step=step)
-                limit = None  # for whoever wants images
-            self.session.done(task, images)
+                limit = None  # for whoever asks
+            self.session.done(task, answer)
 
-    def _train(self, state: State, task: Task, attempt: int) -> State:
+    def _train(self, state: Any, task: Task, attempt: int) -> Any:
         step, view = task.parcel.step, memoryview(task.payload)
         owner = self.config.owner_of(step)
         if owner == DEALER:
@@ -290,28 +316,25 @@ class _Work:
                 inputs, material = memoryview(self.session.inputs_of(owner, step)), view
         started = time.monotonic()
         with self.reporter.phase("step with", on=self.other, limit_s=self.config.timeouts.wait_s):
-            public = self.gan.schedule(step)
-            state, losses = self.programs.train(state, material, inputs, public)
+            public = secured(self.training.program).schedule(step)
+            state, told = self.programs.train(state, material, inputs, public)
             jax.block_until_ready(state)
         seconds = time.monotonic() - started
         self.reporter.set(step=step + 1, s_per_step=round(seconds, 4))
-        kind = "step" if losses is None else "losses"
-        self._publish(attempt, task, kind, seconds, b"" if losses is None else _bytes(losses))
+        payload = _bytes(told)
+        self._publish(attempt, task, "told" if payload else "step", seconds, payload)
         return state
 
-    def _generate(self, state: State, task: Task, attempt: int) -> bytes:
-        view, noise = memoryview(task.payload), task.noise
-        size = 0 if noise is not None else self.programs.sizes.noise
+    def _answer(self, state: Any, task: Task, attempt: int) -> bytes:
+        name, view, question = str(task.parcel.answer), memoryview(task.payload), task.question
+        size = 0 if question is not None else self.programs.sizes.questions[name]
         started = time.monotonic()
-        with self.reporter.phase(
-            "generating with", on=self.other, limit_s=self.config.timeouts.wait_s
-        ):
-            images = self.programs.generate(
-                state, view[size:], memoryview(noise) if noise is not None else view[:size]
-            )
-        payload = _bytes(images)
+        limit = self.config.timeouts.wait_s
+        with self.reporter.phase("answering with", on=self.other, limit_s=limit):
+            asked = view[:size] if question is None else memoryview(question)
+            payload = _bytes(self.programs.answer(name, state, view[size:], asked))
         if task.parcel.request is None:
-            self._publish(attempt, task, "images", time.monotonic() - started, payload)
+            self._publish(attempt, task, "answer", time.monotonic() - started, payload)
         return payload
 
     def _publish(self, attempt: int, task: Task, kind: Any, seconds: float, payload: bytes) -> None:
@@ -326,9 +349,9 @@ class _Work:
         )
         self.journal.append(result, payload)
 
-    def _save(self, state: State, step: int, name: str) -> None:
+    def _save(self, state: Any, step: int, name: str) -> None:
         share = own_half(by_name(state))
-        keep = self.settings.keep_checkpoints
+        keep = self.training.keep_checkpoints
         checkpoint.save_share(self.config.state, self.server, step, name, share, keep)
 
 

@@ -24,9 +24,9 @@ from lpgan_jax.cluster.wire import (
     Hello,
     Malformed,
     Opening,
+    Question,
     Refused,
     Result,
-    SampleRequest,
     Unexpected,
     Watching,
     decode,
@@ -64,7 +64,7 @@ def link_options(timeouts: Timeouts) -> list[tuple[str, int]]:
 
 
 class Service:
-    """Answers DS, further owners and SP.
+    """Answers DS, further owners, SP and clients.
 
     Attributes:
         port: where it listens.
@@ -91,12 +91,12 @@ class Service:
         self._lock = threading.Lock()
         owners = config.owners
         methods: dict[str, tuple[Callable[..., Iterator[bytes]], list[str]]] = {
-            "Describe": (self._describe, [*owners, PROVIDER]),
+            "Describe": (self._describe, [*owners, *config.askers]),
             "Open": (self._open, [DEALER]),
             "Send": (self._send, owners),
             "Watch": (self._watch, owners),
             "Results": (self._results, [PROVIDER]),
-            "Sample": (self._sample, [PROVIDER]),
+            "Ask": (self._ask, config.askers),
         }
         # All take streams, and so are called before anything is received: gRPC would read a single
         # message in one of its few threads, however long the sender takes, whoever it is.
@@ -223,16 +223,16 @@ class Service:
         if payload:
             yield from wire.chunks([payload])
 
-    def _sample(self, sender: str, frames: Iterator[bytes], context: Context) -> Iterator[bytes]:
-        request = self._read(SampleRequest, sender, frames)
-        self._session.check_wish(request)
-        noise = wire.receive(frames, request.size) if request.size else None
-        images = self._session.wish(request, noise)
+    def _ask(self, sender: str, frames: Iterator[bytes], context: Context) -> Iterator[bytes]:
+        question = self._read(Question, sender, frames)
+        self._session.check_question(sender, question)
+        shares = wire.receive(frames, question.size) if question.size else None
+        answer = self._session.ask(sender, question, shares)
         limit = self._config.timeouts.wait_s
         try:
-            payload = images.result(limit)
+            payload = answer.result(limit)
         except TimeoutError:
             reason = f"{DEALER} dealt nothing for this within {limit:g} s"
             context.abort(grpc.StatusCode.UNAVAILABLE, reason)
-        head = Result(attempt=0, serial=0, kind="images", step=0, seconds=0.0, size=len(payload))
+        head = Result(attempt=0, serial=0, kind="answer", step=0, seconds=0.0, size=len(payload))
         yield from self._sent(sender, head, payload)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ from pathlib import Path
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.settings import (
     DEALER,
+    PROVIDER,
     ClusterConfig,
     ServerName,
     changed_field,
-    refused_module,
+    with_own_code,
 )
 from lpgan_jax.cluster.wire import (
     Description,
@@ -34,17 +36,18 @@ from lpgan_jax.cluster.wire import (
     Opening,
     Parcel,
     Progress,
+    Question,
     Request,
-    SampleRequest,
     Save,
     Unexpected,
     Watching,
 )
 from lpgan_jax.common.files import atomic_write
+from lpgan_jax.programs import agreement
 from lpgan_jax.training import checkpoint
-from lpgan_jax.training.config import ConfigError, TrainConfig, from_json
+from lpgan_jax.training.config import ConfigError, Settings, from_json
 
-_MOST_REQUESTS = 64  # of SP, waiting at a time
+_MOST_WAITING = 64  # questions in all
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,14 @@ class Sizes:
     Attributes:
         state: shares of the initial state.
         inputs: shares of a batch.
-        noise: shares of a sample's noise.
-        train: a step's seed and corrections.
-        generate: a sample's.
+        questions: shares of a question, by the name of the answer.
+        material: seed and corrections, by that name, and of a step under "".
     """
 
     state: int
     inputs: int
-    noise: int
-    train: int
-    generate: int
+    questions: dict[str, int]
+    material: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,22 @@ class Task:
     Attributes:
         parcel: of DS.
         payload: its own.
-        noise: that SP shared for it, if it did.
+        question: that somebody else shared for it.
     """
 
     parcel: Parcel
     payload: bytearray
-    noise: bytearray | None = None
+    question: bytearray | None = None
 
 
 @dataclass
 class _Wish:
-    """What SP asked for: the noise that it shared, if it did, and where the images go."""
+    """A question that waits: who asks what, its shares (or None: DS's), where the answer goes."""
 
-    noise: bytearray | None
-    images: Future[bytes]
+    asker: str
+    request: Question
+    shares: bytearray | None
+    answer: Future[bytes]
 
 
 class Session:
@@ -95,23 +98,29 @@ class Session:
     Args:
         config: of the cluster.
         server: s1 or s2.
+        program: this server's own file of a program, if one is trained.
         lost: called with (role, reason) when a sender of the attempt is gone: the attempt is over.
             It need not return.
     """
 
     def __init__(
-        self, config: ClusterConfig, server: ServerName, lost: Callable[[str, str], None]
+        self,
+        config: ClusterConfig,
+        server: ServerName,
+        program: str | None,
+        lost: Callable[[str, str], None],
     ) -> None:
         self.config, self.server = config, server
-        self._lost = lost
+        self._program, self._lost = program, lost
         self._file = Path(config.state) / f"session-{server}.json"
-        self._attempt, self._known = self._remembered()
+        self._attempt, self._known, self._functions = self._remembered()
         self._saves = self._intact_saves()
         self._changed = threading.Condition()
         self._opening: Opening | None = None
         self._sizes: Sizes | None = None
         self._bound: set[str] = set()
         self._serial = dict.fromkeys(config.owners, 0)
+        self._settings: Settings | None = None
         self._next_step = self._steps = 0
         self._watched = False
         self._finished = False
@@ -121,15 +130,18 @@ class Session:
         }
         self._tasks: queue.Queue[Task] = queue.Queue(config.look_ahead)
         self._wishes: dict[str, _Wish] = {}
+        self._asked = dict.fromkeys(config.clients, 0)
+        self._refused: str | None = None
 
     # What is written down ---------------------------------------------------------------------
 
-    def _remembered(self) -> tuple[int, str | None]:
+    def _remembered(self) -> tuple[int, str | None, dict[str, str]]:
         if not self._file.exists():
-            return 0, None
+            return 0, None, {}
         try:
             known = json.loads(self._file.read_bytes())
             session, attempt, config = known["session"], int(known["attempt"]), str(known["config"])
+            functions = dict(known.get("functions") or {})
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{self._file}: damaged, expected what a session wrote") from None
         if session != self.config.session:
@@ -139,15 +151,22 @@ class Session:
             )
         try:
             from_json(config, str(self._file))
-        except ConfigError as error:  # older versions wrote YAML
+            if not functions:
+                raise ConfigError(f"{self._file}: has no functions")
+        except ConfigError as error:  # older versions wrote YAML, and no functions
             raise ConfigError(
                 f"{error}; a session of another version cannot go on: begin another session, "
                 "with a directory (state) of its own"
             ) from None
-        return attempt, config
+        return attempt, config, functions
 
-    def _write_down(self, attempt: int, config: str) -> None:
-        known = {"session": self.config.session, "attempt": attempt, "config": config}
+    def _write_down(self, attempt: int, config: str, functions: dict[str, str]) -> None:
+        known = {
+            "session": self.config.session,
+            "attempt": attempt,
+            "config": config,
+            "functions": functions,
+        }
         atomic_write(self._file, json.dumps(known).encode())
 
     def _intact_saves(self) -> dict[int, str]:
@@ -189,6 +208,7 @@ class Session:
                 start=self._opening.start if self._opening else 0,
                 prepared=self._sizes is not None,
                 config=self._known,
+                functions=self._functions,
                 saves=[Save(step=step, name=name) for step, name in sorted(self._saves.items())],
             )
 
@@ -201,7 +221,7 @@ class Session:
             Unexpected: there is one already, or it does not fit what is known.
             Malformed: its configuration is none.
         """
-        settings = self._settings(opening.config)
+        settings = self._read(opening.config)
         with self._changed:
             if self._opening is not None:
                 raise Unexpected(f"attempt: busy with attempt {self._attempt}")
@@ -214,14 +234,16 @@ class Session:
                 opening.save is not None and self._saves.get(opening.start) != opening.save
             ):
                 raise Unexpected(f"start: step {opening.start}, which has no such checkpoint here")
-            if opening.start > settings.steps:
-                raise Unexpected(f"start: step {opening.start} of {settings.steps}")
+            if opening.start > opening.steps:
+                raise Unexpected(f"start: step {opening.start} of {opening.steps}")
+            functions = agreement.short(opening.functions)
             try:
-                self._write_down(opening.attempt, opening.config)
+                self._write_down(opening.attempt, opening.config, functions)
             except OSError as error:
                 raise Unexpected(f"state: cannot be written here: {error}") from None
             self._attempt, self._known = opening.attempt, opening.config
-            self._opening, self._next_step, self._steps = opening, opening.start, settings.steps
+            self._functions, self._settings = functions, settings
+            self._opening, self._next_step, self._steps = opening, opening.start, opening.steps
             self._changed.notify_all()
         limit = self.config.timeouts.wait_s
         timer = threading.Timer(
@@ -249,10 +271,10 @@ class Session:
 
     def gone(self, owner: str) -> None:
         """An owner has ended to watch. DS is there from an attempt's beginning to its end."""
-        if owner == DEALER:
+        if owner == DEALER and self._refused is None:
             self._lost(DEALER, "it is gone")
 
-    def _settings(self, text: str) -> TrainConfig:
+    def _read(self, text: str) -> Settings:
         try:
             settings = from_json(text, "config")
             before = None if self._known is None else from_json(self._known, "config")
@@ -260,9 +282,10 @@ class Session:
             raise wire.Malformed(str(error)[:500]) from None
         if before is not None and (field := changed_field(before, settings)) is not None:
             raise Unexpected(f"config: {field} differs from what this session trains with")
-        if (reason := refused_module(self.config, settings)) is not None:
-            raise Unexpected(reason)
-        return settings
+        try:
+            return with_own_code(self.config, settings, self._program)
+        except ConfigError as error:
+            raise Unexpected(str(error)) from None
 
     def progress(self, seen: Progress | None, seconds: float) -> Progress:
         """What DS should know, once it differs from what it has seen, or after so long."""
@@ -272,7 +295,7 @@ class Session:
 
     def _progress(self) -> Progress:
         requests = [
-            Request(name=name, own_noise=wish.noise is not None)
+            Request(name=name, answer=wish.request.answer, own_question=wish.shares is not None)
             for name, wish in self._wishes.items()
         ]
         return Progress(
@@ -281,6 +304,7 @@ class Session:
             received=self._received,
             done=self._done,
             requests=requests,
+            refused=self._refused,
         )
 
     def accept(self, sender: str, frames: Iterator[bytes]) -> None:
@@ -366,19 +390,27 @@ class Session:
             )
         if (parcel.kind == "checkpoint") != (parcel.save is not None):
             raise Unexpected("save: expected the name of a checkpoint, and only for one")
-        if self._finished and parcel.kind != "generate":
-            raise Unexpected(f"kind: {parcel.kind}, expected generate: training is over")
-        expected = {
-            "state": sizes.state,
-            "train": sizes.train + sizes.inputs * (self.config.owner_of(parcel.step) == DEALER),
-            "generate": sizes.generate + sizes.noise,
-        }.get(parcel.kind, 0)
+        if self._finished and parcel.kind != "answer":
+            raise Unexpected(f"kind: {parcel.kind}, expected answer: training is over")
+        if (parcel.kind == "answer") != (parcel.answer in sizes.questions):
+            raise Unexpected(
+                f"answer: {parcel.answer!r}, expected one of the program's, and only for one"
+            )
+        expected = 0
+        if parcel.kind == "state":
+            expected = sizes.state
+        elif parcel.kind == "train":
+            own = self.config.owner_of(parcel.step) == DEALER
+            expected = sizes.material[""] + sizes.inputs * own
+        elif parcel.kind == "answer":
+            name = str(parcel.answer)
+            expected = sizes.material[name] + sizes.questions[name]
         if parcel.request is not None:
             wish = self._wishes.get(parcel.request)
-            if parcel.kind != "generate" or wish is None:
-                raise Unexpected(f"request: {parcel.request!r} is none of SP's")
-            if wish.noise is not None:
-                expected = sizes.generate
+            if wish is None or wish.request.answer != parcel.answer:
+                raise Unexpected(f"request: {parcel.request!r} is nobody's, or of another answer")
+            if wish.shares is not None:
+                expected = sizes.material[wish.request.answer]
         _expect_size(parcel, expected)
 
     def _put(self, sender: str, parcel: Parcel, payload: bytearray) -> None:
@@ -391,59 +423,82 @@ class Session:
                 self._changed.notify_all()
             wish = self._wishes.get(parcel.request or "")
         if sender == DEALER:
-            self._tasks.put(Task(parcel, payload, None if wish is None else wish.noise))
+            self._tasks.put(Task(parcel, payload, None if wish is None else wish.shares))
         else:
             self._inputs[sender].put((parcel.step, payload))
 
-    # For SP -----------------------------------------------------------------------------------
+    # For SP and clients -----------------------------------------------------------------------
 
-    def check_wish(self, request: SampleRequest) -> None:
-        """Check a request before its noise is taken.
+    def check_question(self, asker: str, question: Question) -> None:
+        """Check a question before its shares are taken.
 
         Raises:
             Unexpected: there is no attempt, it is there already, or too many are.
-            Malformed: its noise has a wrong size.
+            Malformed: it has a wrong name or size.
         """
         with self._changed:
             if self._sizes is None or not self._finished:
                 raise Unexpected(
-                    f"images come after training, while {DEALER} is there to deal for them"
+                    f"answers come after training, while {DEALER} is there to deal for them"
                 )
-            if request.name in self._wishes:
-                raise Unexpected(f"name: {request.name!r} is asked for already")
-            if len(self._wishes) >= _MOST_REQUESTS:
-                raise Unexpected(f"there are {_MOST_REQUESTS} requests waiting: ask later")
-            if request.size not in (0, self._sizes.noise):
+            if question.answer not in self._sizes.questions:
                 raise wire.Malformed(
-                    f"size: {request.size}, expected {self._sizes.noise} bytes of noise, or 0"
+                    f"answer: {question.answer!r}, expected one of "
+                    f"{', '.join(self._sizes.questions) or 'none'}"
+                )
+            if question.name in self._wishes:
+                raise Unexpected(f"name: {question.name!r} is asked already")
+            waiting = sum(wish.asker == asker for wish in self._wishes.values())
+            if waiting >= _MOST_WAITING // len(self.config.askers):
+                raise Unexpected(f"{waiting} questions of {asker} are waiting: ask later")
+            most = self.config.most_questions
+            if most is not None and self._asked.get(asker, 0) >= most:
+                raise Unexpected(f"{asker} has asked {most} questions, as many as it may")
+            size = self._sizes.questions[question.answer]
+            # A question of DS's is the sample's, which is for SP.
+            allowed = (0, size) if asker == PROVIDER else (size,)
+            if question.size not in allowed:
+                raise wire.Malformed(
+                    f"size: {question.size}, expected {size} bytes of a question"
+                    + ", or 0" * (asker == PROVIDER)
                 )
 
-    def wish(self, request: SampleRequest, noise: bytearray | None) -> Future[bytes]:
-        """Ask for images: the future has this server's share of them.
+    def ask(self, asker: str, question: Question, shares: bytearray | None) -> Future[bytes]:
+        """Ask: the future has this server's share of the answer.
 
-        A wish stays if nobody waits any more: DS may be about to deal for it, at both servers.
+        A question stays if nobody waits any more: DS may be about to deal for it, at both servers.
         """
-        images: Future[bytes] = Future()
+        answer: Future[bytes] = Future()
         with self._changed:
-            self.check_wish(request)
-            self._wishes[request.name] = _Wish(noise, images)
+            self.check_question(asker, question)
+            self._wishes[question.name] = _Wish(asker, question, shares, answer)
+            if asker in self._asked:
+                self._asked[asker] += 1
             self._changed.notify_all()
-        return images
+        return answer
 
     # For this server's worker -----------------------------------------------------------------
 
-    def wait_for_opening(self) -> tuple[Opening, TrainConfig]:
-        """The attempt that DS opens, and the configuration."""
+    def wait_for_opening(self) -> tuple[Opening, Settings]:
+        """The attempt that DS opens, and the configuration with this server's own code."""
         with self._changed:
             self._changed.wait_for(lambda: self._opening is not None)
             assert self._opening is not None
-            return self._opening, from_json(self._opening.config, "config")
+            assert self._settings is not None
+            return self._opening, self._settings
 
     def prepare(self, sizes: Sizes) -> None:
         """The programs are compiled: parcels of these sizes may come."""
         with self._changed:
             self._sizes = sizes
             self._changed.notify_all()
+
+    def refuse(self, reason: str, seconds: float) -> None:
+        """This attempt will not go on; DS has so long to hear why."""
+        with self._changed:
+            self._refused = reason
+            self._changed.notify_all()
+        time.sleep(seconds)
 
     def next_task(self) -> Task:
         """The next task; waits for it."""
@@ -455,14 +510,14 @@ class Session:
         assert of == step, "owners' parcels are checked to be in order"
         return payload
 
-    def done(self, task: Task, images: bytes | None = None) -> None:
-        """A task is done; images go to whoever asked for them."""
+    def done(self, task: Task, answer: bytes | None = None) -> None:
+        """A task is done; an answer goes to whoever asked."""
         with self._changed:
             self._done += 1
             wish = self._wishes.pop(task.parcel.request or "", None)
             self._changed.notify_all()
-        if wish is not None and images is not None and not wish.images.done():
-            wish.images.set_result(images)
+        if wish is not None and answer is not None and not wish.answer.done():
+            wish.answer.set_result(answer)
 
     @property
     def ahead(self) -> int:

@@ -7,16 +7,16 @@ import os
 import re
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lpgan_jax.mpc.share_file import SERVERS as SERVERS
 from lpgan_jax.mpc.share_file import ServerName as ServerName
 from lpgan_jax.training.config import (
     LONGEST_YAML,
     ConfigError,
-    DataConfig,
     Fields,
-    TrainConfig,
+    ProgramConfig,
+    Settings,
     expected,
     load_yaml,
     validated,
@@ -116,6 +116,11 @@ class ClusterConfig(Fields):
     link: Link
     turns: list[str] = Field(default=[DEALER], min_length=1)
     """Whose images a step takes: the owners, in turn. `ds` deals the randomness of every step."""
+    clients: list[str] = Field(default=[])
+    """Who may ask questions of what was trained, besides `sp`."""
+    most_questions: int | None = Field(default=None, ge=1)
+    """How many a client may ask in one attempt, each of as many rows as the program says: answers
+    tell of a model, and enough of them all."""
     names: dict[str, str] = Field(default_factory=dict)
     """The name in a role's certificate, if it is not the role's own."""
     certificates: str = Field(min_length=1)
@@ -140,6 +145,13 @@ class ClusterConfig(Fields):
             raise expected("names of data owners: neither server, nor sp")
         return turns
 
+    @model_validator(mode="after")
+    def _clients_are_others(self) -> ClusterConfig:
+        taken = {*SERVERS, PROVIDER, *self.owners}
+        if set(self.clients) & taken or not all(re.match(_NAME, name) for name in self.clients):
+            raise expected("names of clients: neither server, nor sp, nor an owner")
+        return self
+
     @property
     def owners(self) -> list[str]:
         """Who feeds images or deals, DS first."""
@@ -148,7 +160,12 @@ class ClusterConfig(Fields):
     @property
     def roles(self) -> list[str]:
         """Everybody."""
-        return [*self.owners, *SERVERS, PROVIDER]
+        return [*self.owners, *SERVERS, *self.askers]
+
+    @property
+    def askers(self) -> list[str]:
+        """Who may ask."""
+        return [PROVIDER, *self.clients]
 
     def certificate_name(self, role: str) -> str:
         """The name that a role's certificate must have."""
@@ -206,31 +223,40 @@ def require_role(config: ClusterConfig, role: str) -> str:
 _MAY_CHANGE = {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
 
 
-def public_part(settings: TrainConfig) -> TrainConfig:
-    """What servers and SP may know: not where the images are, nor the seed.
+def with_own_code(config: ClusterConfig, settings: Settings, program: str | None) -> Settings:
+    """A configuration that came over the line, with this role's own code.
 
-    The seed decides initial parameters and noise.
+    Args:
+        config: of the cluster, as this role has it.
+        settings: what came.
+        program: this role's file of a program, if it was given one.
+
+    Raises:
+        ConfigError: there is no such code here.
     """
-    images = DataConfig(
-        dataset="private", image_size=settings.data.image_size, channels=settings.data.channels
-    )
-    return settings.model_copy(update={"data": images, "seed": 0})
-
-
-def refused_module(config: ClusterConfig, settings: TrainConfig) -> str | None:
-    """Why a training's networks are not imported here; None if they may be."""
+    if isinstance(settings, ProgramConfig):
+        if program is None or Path(program).name != Path(settings.program).name:
+            raise ConfigError(
+                f"program: {settings.program}, expected the one of this role's own (--program "
+                f"{program}): code never comes over the line"
+            )
+        return settings.model_copy(update={"program": program})
     module = settings.model.module
-    if module is None or module in config.modules:
-        return None
-    return (
-        f"model.module: {module}, expected one of this role's own configuration (modules: "
-        f"{config.modules}): code never comes over the line"
-    )
+    if program is not None:
+        raise ConfigError(f"--program: {program} given, and a GAN of a configuration is trained")
+    if module is not None and module not in config.modules:
+        raise ConfigError(
+            f"model.module: {module}, expected one of this role's own configuration (modules: "
+            f"{config.modules}): code never comes over the line"
+        )
+    return settings
 
 
-def changed_field(before: TrainConfig, after: TrainConfig) -> str | None:
+def changed_field(before: Settings, after: Settings) -> str | None:
     """The name of a field that differs and may not, in one session; None if there is none."""
-    for name in TrainConfig.model_fields:
+    if type(before) is not type(after):
+        return "program"
+    for name in type(before).model_fields:
         if name not in _MAY_CHANGE and getattr(before, name) != getattr(after, name):
             return name
     return None

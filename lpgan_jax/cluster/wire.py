@@ -27,6 +27,8 @@ LARGEST_MESSAGE = CHUNK + 2**16
 """Bytes of a message, at most: gRPC refuses larger ones unread."""
 LONGEST_HEAD = LONGEST_JSON + 2**12
 """Bytes of a message that is no chunk, at most."""
+LONGEST_OPENING = 2**20
+"""Bytes of an opening: it has four for each operation of the program, in hexadecimal."""
 
 
 class Refused(Exception):
@@ -83,6 +85,8 @@ class Description(Message):
     """Whether the attempt's programs are compiled."""
     config: str | None
     """Of the training, JSON, once it is known."""
+    functions: dict[str, str]
+    """A digest of each function of its program (`agreement.short`)."""
     saves: list[Save]
 
 
@@ -93,6 +97,10 @@ class Opening(Message):
     """Higher than any before."""
     config: str = Field(max_length=LONGEST_JSON)
     """Of the training, JSON: public."""
+    functions: dict[str, str]
+    """The digests of its program's functions (`agreement.digests_of`)."""
+    steps: int = Field(ge=1, lt=2**62)
+    """That the training has in all."""
     start: int = Field(ge=0, lt=2**62)
     """The step whose checkpoint is gone on from; 0 for a new training."""
     save: str | None = Field(max_length=64)
@@ -109,7 +117,7 @@ class Parcel(Message):
     |---|---|
     | `state` | shares of the initial state |
     | `train` | shares of a batch (if it is DS's turn), a seed, corrections (S2) |
-    | `generate` | shares of noise (unless SP shared some), a seed, corrections (S2) |
+    | `answer` | shares of a question (unless who asks shared one), a seed, corrections (S2) |
     | `inputs` | shares of a batch, of another owner |
     | `checkpoint`, `finish` | none |
     """
@@ -122,17 +130,20 @@ class Parcel(Message):
     """Steps done before it."""
     size: int = Field(ge=0)
     """Bytes of payload."""
+    answer: str | None = Field(default=None, max_length=64)
+    """The name of what is asked."""
     request: str | None = Field(default=None, max_length=64)
-    """Of SP, that images are generated for."""
+    """Whom the answer is for, if it is not the sample of a training."""
     save: str | None = Field(default=None, max_length=64)
     """The name of a checkpoint."""
 
 
 class Request(Fields):
-    """A wish of SP's for images, as DS sees it."""
+    """A question that waits, as DS sees it."""
 
     name: str
-    own_noise: bool
+    answer: str
+    own_question: bool
 
 
 class Progress(Fields):
@@ -145,10 +156,13 @@ class Progress(Fields):
     done: int
     """Parcels of DS that are done with."""
     requests: list[Request]
+    refused: str | None
+    """Why this server will not go on with the attempt."""
 
 
-ResultKind = Literal["losses", "step", "images", "parameters"]
-"""`step`: that a step is done whose losses are not opened; without a payload."""
+ResultKind = Literal["told", "step", "answer", "learnt"]
+"""`told`: what SP is told of a step; `step`: that one is done of which it is told nothing, without
+a payload; `answer`: of the sample; `learnt`: at the end."""
 
 
 class Result(Fields):
@@ -165,13 +179,15 @@ class Result(Fields):
     size: int
 
 
-class SampleRequest(Message):
-    """SP wants a batch of images; shares of the noise may follow in chunks."""
+class Question(Message):
+    """SP or a client asks; shares of the question follow in chunks."""
 
     name: str = Field(min_length=8, max_length=64)
-    """The same at both servers."""
+    """Of the request, the same at both servers."""
+    answer: str = Field(max_length=64)
+    """The name of what is asked."""
     size: int = Field(ge=0)
-    """Bytes of SP's noise; 0: DS shares some."""
+    """Bytes of the question; 0: DS shares one, as of the sample."""
 
 
 _Model = TypeVar("_Model", bound=Fields)
@@ -188,8 +204,9 @@ def decode(model: type[_Model], data: bytes) -> _Model:
     Raises:
         Malformed: there is none of this kind.
     """
-    if len(data) > LONGEST_HEAD:
-        raise Malformed(f"{len(data)} bytes, expected a {model.__name__} of at most {LONGEST_HEAD}")
+    longest = LONGEST_OPENING if model is Opening else LONGEST_HEAD
+    if len(data) > longest:
+        raise Malformed(f"{len(data)} bytes, expected a {model.__name__} of at most {longest}")
     try:
         fields = msgpack.unpackb(data, strict_map_key=True)
     except Exception as error:  # msgpack's errors have no common class

@@ -23,7 +23,7 @@ from lpgan_jax.cluster.reporting import FAILED, REFUSED, BadInput, Lost, Reporte
 from lpgan_jax.cluster.settings import DEALER, SERVERS, load_cluster, require_role
 from lpgan_jax.common.files import private_open
 
-Play = Literal["serve", "deal", "feed", "collect", "sample"]
+Play = Literal["serve", "deal", "feed", "collect", "sample", "ask"]
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,28 @@ class Job:
         role: as whom.
         cluster: the file of the cluster's configuration.
         train: the training's configuration, JSON (DS and other owners).
+        program: this role's own file, if a program is trained (servers, SP, clients).
         seed: that fixes DS's keys, for experiments.
         out: the directory or file of results (SP).
         steps: that the training has in all (SP); by default as many as the servers know of.
-        num: how many images (SP).
-        own_noise: whether SP shares the noise.
+        num: rows of a sample (SP).
+        own: whether SP draws its question.
+        answer: what is asked; None for the only one.
+        question: its file.
     """
 
     play: Play
     role: str
     cluster: str
     train: str | None = None
+    program: str | None = None
     seed: int | None = None
     out: str | None = None
     steps: int | None = None
     num: int = 0
-    own_noise: bool = False
+    own: bool = False
+    answer: str | None = None
+    question: str = ""
 
     def command(self) -> list[str]:
         """The command of a worker that does it."""
@@ -74,7 +80,7 @@ def play(job: Job, reporter: Reporter) -> None:
     if job.play == "serve":
         from lpgan_jax.cluster.servers import serve
 
-        serve(cluster, SERVERS[SERVERS.index(role)], reporter)
+        serve(cluster, SERVERS[SERVERS.index(role)], job.program, reporter)
     elif job.play in ("deal", "feed"):
         from lpgan_jax.cluster.owners import deal_and_feed, feed
 
@@ -86,12 +92,16 @@ def play(job: Job, reporter: Reporter) -> None:
     elif job.play == "collect":
         from lpgan_jax.cluster.provider import collect
 
-        collect(cluster, Path(job.out or "."), reporter, job.steps)
-    else:
-        from lpgan_jax.cluster.provider import sample
+        collect(cluster, Path(job.out or "."), reporter, job.steps, job.program)
+    elif job.play == "sample":
+        from lpgan_jax.cluster.askers import sample
 
-        out, own = Path(job.out or "."), job.own_noise
-        sample(cluster, job.num, out, reporter, own_noise=own, seed=job.seed)
+        out = str(job.out)
+        sample(cluster, job.num, out, job.program, reporter, own=job.own, seed=job.seed)
+    else:
+        from lpgan_jax.cluster.askers import ask
+
+        ask(cluster, role, job.program, job.answer, job.question, job.out, reporter)
 
 
 _held: list[IO[bytes]] = []
@@ -145,7 +155,7 @@ def _play_and_report(job: Job, reporter: Reporter) -> None:
         reporter.fail(str(error), blames=error.role)
     except (RefusedBy, Refused) as error:
         # A server that restarts may take the next attempt; images are there or not.
-        reporter.fail(str(error), REFUSED if job.play == "sample" else FAILED)
+        reporter.fail(str(error), REFUSED if job.play in ("sample", "ask") else FAILED)
     except (
         BadInput,
         ConfigError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -11,12 +12,12 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """A bar with speed, remaining time and losses; without a terminal, a line now and then."""
+    """A bar with speed, remaining time and losses or the like; else a line now and then."""
 
     def __init__(self, done: int, steps: int, *, opened_by_sp: bool) -> None:
-        """`opened_by_sp`: say so next to the losses."""
+        """`opened_by_sp`: say so next to what it is told."""
         self._console = Console(file=sys.stderr)
-        self._losses = "losses opened by SP" if opened_by_sp else "losses"
+        self._opened = " (opened by SP)" if opened_by_sp else ""
         self._steps = steps
         self._smooth: float | None = None
         self._first = True
@@ -26,13 +27,11 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[told]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(
-            "training", total=steps, completed=done, speed="", losses=""
-        )
+        self._task = self._bar.add_task("training", total=steps, completed=done, speed="", told="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -51,7 +50,7 @@ class Progress:
         self._bar.update(self._task, description=text)
         self._line(f"{text} ...")
 
-    def step(self, number: int, seconds: float, losses: tuple[float, float] | None) -> None:
+    def step(self, number: int, seconds: float, row: Mapping[str, float | None]) -> None:
         """A step was done."""
         # The first step is mostly compilation, and says nothing about the others.
         if self._first:
@@ -62,9 +61,10 @@ class Progress:
                 f"{self._smooth:.2f} s/step",
                 f"{self._smooth * (self._steps - number):.0f}",
             )
-        shown = "" if losses is None else f"D {losses[0]:.3f} G {losses[1]:.3f} ({self._losses})"
+        told = " ".join(f"{name} {v:.3f}" for name, v in row.items() if v is not None)
+        shown = told + self._opened if told else ""
         self._bar.update(
-            self._task, completed=number, description="training", speed=speed, losses=shown
+            self._task, completed=number, description="training", speed=speed, told=shown
         )
         tenth = max(1, self._steps // 10)
         if number % tenth == 0 or number == self._steps:

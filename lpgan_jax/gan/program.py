@@ -19,6 +19,7 @@ def gan_program(
     batch_size: int,
     frac_bits: int,
     results: Sequence[str] = ("generator",),
+    num_samples: int = 64,
 ) -> Program:
     """Its step, and the images that may be asked of it.
 
@@ -27,8 +28,12 @@ def gan_program(
         batch_size: images in a batch of training.
         frac_bits: fraction bits of parameters and batches.
         results: the networks that SP gets.
+        num_samples: images in an answer.
     """
-    noise = jax.ShapeDtypeStruct((batch_size, gan.noise_size), np.float32)
+    noise, asked = (
+        jax.ShapeDtypeStruct((size, gan.noise_size), np.float32)
+        for size in (batch_size, num_samples)
+    )
     images = jax.ShapeDtypeStruct((batch_size, *gan.image_shape), np.float32)
     mix = jax.ShapeDtypeStruct((batch_size,), np.float32) if gan.loss.penalised else None
     return Program(
@@ -36,6 +41,6 @@ def gan_program(
         step=gan.train_step,
         batch=Batch(images, noise, noise, mix),
         learnt=lambda state: state.learnt(results),
-        answers={GENERATE: Answer(gan.generate, noise, lambda s: s.learnt()["generator"])},
+        answers={GENERATE: Answer(gan.generate, asked, lambda s: s.learnt()["generator"])},
         frac_bits=frac_bits,
     )

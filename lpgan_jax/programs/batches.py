@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -84,3 +87,30 @@ def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     # version: a run may be resumed under a newer one.
     random = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
     return np.argsort(random.random_raw(num_examples), kind="stable")
+
+
+def shuffled(arrays: Any, size: int, seed: int) -> Callable[[int], Any]:
+    """Batches of rows of arrays, in the order of `Batches`.
+
+    Args:
+        arrays: a pytree of arrays [N, ...] of one N.
+        size: rows of a batch.
+        seed: decides the order.
+
+    Returns:
+        A turn, counted from 0, to the same pytree of [size, ...].
+
+    Raises:
+        ValueError: the arrays have different lengths, or fewer rows than a batch.
+    """
+    lengths = {len(leaf) for leaf in jax.tree.leaves(arrays)}
+    if len(lengths) != 1:
+        raise ValueError(f"arrays: expected one length, got {sorted(lengths)}")
+    (count,) = lengths
+    order = Batches(count, size, seed)
+
+    def draw(turn: int) -> Any:
+        chosen = order.indices(turn)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], arrays)
+
+    return draw

@@ -14,19 +14,35 @@ def _all(state: Any) -> Any:
     return state
 
 
+def read_npy(path: str) -> Any:
+    """An array of a .npy file, or those of a .npz file, by name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    with open(path, "rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """A function of what was learnt and of a question, which whoever asks shares and nobody sees.
 
     Attributes:
-        function: (part, question) -> answer, plain JAX.
-        question: shapes and dtypes (a pytree of `jax.ShapeDtypeStruct`s), as many at once.
+        function: (part, question) -> answer, plain JAX; a row of the answer is one of the question.
+        question: shapes and dtypes (a pytree of `jax.ShapeDtypeStruct`s); the first axis is as many
+            rows as two servers answer at once.
         part: what it takes of a state; it must only choose among the leaves.
+        read: the question in a file that a person gives.
+        show: an answer as text for a person.
     """
 
     function: Callable[[Any, Any], Any]
     question: Any
     part: Callable[[Any], Any] = _all
+    read: Callable[[str], Any] = read_npy
+    show: Callable[[Any], str] = str
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +66,20 @@ class Program:
     learnt: Callable[[Any], Any] = _all
     answers: Mapping[str, Answer] = field(default_factory=dict)
     frac_bits: int = 18
+
+    def answer_named(self, name: str | None) -> tuple[str, Answer]:
+        """(name, answer) of a name; of None, the only one.
+
+        Raises:
+            ValueError: there is none of this name, or not one alone.
+        """
+        if name is None and len(self.answers) == 1:
+            (name,) = self.answers
+        if name not in self.answers:
+            known = ", ".join(map(repr, self.answers)) or "none"
+            raise ValueError(f"answer: {name!r} given, expected one of the program's: {known}")
+        assert name is not None
+        return name, self.answers[name]
 
     def __post_init__(self) -> None:
         for name, shapes in {

@@ -48,6 +48,9 @@ class SecureProgram:
         )
         if any(leaf.public for leaf in of_batch):
             raise ValueError("batch: expected secrets alone")
+        told = self._step.graph.outputs[len(values) :]
+        if not all(node.secret for node in told):
+            raise ValueError("step: what SP is told is public in part, expected secrets alone")
         self.batch_scales = jax.tree.unflatten(jax.tree.structure(program.batch), list(scales))
         self._counted = 0, self._public
         traced = self._step
@@ -103,6 +106,14 @@ class SecureProgram:
 
     def check_question(self, name: str, question: Any) -> None:
         """The same of a question of any number, for the answer of a name."""
+        wanted = self.program.answers[name].question
+        expected: Any = jax.tree.structure(wanted)
+        if (found := jax.tree.structure(question)) != expected:
+            raise ValueError(f"question: expected {expected}, got {found}")
+        for like, given in zip(jax.tree.leaves(wanted), jax.tree.leaves(question), strict=True):
+            if np.shape(given)[1:] != like.shape[1:] or not np.shape(given):
+                rows = ("rows", *like.shape[1:])
+                raise ValueError(f"question: expected {rows}, got {np.shape(given)}")
         traced = self._answering(name, question)
         known = len(traced.scales) - len(jax.tree.leaves(question))
         _check("question", question, question, traced, known)
@@ -127,6 +138,14 @@ class SecureProgram:
         function.__name__ = name  # in compiled modules and profiles
         return function
 
+    @property
+    def functions(self) -> dict[str, Traced]:
+        """All that may be run, by name; answers to questions of the shapes that they say."""
+        answers = self.program.answers
+        return {"step": self._step} | {
+            f"answers[{name!r}]": self._answering(name, answers[name].question) for name in answers
+        }
+
     def _answering(self, name: str, question: Any) -> Traced:
         of = self.program.answers[name]
         shapes = jax.tree.map(
@@ -144,6 +163,12 @@ class SecureProgram:
     def _answers(self) -> dict[str, Secure]:
         f = self.frac_bits
         return {name: secure(of.function, frac_bits=f) for name, of in self.program.answers.items()}
+
+
+@functools.lru_cache(8)
+def secured(program: Program) -> SecureProgram:
+    """What the servers run of a program: traced once, and the same object for all its runs."""
+    return SecureProgram(program)
 
 
 def _check(name: str, shapes: Any, values: Any, traced: Traced, first: int) -> None:

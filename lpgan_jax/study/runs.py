@@ -37,7 +37,7 @@ def quality(
     Raises:
         ValueError, FileNotFoundError: bad input.
     """
-    of = RunDirectory.open(run).config().data
+    of = RunDirectory.open(run).gan_config().data
     images = data.load_images(of)
     if num > len(images):
         report(f"there are {len(images)} real images: as many are generated, not {num}")

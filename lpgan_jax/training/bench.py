@@ -36,12 +36,12 @@ from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.fixed_point import FixedPoint, encode
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.shares import share_words
+from lpgan_jax.programs import initial_state, shapes
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.ring import matmul
 from lpgan_jax.training import config
 from lpgan_jax.training.building import build
 from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.programs import training_program
 from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.trainers import PlaintextTrainer
 
@@ -108,7 +108,7 @@ def measure(
             shares = {}
     note("running the plaintext twin")
     report["plaintext_step_s"] = _plaintext_step_s(settings, steps)
-    function, secrets, public = training_program(settings)
+    function, secrets, public = shapes.step_program(build(settings))
     cost = program_cost(function, secrets, public, inputs=secrets[1])
     seconds = report["step_s"]
     report |= {
@@ -134,7 +134,7 @@ def measure(
 def machine() -> Report:
     """What the figures were measured on."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": jax.devices()[0].device_kind,
@@ -145,7 +145,8 @@ def machine() -> Report:
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """This machine's, as it calls itself."""
     try:
         found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -163,7 +164,7 @@ def _source(settings: TrainConfig) -> DataSource:
 
 def _plaintext_step_s(settings: TrainConfig, steps: int) -> float:
     source, program = _source(settings), build(settings).program
-    trainer = PlaintextTrainer(program, source.initial_state(program))
+    trainer = PlaintextTrainer(program, initial_state(program, settings.seed))
 
     def step(number: int) -> Any:
         trainer.step(number, source.batch(number))
@@ -207,7 +208,7 @@ def _simulation(folder: Path) -> tuple[Simulation, DataSource]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     settings = config.load(str(folder / "config.yaml"))
     source, gan = _source(settings), build(settings)
-    return Simulation.begin(gan, source.initial_state(gan.program), make_key()), source
+    return Simulation.begin(gan, initial_state(gan.program, settings.seed), make_key()), source
 
 
 def _cold(folder: Path) -> Report:

@@ -1,45 +1,94 @@
-"""From a configuration to the GAN that it names."""
+"""From a configuration to what is trained."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 import optax
 
 from lpgan_jax.gan import (
+    GENERATE,
     LOSSES,
     LPGAN,
     NETWORKS,
     Discriminator,
     Generator,
+    Losses,
     LossName,
     gan_program,
+    mean_losses,
 )
-from lpgan_jax.programs import SecureProgram
-from lpgan_jax.training.config import ConfigError, OptimizerConfig, TrainConfig
+from lpgan_jax.programs import Draw, Row, Sample, SecureProgram, Training, secured
+from lpgan_jax.training import data, program_file
+from lpgan_jax.training.config import ConfigError, OptimizerConfig, Settings, TrainConfig
+from lpgan_jax.training.images import png
+from lpgan_jax.training.parameters import parameters_file
+from lpgan_jax.training.source import DataSource
 
 
-def build(
-    settings: TrainConfig,
-    generator: nn.Module | None = None,
-    discriminator: nn.Module | None = None,
-) -> SecureProgram:
-    """LP-GAN of a configuration: the same object for runs of the same program.
+def training_of(settings: Settings) -> Training:
+    """The training of a configuration. Its program is the same object for equal configurations.
+
+    Raises:
+        ConfigError: `model.module` cannot be imported, or the program's file; names what is wrong.
+        ValueError: a network gives another shape than it should.
+    """
+    if isinstance(settings, TrainConfig):
+        return gan_training(settings, build_gan(settings))
+    training = program_file.load(settings.program, settings.options)
+    return training if settings.steps is None else replace(training, steps=settings.steps)
+
+
+def build(settings: Settings) -> SecureProgram:
+    """What the servers run of a configuration; as `training_of`."""
+    return secured(training_of(settings).program)
+
+
+def gan_training(settings: TrainConfig, gan: LPGAN, images: np.ndarray | None = None) -> Training:
+    """LP-GAN's training.
 
     Args:
         settings: the configuration.
-        generator: instead of the configured one.
-        discriminator: likewise.
-
-    Raises:
-        ConfigError: `model.module` cannot be imported, or gives no networks.
-        ValueError: a network gives another shape than it should.
+        gan: what is trained.
+        images: float32 [N, H, W, C], instead of the configured ones.
     """
-    gan = build_gan(settings, generator, discriminator)
-    return _secured(gan, settings.batch_size, settings.frac_bits, settings.results)
+
+    def feed(seed: int, _: str | None) -> Draw:
+        loaded = data.load_images(settings.data) if images is None else images
+        return DataSource(settings, seed, loaded).batch
+
+    def row(told: Losses | None) -> Row:
+        losses = mean_losses(told, settings.batch_size) or (None, None)
+        return dict(zip(("loss_d", "loss_g"), losses, strict=True))
+
+    def question(rng: np.random.Generator) -> np.ndarray:
+        return rng.normal(size=(settings.num_samples, settings.model.noise_size))
+
+    return Training(
+        program=_program(
+            gan,
+            settings.batch_size,
+            settings.frac_bits,
+            settings.results,
+            settings.num_samples,
+        ),
+        feed=feed,
+        steps=settings.steps,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+        keep_checkpoints=settings.keep_checkpoints,
+        row=row,
+        sample=Sample(
+            GENERATE, question, settings.sample_every, settings.open_samples, png, ".png"
+        ),
+        save=parameters_file,
+        examples="images",
+    )
 
 
 def build_gan(
@@ -63,11 +112,7 @@ def build_gan(
     )
 
 
-@lru_cache(8)
-def _secured(
-    gan: LPGAN, batch_size: int, frac_bits: int, results: tuple[str, ...]
-) -> SecureProgram:
-    return SecureProgram(gan_program(gan, batch_size, frac_bits, results))
+_program = lru_cache(8)(gan_program)
 
 
 def _networks(settings: TrainConfig) -> tuple[nn.Module, nn.Module]:

@@ -6,6 +6,7 @@ Everything here is public: the architecture, the hyper-parameters, the shapes.
 """
 
 import json
+import os
 import re
 import reprlib
 from collections.abc import Hashable, Sequence
@@ -195,6 +196,39 @@ class TrainConfig(Fields):
             )
         return self
 
+    def public(self) -> "TrainConfig":
+        """What servers and SP may know: not where the images are, nor the seed.
+
+        The seed decides initial parameters and noise.
+        """
+        images = DataConfig(
+            dataset="private", image_size=self.data.image_size, channels=self.data.channels
+        )
+        return self.model_copy(update={"data": images, "seed": 0})
+
+
+class ProgramConfig(Fields):
+    """A training that a Python file describes: its `training`."""
+
+    program: str = Field(pattern=r"\.py$")
+    """The file. Between roles, its name alone: each has its own copy, and code is never sent."""
+    options: dict[str, bool | int | float | str] = {}
+    """What `training` is called with."""
+    steps: int | None = Field(default=None, ge=1)
+    """Instead of as many as the file says."""
+    seed: int = Field(default=0, ge=0)
+    """As of `TrainConfig`."""
+    data: str | None = None
+    """Where its data is, for owners."""
+
+    def public(self) -> "ProgramConfig":
+        """What servers and SP may know."""
+        name = Path(self.program).name
+        return self.model_copy(update={"program": name, "data": None, "seed": 0})
+
+
+Settings = TrainConfig | ProgramConfig
+
 
 class RunsConfig(Fields):
     """Runs of a sweep: one for each combination of the lists."""
@@ -256,7 +290,7 @@ def expected(wanted: str) -> PydanticCustomError:
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read the configuration of a training run.
+    """Read the configuration of a GAN's training run.
 
     Args:
         name_or_path: the name of a shipped configuration (`digits`) or the path of a YAML file.
@@ -273,6 +307,42 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     return _load(TrainConfig, name_or_path, overrides, _shipped_files())
 
 
+def program_config(path: str, options: Sequence[str] = (), **fields: Any) -> ProgramConfig:
+    """The configuration of a program's run.
+
+    Args:
+        path: the Python file.
+        options: strings such as `width=32`, the value in YAML; later ones win.
+        fields: other fields of `ProgramConfig`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: as `load`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected a program in Python")
+    given: dict[str, Any] = {}
+    for option in options:
+        _apply(option, given, path)
+    program = str(Path(path).resolve())  # a run is looked at from elsewhere too
+    return validated(ProgramConfig, {"program": program, "options": given, **fields}, path)
+
+
+def load_run(path: str | os.PathLike[str]) -> Settings:
+    """Read the configuration that a run keeps, of a GAN or of a program.
+
+    Raises:
+        FileNotFoundError, ConfigError: as `load`.
+    """
+    path = Path(path)
+    fields = _fields(path)
+    return validated(_model_of(fields), fields, path.name)
+
+
+def _model_of(fields: dict[str, Any]) -> type[TrainConfig] | type[ProgramConfig]:
+    return ProgramConfig if "program" in fields else TrainConfig
+
+
 def load_sweep(name_or_path: str) -> SweepConfig:
     """Read a sweep; as `load`, without overrides: the names are those of `configs/sweeps`."""
     return _load(SweepConfig, name_or_path, (), _shipped_files("sweeps"))
@@ -282,14 +352,18 @@ def _load(
     model: type[_Model], name_or_path: str, overrides: Sequence[str], known: dict[str, Traversable]
 ) -> _Model:
     file = _find(name_or_path, known)
-    with file.open("rb") as stream:
-        fields = load_yaml(stream.read(LONGEST_YAML + 1), file.name)
+    fields = _fields(file)
     for override in overrides:
         _apply(override, fields, file.name)
     return validated(model, fields, file.name)
 
 
-def from_json(text: str, source: str) -> TrainConfig:
+def _fields(file: Traversable) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return load_yaml(stream.read(LONGEST_YAML + 1), file.name)
+
+
+def from_json(text: str, source: str) -> Settings:
     """The configuration of a training run that `to_json` wrote, or whoever sent it.
 
     Raises:
@@ -304,7 +378,7 @@ def from_json(text: str, source: str) -> TrainConfig:
             raise ValueError("no fields")
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: expected a configuration in JSON: {error}") from None
-    return validated(TrainConfig, fields, source)
+    return validated(_model_of(fields), fields, source)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -321,7 +395,7 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def to_json(config: TrainConfig) -> str:
+def to_json(config: Settings) -> str:
     """Return `config` as JSON that `from_json` reads as an equal configuration."""
     return json.dumps(config.model_dump(), allow_nan=False)
 

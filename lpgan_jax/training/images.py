@@ -88,6 +88,15 @@ def save_png(
         ValueError: as `grid`.
         OSError: the file cannot be written.
     """
+    atomic_write(path, png(images, columns, scale), private=private)
+
+
+def png(images: np.ndarray, columns: int | None = None, scale: int | None = None) -> bytes:
+    """`grid(images, columns, scale)` as the bytes of a PNG file.
+
+    Raises:
+        ValueError: as `grid`.
+    """
     buffer = io.BytesIO()
     grid(images, columns, scale).save(buffer, format="PNG")
-    atomic_write(path, buffer.getvalue(), private=private)
+    return buffer.getvalue()

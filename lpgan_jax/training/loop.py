@@ -17,18 +17,16 @@ import numpy as np
 from lpgan_jax.analysis.headroom import headroom, worst
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.progress import Progress
-from lpgan_jax.gan import GENERATE, State, mean_losses
+from lpgan_jax.gan import State
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs import Draw, Program, Row, SecureProgram, Training, initial_state, secured
 from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint, config, data
-from lpgan_jax.training.building import build
-from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.images import save_png
-from lpgan_jax.training.parameters import load_parameters, save_parameters
+from lpgan_jax.training.building import build_gan, gan_training, training_of
+from lpgan_jax.training.config import ProgramConfig, Settings, TrainConfig
+from lpgan_jax.training.parameters import load_parameters
 from lpgan_jax.training.run_directory import Metrics, RunDirectory, Servers
-from lpgan_jax.training.source import DataSource
 from lpgan_jax.training.tasks import tasks
 from lpgan_jax.training.trainers import (
     Mode,
@@ -48,17 +46,18 @@ class Result:
         steps: steps done in all.
         seconds_per_step: median over this call's steps, without the first; of a run that was
             finished before, what its summary says.
-        losses: (discriminator, generator) at the last step; None where losses are not opened.
+        last: what SP was told of the last step, by column, as loss_d and loss_g; None where it is
+            not opened.
     """
 
     path: Path
     steps: int
     seconds_per_step: float
-    losses: tuple[float, float] | None
+    last: Row
 
 
 def train(
-    settings: TrainConfig | str,
+    settings: Settings | str,
     out: str | os.PathLike[str],
     *,
     seed: int | None = None,
@@ -70,13 +69,14 @@ def train(
     discriminator: nn.Module | None = None,
     report: Callable[[str], None] = print,
 ) -> Result:
-    """Train LP-GAN's DCGAN, or your own networks, on secret-shared images; servers are simulated.
+    """Train LP-GAN's DCGAN, your own networks, or a program of your own; servers are simulated.
 
-    Nothing is opened on the way but masked values; losses and sample grids are what SP opens, and
-    `open_losses` and `open_samples` turn each off.
+    Nothing is opened on the way but masked values; what SP opens are losses and sample grids, which
+    `open_losses` and `open_samples` turn off, or what the program says.
 
     Args:
-        settings: a configuration, or the name or path of one.
+        settings: a configuration, or the name or path of one; or the path of a program, as
+            my_model.py.
         out: the run directory; new or empty, unless resuming.
         seed: for reproducible simulations only: fixes initial parameters, order, noise *and the
             dealer*, so that two runs are bit-identical. Without it the configuration's seed fixes
@@ -85,7 +85,7 @@ def train(
             done already, it says so, and nothing is written.
         mode: "secure"; or without sharing "shadow", the same program on integers that round as
             the protocols do, and "plaintext", the same step as the plain JAX that it is.
-        init: parameters to start from: a file as `export` writes.
+        init: parameters of a GAN to start from: a file as `export` writes.
         images: the training images as an array instead of the configured data set: [N, H, W] or
             [N, H, W, C], floats in [-1, 1] or uint8.
         generator: a Flax module instead of the configured one, noise [N, noise_size] to images
@@ -100,7 +100,8 @@ def train(
         ValueError, FileNotFoundError, FileExistsError: bad input; nothing is written over.
     """
     if isinstance(settings, str):
-        settings = config.load(settings)
+        is_program = settings.endswith(".py")
+        settings = config.program_config(settings) if is_program else config.load(settings)
     if resume and (mode != "secure" or init is not None):
         raise ValueError(
             "resume: goes on with a secure run as it is; drop --plaintext, --shadow and --init"
@@ -109,21 +110,29 @@ def train(
         raise ValueError(f"seed: expected at least 0, got {seed}")
     if seed is not None:  # a resumed run finds it in the directory
         settings = settings.model_copy(update={"seed": seed})
-    loaded = data.load_images(settings.data) if images is None else data.from_arrays(images)
-    source = DataSource(settings, settings.seed, loaded)
-    gan = build(settings, generator, discriminator)
-    initial = source.initial_state(gan.program)
+    if isinstance(settings, TrainConfig):
+        loaded = None if images is None else data.from_arrays(images)
+        gan = build_gan(settings, generator, discriminator)
+        training = gan_training(settings, gan, loaded)
+    elif not all(given is None for given in (init, images, generator, discriminator)):
+        raise ValueError("init, images, generator, discriminator: of a GAN, not of a program")
+    else:
+        training = training_of(settings)
+    where = settings.data if isinstance(settings, ProgramConfig) else None
+    draw = training.feed(settings.seed, where)
+    initial = initial_state(training.program, settings.seed)
     if init is not None:
         initial = _starting_from(load_parameters(init, initial), initial)
 
+    program, digest = secured(training.program), _digest(draw(0))
     if resume:
         run = RunDirectory.resume(out)
         done, tree = checkpoint.load(run.path)
-        state = restore_state(gan, tree)
-        _require_same(run, settings, loaded)
-        if line := run.finished(settings.steps):
+        state = restore_state(program, tree)
+        _require_same(run, settings, digest)
+        if line := run.finished(training.steps):
             report(line)
-            return _past_result(run)
+            return _past_result(run, training)
         atomic_write(run.config_file, config.dump(settings).encode())
         report(f"resuming {run.path} after step {done}, with new dealer keys")
         master = make_key()
@@ -131,29 +140,29 @@ def train(
         servers: Servers = "simulated" if mode == "secure" else "none"
         run, done = RunDirectory.create(out, settings, servers=servers), 0
         if mode == "secure":  # only such a run can be resumed
-            atomic_write(run.images_file, _images_line(loaded))
+            atomic_write(run.data_file, digest)
         master = make_key(seed)
         if seed is not None and mode == "secure":
             report("--seed fixes the dealer too: for reproducible simulations, not for secrets")
     trainer: Trainer
     if mode == "plaintext":
-        trainer = PlaintextTrainer(gan.program, initial)
+        trainer = PlaintextTrainer(training.program, initial)
     elif mode == "shadow":
         report("shadow: the secure program on plaintext integers, which hides nothing")
-        report(headroom_line(gan, initial, source))
-        trainer = ShadowTrainer(gan, initial, master)
+        report(headroom_line(program, initial, draw(0)))
+        trainer = ShadowTrainer(program, initial, master)
     else:
         report(
             "simulated: this process plays DS, both servers and SP, and the run directory holds "
             "both servers' shares"
         )
-        report(headroom_line(gan, initial, source))
+        report(headroom_line(program, initial, draw(0)))
         if resume:
-            simulation = Simulation(gan, state, DealerKeys(master))
+            simulation = Simulation(program, state, DealerKeys(master))
         else:
-            simulation = Simulation.begin(gan, initial, master)
+            simulation = Simulation.begin(program, initial, master)
         trainer = SecureTrainer(simulation)
-    return _loop(settings, run, trainer, source, done, mode, report)
+    return _loop(training, settings.seed, run, trainer, draw, done, mode, report)
 
 
 def _starting_from(learnt: Any, initial: State) -> State:
@@ -165,16 +174,12 @@ def _starting_from(learnt: Any, initial: State) -> State:
     )
 
 
-_KNOWN_BY = 1000  # images at most, spread over the data: as many as take no time
+def _digest(batch: Any) -> bytes:
+    """By which data are known again: their first batch."""
+    return f"{data.fingerprint(*map(np.asarray, jax.tree.leaves(batch)))}\n".encode()
 
 
-def _images_line(images: np.ndarray) -> bytes:
-    """By which images are known again: how many, and some of them."""
-    some = images[:: -(-len(images) // _KNOWN_BY)]
-    return f"{len(images)} {data.fingerprint(some)}\n".encode()
-
-
-def _require_same(run: RunDirectory, settings: TrainConfig, images: np.ndarray) -> None:
+def _require_same(run: RunDirectory, settings: Settings, digest: bytes) -> None:
     """Check that a run goes on with what its shares were made with.
 
     Raises:
@@ -182,23 +187,28 @@ def _require_same(run: RunDirectory, settings: TrainConfig, images: np.ndarray) 
     """
     before = run.config()
     reasons = {
+        "program": "the run is of another",
+        "options": "the shares of a run are of its own program",
         "frac_bits": "the shares of a run have its own scales",
         "model": "the shares of a run are of its own network",
     }
     for name, reason in reasons.items():
-        given, wanted = getattr(settings, name), getattr(before, name)
+        given, wanted = getattr(settings, name, None), getattr(before, name, None)
         if given != wanted:
             raise ValueError(f"{name}: {given!r} given, expected {wanted!r} as before: {reason}")
-    if run.images_file.exists() and run.images_file.read_bytes() != _images_line(images):
+    same_order = settings.seed == before.seed and getattr(settings, "batch_size", 0) == getattr(
+        before, "batch_size", 0
+    )
+    if same_order and run.data_file.exists() and run.data_file.read_bytes() != digest:
         raise ValueError(
-            f"data: other images than those that {run.path} began with (as an array, hand them "
-            "over again)"
+            f"data: other examples than those that {run.path} began with (images that were given "
+            "as an array, hand over again)"
         )
 
 
-def headroom_line(gan: SecureProgram, initial: State, source: DataSource) -> str:
+def headroom_line(program: SecureProgram, initial: Any, batch: Any) -> str:
     """What DS is told of how much room the first step has, or a warning."""
-    place, bits = worst(headroom(gan, initial, [source.batch(0)]))
+    place, bits = worst(headroom(program, initial, [batch]))
     line = f"headroom: {bits:.1f} bits at {place} (first step, in the clear at DS)"
     if bits < 1:
         line = f"WARNING: values are about to overflow, lower frac_bits: {line}"
@@ -206,46 +216,49 @@ def headroom_line(gan: SecureProgram, initial: State, source: DataSource) -> str
 
 
 def _loop(
-    settings: TrainConfig,
+    training: Training,
+    seed: int,
     run: RunDirectory,
     trainer: Trainer,
-    source: DataSource,
+    draw: Draw,
     done: int,
     mode: Mode,
     report: Callable[[str], None],
 ) -> Result:
-    noise = source.sample_noise()
-    metrics = Metrics(run.metrics_file, done)
-    started, durations, losses = time.time(), [], None
-    with Progress(done, settings.steps, opened_by_sp=mode == "secure") as progress:
-        progress.note("compiling, and sampling before the first step")
-        for task in tasks(settings, done, samples=mode != "secure" or settings.open_samples):
-            if task.kind == "generate":
-                save_png(run.sample_file(task.step), trainer.answer(GENERATE, noise))
+    metrics = Metrics(run.metrics_file, done, training)
+    started, durations, row = time.time(), [], dict.fromkeys(training.columns)
+    sample = training.sample
+    sampled = sample is not None and (mode != "secure" or sample.opened)
+    question = training.sample_question(seed) if sampled else None
+    with Progress(done, training.steps, opened_by_sp=mode == "secure") as progress:
+        progress.note("compiling" + ", and sampling before the first step" * sampled)
+        for task in tasks(training, done, sampled):
+            if task.kind == "answer":
+                assert sample is not None
+                file = sample.file(trainer.answer(sample.answer, question))
+                atomic_write(run.sample_file(task.step, sample.suffix), file)
             elif task.kind == "checkpoint":
-                _save(trainer, run, task.step, settings.keep_checkpoints)
+                _save(training, trainer, run, task.step)
             elif task.kind == "train":
                 if task.step == done:
                     progress.note("compiling the step")
                 before, number = time.time(), task.step + 1
-                told = trainer.step(task.step, source.batch(task.step))
-                losses = mean_losses(told, settings.batch_size)
+                told = trainer.step(task.step, draw(task.step))
+                row = dict(training.row(told))
                 seconds = time.time() - before
                 durations.append(seconds)
-                if settings.logs_after(number) or task.step == done:
-                    loss_d, loss_g = losses or (None, None)
-                    metrics.append(number, loss_d, loss_g, seconds, settings.batch_size / seconds)
-                progress.step(number, seconds, losses)
+                if training.logs_after(number) or task.step == done:
+                    metrics.append(number, row, seconds)
+                progress.step(number, seconds, row)
     per_step = float(np.median(durations[1:] or durations or [0.0]))
-    result = Result(run.path, settings.steps, per_step, losses)
+    result = Result(run.path, training.steps, per_step, row)
     summary = {
         "mode": "simulated servers" if mode == "secure" else mode,
         "steps": result.steps,
         "seconds": round(time.time() - started, 3),
         "first_step_seconds": round(durations[0], 3) if durations else None,
         "seconds_per_step": round(per_step, 4) if durations else None,
-        "loss_discriminator": losses[0] if losses else None,
-        "loss_generator": losses[1] if losses else None,
+        **row,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
@@ -254,17 +267,22 @@ def _loop(
     return result
 
 
-def _save(trainer: Trainer, run: RunDirectory, step: int, keep: int) -> None:
+def _save(training: Training, trainer: Trainer, run: RunDirectory, step: int) -> None:
     """What is needed to go on, or of a run without shares to export."""
     if isinstance(trainer, SecureTrainer):
-        checkpoint.save(run.path, step, trainer.simulation.shares(), keep)
+        checkpoint.save(run.path, step, trainer.simulation.shares(), training.keep_checkpoints)
     else:
-        save_parameters(run.parameters_file, trainer.state().learnt())
+        learnt = learnt_of(training.program, trainer.state())
+        atomic_write(run.parameters_file, training.save(learnt))
 
 
-def _past_result(run: RunDirectory) -> Result:
+def learnt_of(program: Program, state: Any) -> Any:
+    """What may be exported where one machine has all: of a GAN both networks, to start from."""
+    return state.learnt() if isinstance(state, State) else program.learnt(state)
+
+
+def _past_result(run: RunDirectory, training: Training) -> Result:
     """The result of a run that is finished, from its summary."""
     summary = run.summary()
-    losses = summary["loss_discriminator"], summary["loss_generator"]
-    opened = None if None in losses else losses
-    return Result(run.path, summary["steps"], summary["seconds_per_step"] or 0.0, opened)
+    last = {column: summary.get(column) for column in training.columns}
+    return Result(run.path, summary["steps"], summary["seconds_per_step"] or 0.0, last)

@@ -22,19 +22,23 @@ Learnt = Mapping[str, Mapping[str, Any]]
 
 
 def save_parameters(path: str | os.PathLike[str], learnt: Learnt, *, private: bool = True) -> None:
-    """Write {"g": variables, "d": variables} in float32 as Flax's msgpack, whole or not at all.
+    """Write `parameters_file`, whole or not at all; `private`: see `files.atomic_write`."""
+    atomic_write(path, parameters_file(learnt), private=private)
+
+
+def parameters_file(learnt: Learnt) -> bytes:
+    """{"g": variables, "d": variables} in float32 as Flax's msgpack.
 
     Args:
-        path: the file.
         learnt: {network: variables}; a network that is not there is not in the file.
-        private: see `files.atomic_write`.
     """
     variables = {
         _SHORT[name]: jax.tree.map(lambda v: np.asarray(v, np.float32), learnt[name])
         for name in NETWORKS
         if name in learnt
     }
-    atomic_write(path, serialization.to_bytes(variables), private=private)
+    data: bytes = serialization.to_bytes(variables)
+    return data
 
 
 def load_parameters(path: str | os.PathLike[str], like: State) -> dict[str, Any]:

@@ -1,41 +1,70 @@
-"""What SP gets of a run: images that are generated from its shares, and its parameters."""
+"""What is asked of a simulated run, and what SP gets of it: answers, images, parameters."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
-from lpgan_jax.gan import GENERATE, State
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import reveal_tree
-from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs import Training, secured, shapes
 from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint
-from lpgan_jax.training.building import build
-from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.building import training_of
 from lpgan_jax.training.images import save_png
-from lpgan_jax.training.parameters import save_parameters
+from lpgan_jax.training.loop import learnt_of
 from lpgan_jax.training.run_directory import RunDirectory
 
-_AT_ONCE = 500  # images generated in one call
+_AT_ONCE = 500  # rows in one call
 
 
-def _open_run(path: str | os.PathLike[str]) -> tuple[TrainConfig, SecureProgram, State]:
-    """A run's configuration and the shares of its last checkpoint."""
+def ask(
+    run: str | os.PathLike[str], name: str | None, question: Any, *, seed: int | None = None
+) -> Any:
+    """What a simulated run answers: on its shares, opened by whoever asks.
+
+    Args:
+        run: a run directory.
+        name: of one of its program's answers; None of the only one.
+        question: arrays of the shapes that this answer says, of any number of rows.
+        seed: fixes the dealer, which comes from the operating system without it.
+
+    Returns:
+        The answer, float64.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input.
+    """
+    training, state = _open_run(run)
+    name, _ = training.program.answer_named(name)
+    simulation = Simulation(secured(training.program), state, DealerKeys(make_key(seed)))
+    count = shapes.rows_of(question)
+    parts = [
+        simulation.answer(name, jax.tree.map(lambda x: x[i : i + _AT_ONCE], question))  # noqa: B023
+        for i in range(0, count, _AT_ONCE)
+    ]
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+
+def _open_run(path: str | os.PathLike[str]) -> tuple[Training, Any]:
+    """A run's training and the shares of its last checkpoint."""
     run = RunDirectory.open(path)
-    settings = run.config()
-    gan = build(settings)
+    training = training_of(run.config())
     if run.parameters_file.exists() and not run.checkpoints.exists():
         raise ValueError(
             f"{path}: a run without shares, expected one of secure training (where the servers are "
-            "elsewhere, `lpgan sp --sample` has images generated)"
+            "elsewhere, `lpgan ask` asks them)"
         )
     _, tree = checkpoint.load(run.path)
-    return settings, gan, restore_state(gan, tree)
+    return training, restore_state(secured(training.program), tree)
 
 
 def generate(run: str | os.PathLike[str], num: int, *, seed: int | None = None) -> np.ndarray:
@@ -54,12 +83,11 @@ def generate(run: str | os.PathLike[str], num: int, *, seed: int | None = None) 
     """
     if num < 1:
         raise ValueError(f"num: expected at least 1, got {num}")
-    settings, gan, state = _open_run(run)
+    settings = RunDirectory.open(run).gan_config()
     rng = np.random.default_rng() if seed is None else random_stream(seed, Stream.GENERATION)
     noise = rng.normal(size=(num, settings.model.noise_size))
-    simulation = Simulation(gan, state, DealerKeys(make_key(seed)))
-    parts = [noise[start : start + _AT_ONCE] for start in range(0, num, _AT_ONCE)]
-    return np.concatenate([simulation.answer(GENERATE, part) for part in parts])
+    images: np.ndarray = ask(run, GENERATE, noise, seed=seed)
+    return images
 
 
 def sample(
@@ -80,12 +108,14 @@ def sample(
 
 
 def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """SP's reconstruction of a run's parameters, as a Flax msgpack file.
+    """SP's reconstruction of what a run learnt, as a Flax msgpack file.
 
-    The file holds {"g": variables, "d": variables} in float32, for `gan.networks` or any Flax code.
+    Of a GAN it holds {"g": variables, "d": variables} in float32, for `gan.networks` or any Flax
+    code; of a program, what it says that SP gets.
 
     Raises:
         ValueError, FileNotFoundError: bad input; nothing is written.
     """
-    _, _, state = _open_run(run)
-    save_parameters(out, reveal_tree(state.learnt()), private=False)
+    training, state = _open_run(run)
+    learnt = reveal_tree(learnt_of(training.program, state))
+    atomic_write(out, training.save(learnt), private=False)

@@ -1,14 +1,19 @@
 """The directory of a training run: what lies where, and the table of its metrics."""
 
+from __future__ import annotations
+
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lpgan_jax.common.files import atomic_write, private_directory, private_open
 from lpgan_jax.training import checkpoint
-from lpgan_jax.training.config import TrainConfig, dump, load
+from lpgan_jax.training.config import ProgramConfig, Settings, TrainConfig, dump, load_run
+
+if TYPE_CHECKING:  # which would import JAX
+    from lpgan_jax.programs import Row, Training
 
 Servers = Literal["simulated", "together", "apart", "none"]
 """Where the servers were: in one process, on one machine, elsewhere (so that only SP's results are
@@ -18,33 +23,33 @@ _README = """\
 A training run of lpgan_jax.
 
     config.yaml    what was run
-    metrics.csv    losses and speed, step by step
-    samples/       grids of generated images
+    metrics.csv    what SP was told of steps, such as losses, and speed
+    samples/       answers to the same question on the way, such as grids of generated images
     summary.json   how the run ended
 """
 _SHARES = """\
-    images.sha256  by which the training images are known again
+    data.sha256    by which the training data are known again
     checkpoints/   s1/ and s2/: the servers' shares of everything secret
 
-Keep this directory as private as the training images. The run was SIMULATED: one machine played
+Keep this directory as private as the training data. The run was SIMULATED: one machine played
 both servers, so both servers' shares lie here, and whoever reads s1/ and s2/ can add them up and
 reconstruct the parameters. In a deployment each server has only its own share.
 """
 _SHARES_TOGETHER = """\
-    parameters.msgpack    what SP got, in the format of `lpgan export`: the networks in `results`
+    parameters.msgpack    what SP got, in the format of `lpgan export`
     checkpoints/   s1/ and s2/: the servers' shares of everything secret
     results/       the servers' shares of what SP put together
     cluster/       the configuration and certificates
     logs/          what each role did
     session-*.json, private-ds.json, *.lock    what each role must remember
 
-Keep this directory as private as the training images: all roles were played on one machine, to try
+Keep this directory as private as the training data: all roles were played on one machine, to try
 a cluster out, so both servers' shares lie here, and whoever reads them can add them up.
 """
 _SHARES_APART = """\
-    parameters.msgpack    what SP got, in the format of `lpgan export`: the networks in `results`
+    parameters.msgpack    what SP got, in the format of `lpgan export`
 
-Keep this directory as private as the training images: it holds what SP put together from the shares
+Keep this directory as private as the training data: it holds what SP put together from the shares
 of two servers.
 """
 _NO_SHARES = """\
@@ -70,10 +75,10 @@ class RunDirectory:
     def create(
         cls,
         path: str | os.PathLike[str],
-        config: TrainConfig,
+        config: Settings,
         *,
         servers: Servers = "simulated",
-    ) -> "RunDirectory":
+    ) -> RunDirectory:
         """Start a run in a new or empty directory, and write its configuration and a README.
 
         The directory becomes private, and so is all that is written there.
@@ -99,7 +104,7 @@ class RunDirectory:
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+    def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """Return the run in an existing directory.
 
         Raises:
@@ -111,7 +116,7 @@ class RunDirectory:
         return run
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+    def resume(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """`open`, to go on with the run; makes the directory private.
 
         Raises:
@@ -122,14 +127,28 @@ class RunDirectory:
         private_directory(run.path)
         return run
 
-    def config(self) -> TrainConfig:
+    def config(self) -> Settings:
         """Read the configuration of the run.
 
         Raises:
             FileNotFoundError: it is gone.
             ConfigError: it was changed into something invalid.
         """
-        return load(str(self.config_file))
+        return load_run(self.config_file)
+
+    def gan_config(self) -> TrainConfig:
+        """The same, of a GAN's run.
+
+        Raises:
+            ValueError: it is a program's.
+        """
+        settings = self.config()
+        if isinstance(settings, ProgramConfig):
+            raise ValueError(
+                f"{self.path}: a run of {settings.program}, expected one of a GAN: `lpgan ask` asks"
+                " programs"
+            )
+        return settings
 
     @property
     def config_file(self) -> Path:
@@ -142,9 +161,9 @@ class RunDirectory:
         return self.path / "metrics.csv"
 
     @property
-    def images_file(self) -> Path:
-        """A digest of the training images, by which they are known again."""
-        return self.path / "images.sha256"
+    def data_file(self) -> Path:
+        """A digest of the training data, by which they are known again."""
+        return self.path / "data.sha256"
 
     @property
     def summary_file(self) -> Path:
@@ -187,9 +206,9 @@ class RunDirectory:
             return None
         return f"nothing to do: all {steps} steps are done (more of them: --steps)"
 
-    def sample_file(self, step: int) -> Path:
-        """The grid of images generated after a step, PNG."""
-        return self.path / "samples" / f"step_{step:06d}.png"
+    def sample_file(self, step: int, suffix: str) -> Path:
+        """The sample after a step."""
+        return self.path / "samples" / f"step_{step:06d}{suffix}"
 
 
 def _require_empty(path: Path) -> None:
@@ -207,32 +226,27 @@ class Metrics:
         path: the file; made if it is not there.
         last_step: the step that the run starts from or resumes at. Later rows are dropped, because
             those steps will be run again, and so is a last line that a crash cut short.
+        training: whose.
 
     Raises:
         ValueError: the file is not such a table; the message names the file and the line.
         OSError: it cannot be written.
     """
 
-    columns = ("step", "loss_d", "loss_g", "seconds", "images_per_s")
-
-    def __init__(self, path: str | os.PathLike[str], last_step: int) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], last_step: int, training: Training) -> None:
+        self._path, self._training = Path(path), training
+        speed = f"{training.examples}_per_s"
+        self.columns = ("step", *training.columns, "seconds", speed)
         kept = [row for row in self._read() if int(row[0]) <= last_step]
         table = "".join(_line(*row) for row in [self.columns, *kept])
         atomic_write(self._path, table.encode())
 
-    def append(
-        self,
-        step: int,
-        loss_d: float | None,
-        loss_g: float | None,
-        seconds: float,
-        images_per_s: float,
-    ) -> None:
-        """Add a row; losses that are not opened are None and stay empty."""
-        row = (step, loss_d, loss_g, seconds, images_per_s)
+    def append(self, step: int, row: Row, seconds: float) -> None:
+        """Add a row; what is not opened is None and stays empty."""
+        told = [row[column] for column in self._training.columns]
+        values = (step, *told, seconds, self._training.batch_size / seconds)
         with private_open(self._path, "ab") as file:
-            file.write(_line(*("" if value is None else value for value in row)).encode())
+            file.write(_line(*("" if value is None else value for value in values)).encode())
 
     def _read(self) -> list[list[str]]:
         """Return the whole rows, without the header."""

@@ -1,11 +1,10 @@
-"""What DS brings to a run: batches of images and noise, and initial parameters."""
+"""What DS brings to the training of a GAN: batches of images and noise."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from lpgan_jax.gan import LOSSES, Batch, State
-from lpgan_jax.programs import Program
+from lpgan_jax.gan import LOSSES, Batch
 from lpgan_jax.programs.batches import Batches, Stream, random_stream
 from lpgan_jax.training.config import TrainConfig
 
@@ -34,13 +33,3 @@ class DataSource:
             rng.normal(size=(size, noise_size)),
             rng.uniform(size=size) if penalised else None,
         )
-
-    def initial_state(self, program: Program) -> State:
-        """The initial parameters, statistics and optimizers' states."""
-        state: State = program.init(random_stream(self._seed, Stream.INIT))
-        return state
-
-    def sample_noise(self) -> np.ndarray:
-        """The noise of every sample grid."""
-        rng = random_stream(self._seed, Stream.SAMPLES)
-        return rng.normal(size=(self._settings.num_samples, self._settings.model.noise_size))

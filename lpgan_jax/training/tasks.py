@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.programs import Training
 
-TaskKind = Literal["state", "train", "generate", "checkpoint", "finish"]
+TaskKind = Literal["state", "train", "answer", "checkpoint", "finish"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Task:
     """One thing to do.
 
     Attributes:
-        kind: share the initial state, train for a step, generate a sample, save, or hand over what
-            was learnt.
+        kind: share the initial state, train for a step, answer the question of the sample, save,
+            or hand over what was learnt.
         step: steps done before it.
     """
 
@@ -25,17 +25,17 @@ class Task:
     step: int
 
 
-def tasks(settings: TrainConfig, done: int, samples: bool) -> Iterator[Task]:
-    """The tasks of a run, after so many steps; `samples`: whether images are generated."""
+def tasks(training: Training, done: int, sampled: bool) -> Iterator[Task]:
+    """The tasks of a run, after so many steps; `sampled`: whether the sample is opened."""
     if done == 0:
         yield Task("state", 0)
-        if samples:
-            yield Task("generate", 0)
-    for step in range(done, settings.steps):
+        if sampled and training.samples_after(0):
+            yield Task("answer", 0)
+    for step in range(done, training.steps):
         yield Task("train", step)
         number = step + 1
-        if samples and settings.samples_after(number):
-            yield Task("generate", number)
-        if settings.saves_after(number):
+        if sampled and training.samples_after(number):
+            yield Task("answer", number)
+        if training.saves_after(number):
             yield Task("checkpoint", number)
-    yield Task("finish", settings.steps)
+    yield Task("finish", training.steps)

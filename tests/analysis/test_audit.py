@@ -19,8 +19,8 @@ from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, root
 from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
 from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.share_trees import same_scale, shapes_of, tree_of_shapes
+from lpgan_jax.programs import shapes
 from lpgan_jax.ring.words import RING64
-from lpgan_jax.training import programs
 
 SHAPE = (2, 3)
 PAIR = jax.ShapeDtypeStruct((2, *SHAPE), np.uint64)
@@ -111,14 +111,14 @@ def test_a_training_step_passes():
     """SD with Adam, SG with SGD."""
     gan = small_gan({"generator": SGD, "discriminator": adam()}, depth=1)
     batch = tree_of_shapes(gan.batch, same_scale(gan.batch, 18))
-    report = audit_program(gan.train_step, (programs.shared_state(gan), batch), gan.schedule(0))
+    report = audit_program(gan.train_step, (shapes.state_shapes(gan), batch), gan.schedule(0))
     assert report.ok, report.table()
     assert {o.name.rsplit("/")[-1] for o in report.openings} == {"mask", "and", "bit"}
 
 
 def test_sampling_passes():
     gan = small_gan(depth=1)
-    secrets = programs.shared_state(gan), shapes_of((2, gan.batch.noise_d.shape[1]), 18)
+    secrets = shapes.state_shapes(gan), shapes_of((2, gan.batch.noise_d.shape[1]), 18)
     report = audit_program(gan.answer(GENERATE), secrets)
     assert report.ok, report.table()
 

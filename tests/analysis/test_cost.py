@@ -424,7 +424,7 @@ def test_the_audit_command_fails_on_any_problem(monkeypatch, capsys, problems, c
     assert cli.main(["audit", "--config", "digits"]) == status
     printed = capsys.readouterr()
     assert "A training step, batch of 64" in printed.out  # as configured
-    assert sizes == [64, 64]
+    assert sizes == [64, 16]  # images of a batch, and of an answer
     assert "compiling a training step" in printed.err
     assert all(problem in printed.out for problem in problems + compiled)
     # Only the traced programs, whose problems are told alone:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import jax
 import msgpack
 import numpy as np
 import pytest
-from clusters import SEED, Simulated, events, jobs, local, statuses, tiny
+from clusters import SEED, Running, Simulated, events, jobs, local, statuses, tiny
 from flax import serialization
 from helpers import distance
 from modes import open_to_others
@@ -24,7 +23,7 @@ from lpgan_jax import cli
 from lpgan_jax.analysis.cost import program_cost
 from lpgan_jax.cluster import dealer, roles
 from lpgan_jax.cluster.roles import local_cluster
-from lpgan_jax.cluster.settings import load_cluster, public_part
+from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
@@ -33,43 +32,14 @@ from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.party import server_seeds
 from lpgan_jax.mpc.share_trees import reveal_tree, same_scale, share_tree
+from lpgan_jax.programs import initial_state, shapes
 from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training import checkpoint, config
+from lpgan_jax.training.building import build
 from lpgan_jax.training.parameters import save_parameters
-from lpgan_jax.training.programs import training_program
 from lpgan_jax.training.results import export
 from lpgan_jax.training.run_directory import RunDirectory
 from lpgan_jax.training.tasks import Task, tasks
-
-
-class Running:
-    """Supervisors of some jobs, in threads."""
-
-    def __init__(self, work, cluster):
-        self.supervisors = {job.role: Supervisor(job, cluster) for job in work}
-        self.statuses = {}
-        self._threads = {
-            role: threading.Thread(target=self._run, args=(role,)) for role in self.supervisors
-        }
-        for thread in self._threads.values():
-            thread.start()
-
-    def _run(self, role):
-        self.statuses[role] = self.supervisors[role].run()
-
-    def wait(self, role, seconds):
-        self._threads[role].join(seconds)
-        assert not self._threads[role].is_alive(), f"{role} is still at it after {seconds} s"
-        return self.statuses[role]
-
-    def pid(self, role):
-        return self.supervisors[role].process.pid
-
-    def stop(self):
-        for supervisor in self.supervisors.values():
-            supervisor.stop()
-        for thread in self._threads.values():
-            thread.join(30)
 
 
 @pytest.fixture
@@ -179,7 +149,7 @@ def sp_gets_no_word_of_the_discriminator(trained, simulated):
         assert not any(there("discriminator"))
         heads = msgpack.Unpacker(io.BytesIO(journal), max_buffer_size=0)
         sizes = {decode(Result, head).kind: len(payload) for head, payload in heads}
-        assert sizes["parameters"] == 8 * len(there("generator"))
+        assert sizes["learnt"] == 8 * len(there("generator"))
 
 
 def others_can_read_nothing(trained):
@@ -199,11 +169,11 @@ def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
     private = settings.model_copy(
         update={"seed": 77, "data": settings.data.model_copy(update={"limit": 5})}
     )
-    assert "77" not in config.to_json(public_part(private))
+    assert "77" not in config.to_json(private.public())
 
 
 def byte_counts_agree_with_the_cost_model(trained, settings):
-    function, secrets, public = training_program(settings)
+    function, secrets, public = shapes.step_program(build(settings))
     cost = program_cost(function, secrets, public, inputs=secrets[1])
     state = trained[0]
     last = {role: statuses(state, role)[-1] for role in ("s1", "s2", "ds")}
@@ -240,7 +210,7 @@ def logs_have_known_fields_only(trained):
             "out",
             "line",
         ),
-        *("reason", "blames", "phase", "on", "failures", "sender", "peer", "so_far", "images"),
+        *("reason", "blames", "phase", "on", "failures", "sender", "peer", "so_far", "rows"),
         *("steps", "s_per_step", "ahead", "sent", "received", "waited_s"),
     }
     for file in (trained[0] / "logs").glob("*.jsonl"):
@@ -280,16 +250,16 @@ def a_server_holds_nothing_but_its_own(trained, settings, simulated):
     running = trained[3]
     if not _readable(running.pid("s1")):
         pytest.skip("this user may not read another process's memory")
-    source, gan = simulated.source, simulated.gan
+    gan = simulated.gan
     keys = DealerKeys(dealer.master_key(SEED, 1))
-    initial = source.initial_state(gan.program)
+    initial = initial_state(gan.program, SEED)
     shared = share_state(gan, keys, initial)
-    for task in tasks(settings, 0, samples=True):
-        if task.kind in ("train", "generate"):
+    for task in tasks(simulated.training, 0, True):
+        if task.kind in ("train", "answer"):
             pair = keys.take_two()
         if task == Task("train", settings.steps - 1):
             break
-    batch = source.batch(settings.steps - 1)
+    batch = simulated.draw(settings.steps - 1)
     batch_shares = share_tree(pair[0], batch, same_scale(batch, 18))
     seeds = np.asarray(jax.random.key_data(server_seeds(pair[1])))
 
@@ -336,7 +306,7 @@ def a_server_holds_nothing_but_its_own(trained, settings, simulated):
 def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise):
     _, file, cluster, _ = trained
     out = tmp_path / "grid.png"
-    job = Job("sample", "sp", str(file), out=str(out), num=6, own_noise=own_noise, seed=9)
+    job = Job("sample", "sp", str(file), out=str(out), num=6, own=own_noise, seed=9)
     assert Supervisor(job, cluster).run() == 0
     ours = np.asarray(Image.open(out)).astype(int)
     assert ours.std() > 0
@@ -411,13 +381,13 @@ def test_two_owners_feed_one_training(settings, tmp_path):
         running.stop()
     ds, clinic = Simulated(settings), Simulated(settings, clinic_seed)
     batches = [
-        ds.source.batch(0),
-        clinic.source.batch(0),
-        clinic.source.batch(1),
-        ds.source.batch(1),
-        clinic.source.batch(2),
+        ds.draw(0),
+        clinic.draw(0),
+        clinic.draw(1),
+        ds.draw(1),
+        clinic.draw(2),
     ]
-    ds.source.batch = batches.__getitem__
+    ds.draw = batches.__getitem__
     ds.attempt(1, 0, 5)
     _, shares = checkpoint.load(tmp_path / "state")
     # LSB: a step rounds each gradient and each update once, and there are five; what one step

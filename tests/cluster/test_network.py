@@ -16,8 +16,9 @@ from scipy import stats
 from uniformity import byte_counts, correlations, kolmogorov_smirnov
 
 from lpgan_jax.analysis.cost import LAN, WAN, program_cost
+from lpgan_jax.programs import shapes
 from lpgan_jax.training import checkpoint, config
-from lpgan_jax.training.programs import training_program
+from lpgan_jax.training.building import build
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +51,7 @@ def _trained(directory, settings, network, mtu, seed=None, record=None):
 def test_bytes_and_seconds_are_as_estimated(network, mtu, steps, tmp_path):
     wanted = ["open_samples=false", f"steps={steps}", f"checkpoint_every={steps}"]
     settings = config.load("digits", wanted)
-    function, secrets, public = training_program(settings)
+    function, secrets, public = shapes.step_program(build(settings))
     cost = program_cost(function, secrets, public, inputs=secrets[1])
     counted, reports, summary = _trained(tmp_path, settings, network, mtu, SEED)
     framing = counted["packets"] * IP_AND_TCP + steps * cost.messages * GLOO_HEADS

@@ -28,12 +28,12 @@ from lpgan_jax.cluster.settings import (
     Link,
     changed_field,
     load_cluster,
-    public_part,
 )
 from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Layout, Malformed, Result, buffers, chunks, receive
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.training import config
+from lpgan_jax.training.building import training_of
 from lpgan_jax.training.config import ConfigError
 from lpgan_jax.training.run_directory import RunDirectory
 
@@ -109,7 +109,7 @@ def test_what_others_may_know_and_what_may_change():
     private = tiny(seed=5).model_copy(
         update={"data": config.load("mnist-small").data.model_copy(update={"image_size": 8})}
     )
-    public = public_part(private)
+    public = private.public()
     assert (public.seed, public.data.path, public.data.dataset) == (0, None, "private")
     assert public.data.image_size == 8
     assert changed_field(public, public.model_copy(update={"steps": 99})) is None
@@ -202,7 +202,7 @@ class _Fake:
 
     def results(self, sizes):
         for attempt, serial in self._heads:
-            head = Result(attempt=attempt, serial=serial, kind="losses", step=1, seconds=0, size=2)
+            head = Result(attempt=attempt, serial=serial, kind="told", step=1, seconds=0, size=2)
             yield head, bytearray([attempt, serial])
 
 
@@ -219,7 +219,7 @@ def test_sp_pairs_shares_of_one_result_only():
 
 
 class _Trained:
-    """A server's end, for SP: losses of all steps, and parameters of the last, which are `value`.
+    """A server's end, for SP: losses of all steps, and what was learnt, which is `value`.
 
     The results end there, because a new attempt begins.
     """
@@ -229,13 +229,13 @@ class _Trained:
 
     def results(self, sizes):
         for step in range(1, self._steps + 1):
-            yield self._result("losses", step, sizes, 0)
-        yield self._result("parameters", self._steps, sizes, self._value)
+            yield self._result("told", step, sizes, 0)
+        yield self._result("learnt", self._steps, sizes, self._value)
 
     def _result(self, kind, step, sizes, value):
         size = sizes[kind]
         head = Result(attempt=1, serial=step, kind=kind, step=step, seconds=1.0, size=size)
-        if kind == "parameters":
+        if kind == "learnt":
             head = head.model_copy(update={"serial": step + 1})
         return head, bytearray(np.full(size // 8, value, "<u8").tobytes())
 
@@ -256,9 +256,10 @@ def test_sp_takes_no_parameters_of_fewer_steps(tmp_path, monkeypatch, known, ste
     def connect(*_):
         known, done, value = next(ends)
         clients = [_Trained(server, done, value << 17) for server in ("s1", "s2")]
-        return clients, public_part(tiny(steps=known))
+        settings = tiny(steps=known).public()
+        return clients, settings, training_of(settings)
 
-    monkeypatch.setattr(provider, "_connect", connect)
+    monkeypatch.setattr(provider, "connect", connect)
     extra = {} if steps is None else {"steps": steps}
     provider.collect(None, tmp_path / "run", Deaf("sp"), **extra)
     run = RunDirectory.open(tmp_path / "run")
@@ -420,7 +421,7 @@ def test_the_commands_name_what_is_wrong(tmp_path, capsys):
             ["sp", "--config", file, "--out", "x", "--sample", "4", "--seed", "1"],
             "--seed: expected at least 0, with --sample and --own-noise",
         ),
-        (["up", "--out", str(tmp_path / "u")], "--config: expected a YAML file"),
+        (["up", "--out", str(tmp_path / "u")], "expected --config, of a GAN, or --program"),
         (["up", "--config", "mnist", "--out", str(tmp_path / "u")], "no such"),
     ):
         assert cli.main(command) == 1
@@ -437,7 +438,7 @@ def test_up_writes_over_nothing(tmp_path):
         up(tiny(), run)
     with pytest.raises(FileNotFoundError, match="expected a run of `lpgan up`"):
         up(tiny(), run, resume=True)
-    assert provider._run_directory(run, public_part(tiny(steps=99))).config().steps == 99
+    assert provider._run_directory(run, tiny(steps=99).public()).config().steps == 99
     with pytest.raises(BadInput, match=r"has another run in it \(batch_size\)"):
-        provider._run_directory(run, public_part(tiny(batch_size=8)))
+        provider._run_directory(run, tiny(batch_size=8).public())
     assert os.listdir(run)

@@ -25,11 +25,14 @@ from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.service import SERVICE, Service, link_options
 from lpgan_jax.cluster.session import Session, Sizes
 from lpgan_jax.cluster.settings import load_cluster
-from lpgan_jax.cluster.wire import Hello, Opening, Parcel, Result, SampleRequest, Save, Watching
+from lpgan_jax.cluster.wire import Hello, Opening, Parcel, Question, Result, Save, Watching
 from lpgan_jax.training import checkpoint, config
+from lpgan_jax.training.building import training_of
 
-SIZES = Sizes(state=3000, inputs=200, noise=50, train=5000, generate=900)
-METHODS = ("Describe", "Open", "Send", "Watch", "Results", "Sample")
+SIZES = Sizes(
+    state=3000, inputs=200, questions={"generate": 50}, material={"": 5000, "generate": 900}
+)
+METHODS = ("Describe", "Open", "Send", "Watch", "Results", "Ask")
 SETTINGS = config.to_json(tiny())
 # Each line merges the one before nine times: as YAML, it would take longer than anyone waits.
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
@@ -45,7 +48,7 @@ class Server:
         self.config = load_cluster(self.file)
         self.reporter = Deaf("s1")
         self.lost = []
-        self.session = Session(self.config, "s1", lambda *of: self.lost.append(of))
+        self.session = Session(self.config, "s1", None, lambda *of: self.lost.append(of))
         self.journal = Journal(directory / "state" / "results" / "s1.msgpack")
         self.service = Service(
             self.config, load_identity(self.config, "s1"), self.session, self.journal, self.reporter
@@ -59,8 +62,7 @@ class Server:
         while self.at_work.wait():
             task = self.session.next_task()
             self.taken.append((task.parcel.serial, hashlib.sha256(task.payload).hexdigest()))
-            images = b"images" if task.parcel.request else None
-            self.session.done(task, images)
+            self.session.done(task, b"answer" if task.parcel.request else None)
 
     def client(self, role, identity=None):
         identity = identity or load_identity(self.config, role)
@@ -72,13 +74,17 @@ class Server:
             role="ds",
             attempt=attempt,
             config=SETTINGS,
+            functions={"step": "0" * 64},
+            steps=3,
             start=0,
             save=None,
         )
         return opening.model_copy(update=fields)
 
     def parcel(self, kind="train", serial=0, step=0, role="ds", size=None, **fields):
-        sizes = {"state": 3000, "train": 5200, "generate": 950, "inputs": 200}
+        sizes = {"state": 3000, "train": 5200, "answer": 950, "inputs": 200}
+        if kind == "answer":
+            fields = {"answer": "generate"} | fields
         size = sizes.get(kind, 0) if size is None else size
         return Parcel(
             session=self.config.session,
@@ -180,10 +186,16 @@ def test_the_other_servers_certificate_gets_nothing(server):
             hello = wire.encode(Hello(session=server.config.session, role=role))
             opening = wire.encode(server.opening(role=role))
             parcel = wire.encode(server.parcel(role=role))
-            sample = wire.encode(
-                SampleRequest(session=server.config.session, role=role, name="n" * 16, size=0)
+            question = wire.encode(
+                Question(
+                    session=server.config.session,
+                    role=role,
+                    name="n" * 16,
+                    answer="generate",
+                    size=0,
+                )
             )
-            messages = {"Open": opening, "Send": parcel, "Sample": sample}
+            messages = {"Open": opening, "Send": parcel, "Ask": question}
             for method in METHODS:
                 answer = call(channel, method, messages.get(method, hello))
                 assert answer == grpc.StatusCode.PERMISSION_DENIED, (method, role)
@@ -210,7 +222,7 @@ def test_a_role_may_do_its_own_part_only(start):
                     data = wire.encode(watching)
                 if method == "Results":
                     server.journal.append(
-                        Result(attempt=1, serial=0, kind="losses", step=1, seconds=0, size=3),
+                        Result(attempt=1, serial=0, kind="told", step=1, seconds=0, size=3),
                         b"abc",
                     )
                 answer = call(channel, method, data)
@@ -251,6 +263,7 @@ def test_a_key_that_others_can_read_is_refused(server):
         ({"role": "sp"}, "role: 'sp', expected 'ds'"),
         ({"start": 5}, "start: step 5, which has no such checkpoint"),
         ({"start": 5, "save": "x"}, "start: step 5, which has no such checkpoint"),
+        ({"start": 5, "save": "x", "steps": 4}, "start: step 5, which has no such checkpoint"),
         ({"config": '{"steps": 3}'}, "config: data: missing"),
         ({"config": "["}, "config: expected a configuration in JSON"),
         ({"config": MERGES}, "config: expected a configuration in JSON"),
@@ -270,21 +283,22 @@ def test_an_attempt_is_opened_once_and_remembered(server, tmp_path):
         with pytest.raises(RefusedBy, match="attempt: busy with attempt 1"):
             server.client("ds").open(server.opening(attempt))
     # The next process of this server knows it too.
-    later = Session(server.config, "s1", lambda *of: None)
+    later = Session(server.config, "s1", None, lambda *of: None)
     for attempt in (0, 1):
         with pytest.raises((wire.Unexpected, ValueError)):
             later.open(server.opening(attempt))
     with pytest.raises(wire.Unexpected, match="config: frac_bits differs"):
         later.open(server.opening(2, config=config.to_json(tiny(frac_bits=17))))
     longer = config.to_json(tiny(steps=99, sample_every=7))
-    later.open(server.opening(2, config=longer))
+    later.open(server.opening(2, config=longer, steps=99))
     file = Path(server.config.state) / "session-s1.json"
     known = json.loads(file.read_bytes())
-    file.write_text(json.dumps(known | {"config": config.dump(tiny())}))
-    with pytest.raises(ValueError, match=r"session-s1\.json: .* session of another version"):
-        Session(server.config, "s1", lambda *of: None)
+    for other in ({"config": config.dump(tiny())}, {"functions": {}}):
+        file.write_text(json.dumps(known | other))
+        with pytest.raises(ValueError, match=r"session-s1\.json: .* session of another version"):
+            Session(server.config, "s1", None, lambda *of: None)
     with pytest.raises(ValueError, match="of session"):
-        Session(server.config.model_copy(update={"session": "other"}), "s1", lambda *of: None)
+        Session(server.config.model_copy(update={"session": "other"}), "s1", None, print)
 
 
 def test_an_attempt_goes_on_from_a_checkpoint_that_is_intact(server):
@@ -293,11 +307,11 @@ def test_an_attempt_goes_on_from_a_checkpoint_that_is_intact(server):
         checkpoint.save_share(state, "s1", step, f"save{step}", {"a": np.arange(3, dtype="u8")}, 3)
     file = next((server.file.parent.parent / "state" / "checkpoints" / "s1").glob("*8.msgpack"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    session = Session(server.config, "s1", lambda *of: None)
+    session = Session(server.config, "s1", None, lambda *of: None)
     assert session.describe().saves == [Save(step=4, name="save4")]
     with pytest.raises(wire.Unexpected, match="start: step 8"):
         session.open(server.opening(start=8, save="save8"))
-    session.open(server.opening(start=4, save="save4"))
+    session.open(server.opening(start=4, save="save4", steps=4))
 
 
 def test_ds_is_there_from_the_beginning_to_the_end(start):
@@ -305,7 +319,7 @@ def test_ds_is_there_from_the_beginning_to_the_end(start):
     server = start(timeouts={"wait_s": 2.0})
     server.client("ds").open(server.opening())
     _until(lambda: server.lost == [("ds", "it did not come back in 2 s")])
-    again = Session(server.config, "s1", lambda *of: again_lost.append(of))
+    again = Session(server.config, "s1", None, lambda *of: again_lost.append(of))
     again_lost = []
     again.open(server.opening(2))
     again.watch(Watching(session=server.config.session, role="ds", attempt=2))
@@ -334,7 +348,7 @@ def test_a_watching_ds_that_dies_is_missed(server):
 
 def whole_training(server):
     """The parcels of a short training."""
-    kinds = [("state", 0), ("generate", 0), ("train", 0), ("train", 1), ("checkpoint", 2)]
+    kinds = [("state", 0), ("answer", 0), ("train", 0), ("train", 1), ("checkpoint", 2)]
     kinds += [("train", 2), ("finish", 3)]
     return [
         server.parcel(kind, serial, step, save="name" if kind == "checkpoint" else None)
@@ -373,7 +387,7 @@ def _until(condition, seconds=20.0):
         ({"size": 5201}, "size: 5201 bytes of train, expected 5200"),
         ({"size": 2**50}, "size: 1125899906842624 bytes"),
         ({"save": "name"}, "save: expected the name of a checkpoint, and only for one"),
-        ({"request": "nobody"}, "request: 'nobody' is none of SP's"),
+        ({"request": "nobody"}, "request: 'nobody' is nobody's"),
     ],
 )
 def test_a_parcel_out_of_turn_is_refused_and_changes_nothing(server, wrong, reason):
@@ -422,7 +436,7 @@ def test_a_server_takes_so_many_parcels_ahead_and_no_more(start):
     server.at_work.clear()
     time.sleep(0.1)
     server.client("ds").open(server.opening())
-    server.session.prepare(dataclasses.replace(SIZES, train=size, inputs=0))
+    server.session.prepare(dataclasses.replace(SIZES, material={"": size}, inputs=0))
     parcels = [server.parcel("state")]
     parcels += [server.parcel(serial=step, step=step - 1, size=size) for step in range(1, 30)]
     sent = []
@@ -473,50 +487,82 @@ def test_owners_send_when_it_is_their_turn(start):
         assert server.session.inputs_of("clinic", parcel.step) == payload(parcel)
 
 
-# SP -----------------------------------------------------------------------------------------------
+# SP and clients -----------------------------------------------------------------------------------
 
 
 def test_sp_reads_results_from_the_first_on(server):
-    sizes = {"losses": 3, "images": 4}
+    sizes = {"told": 3, "answer": 4}
     heads = [
         Result(attempt=1, serial=n, kind=kind, step=n, seconds=0.5, size=sizes[kind])
-        for n, kind in enumerate(["losses", "images", "losses"])
+        for n, kind in enumerate(["told", "answer", "told"])
     ]
     for head in heads:
         server.journal.append(head, b"x" * head.size)
     for _ in range(2):
         results = server.client("sp").results(sizes)
         assert [next(results) for _ in heads] == [(h, b"x" * h.size) for h in heads]
-    with pytest.raises(wire.Malformed, match="4 bytes of images"):
-        list(server.client("sp").results(sizes | {"images": 5}))
+    with pytest.raises(wire.Malformed, match="4 bytes of answer"):
+        list(server.client("sp").results(sizes | {"answer": 5}))
 
 
-def test_images_are_for_who_asked(server):
+def test_answers_are_for_who_asked(start):
+    server = start(clients=["alice", "bob"], most_questions=1)
     server.begin()
-    request = SampleRequest(session=server.config.session, role="sp", name="r" * 16, size=0)
-    sizes = {"images": 6}
-    with pytest.raises(RefusedBy, match="images come after training"):
-        server.client("sp").sample(request, [], sizes, 20)
+
+    def question(role, name, size=50, answer="generate"):
+        session = server.config.session
+        return Question(session=session, role=role, name=name * 16, answer=answer, size=size)
+
+    shares = [np.arange(50, dtype=np.uint8)]
+
+    def ask(role, *of, shares=shares):
+        return server.client(role).ask(question(role, *of), shares, 6, 20)
+
+    with pytest.raises(RefusedBy, match="answers come after training"):
+        ask("sp", "r", 0, shares=[])
     parcels = whole_training(server)
 
     def dealt():
         yield from frames(*parcels)
-        for name, size in (("r" * 16, 950), ("q" * 16, 900)):
-            _until(lambda name=name: name in server.session._wishes)
+        for name, size in (("r", 950), ("q", 900), ("a", 900), ("b", 900)):
+            _until(lambda name=name: name * 16 in server.session._wishes)
             serial = server.session._serial["ds"]
-            yield from frames(server.parcel("generate", serial, 3, size=size, request=name))
+            yield from frames(server.parcel("answer", serial, 3, size=size, request=name * 16))
 
     threading.Thread(
         target=_quietly(server.client("ds").send), args=(dealt(),), daemon=True
     ).start()
     _until(lambda: len(server.taken) == len(parcels))
-    assert server.client("sp").sample(request, [], sizes, 20)[1] == b"images"
-    own = request.model_copy(update={"name": "q" * 16, "size": 50})
-    noise = [np.arange(50, dtype=np.uint8)]
-    assert server.client("sp").sample(own, noise, sizes, 20)[1] == b"images"
-    wrong = own.model_copy(update={"name": "w" * 16, "size": 49})
-    with pytest.raises(RefusedBy, match="size: 49, expected 50 bytes of noise, or 0"):
-        server.client("sp").sample(wrong, noise, sizes, 20)
+    assert ask("sp", "r", 0, shares=[]) == b"answer"  # to a question of DS's
+    assert ask("sp", "q") == b"answer"
+    with pytest.raises(RefusedBy, match="size: 49, expected 50 bytes of a question, or 0"):
+        ask("sp", "w", 49)
+    with pytest.raises(RefusedBy, match=r"size: 0, expected 50 bytes of a question$"):
+        ask("alice", "w", 0, shares=[])
+    with pytest.raises(RefusedBy, match="answer: 'predict', expected one of generate"):
+        ask("alice", "w", 50, "predict")
+    assert ask("alice", "a") == b"answer"
+    with pytest.raises(RefusedBy, match="alice has asked 1 questions, as many as it may"):
+        ask("alice", "c")
+    assert ask("bob", "b") == b"answer"  # who has asked nothing yet
+
+
+def test_only_so_many_questions_wait(start):
+    server = start(clients=["alice"])
+    server.begin()
+    server.session._finished = True
+    session, most = server.config.session, 64 // 2
+
+    def question(number):
+        name = f"{number:016}"
+        return Question(session=session, role="alice", name=name, answer="generate", size=50)
+
+    for number in range(most):
+        server.session.ask("alice", question(number), bytearray(50))
+    with pytest.raises(wire.Unexpected, match=f"{most} questions of alice are waiting"):
+        server.session.ask("alice", question(most), bytearray(50))
+    with pytest.raises(wire.Unexpected, match="is asked already"):
+        server.session.ask("sp", question(0), bytearray(50))
 
 
 # DS's choice --------------------------------------------------------------------------------------
@@ -531,21 +577,22 @@ def _described(saves, attempt=1):
         start=0,
         prepared=False,
         config=None,
+        functions={},
         saves=[Save(step=step, name=name) for step, name in saves],
     )
 
 
 def test_ds_goes_on_from_the_newest_step_that_both_have():
-    settings = tiny(steps=20, checkpoint_every=4)
+    training = training_of(tiny(steps=20, checkpoint_every=4))
     both = [_described([(4, "a"), (8, "b"), (12, "c")]), _described([(4, "a"), (8, "b")])]
-    assert newest_common(both, settings) == (8, "b")
+    assert newest_common(both, training) == (8, "b")
     half = [_described([(4, "a"), (8, "x")]), _described([(4, "a"), (8, "b")])]
-    assert newest_common(half, settings) == (4, "a")
-    assert newest_common([_described([]), _described([])], settings) == (0, None)
+    assert newest_common(half, training) == (4, "a")
+    assert newest_common([_described([]), _described([])], training) == (0, None)
     # The first of a session, that one server was about to write.
-    assert newest_common([_described([]), _described([(4, "a")])], settings) == (0, None)
+    assert newest_common([_described([]), _described([(4, "a")])], training) == (0, None)
     with pytest.raises(BadInput, match="steps: 6 given, and 8 are done"):
-        newest_common(both, tiny(steps=6, checkpoint_every=4))
+        newest_common(both, training_of(tiny(steps=6, checkpoint_every=4)))
 
 
 @pytest.mark.parametrize(
@@ -559,7 +606,7 @@ def test_ds_goes_on_from_the_newest_step_that_both_have():
 )
 def test_ds_does_not_begin_again_where_shares_are_lost(descriptions):
     with pytest.raises(BadInput, match="a server's state is lost, so start a new session"):
-        newest_common(descriptions, tiny(steps=20, checkpoint_every=4))
+        newest_common(descriptions, training_of(tiny(steps=20, checkpoint_every=4)))
 
 
 def test_an_attempts_number_is_written_down_at_ds_too(server):
@@ -574,7 +621,7 @@ def test_an_attempts_number_is_written_down_at_ds_too(server):
 
 def test_a_journal_survives_a_cut_tail(tmp_path):
     heads = [
-        Result(attempt=1, serial=n, kind="losses", step=n, seconds=0.0, size=n) for n in range(4)
+        Result(attempt=1, serial=n, kind="told", step=n, seconds=0.0, size=n) for n in range(4)
     ]
 
     def opened():
@@ -594,16 +641,16 @@ def test_a_journal_survives_a_cut_tail(tmp_path):
         with opened() as journal:
             assert journal.wait(3, 0) == (heads[3], bytes(3))
     with opened() as journal:
-        journal.append(heads[3].model_copy(update={"kind": "parameters", "step": 1}), bytes(3))
+        journal.append(heads[3].model_copy(update={"kind": "learnt", "step": 1}), bytes(3))
         journal.forget(after=1)
         assert [journal.wait(n, 0) for n in range(3)] == [(heads[0], b""), (heads[1], b"\0"), None]
 
 
 def test_sp_begins_again_when_results_are_dropped(server):
     """A new attempt computes them again, at the same places: what SP has read is void."""
-    sizes = {"losses": 3}
+    sizes = {"told": 3}
     heads = [
-        Result(attempt=1, serial=n, kind="losses", step=n, seconds=0.5, size=3) for n in range(1, 7)
+        Result(attempt=1, serial=n, kind="told", step=n, seconds=0.5, size=3) for n in range(1, 7)
     ]
     for head in heads:
         server.journal.append(head, b"old")
@@ -683,8 +730,14 @@ def attack(server, count, seed):
         "Send": [server.parcel("state"), server.parcel("train", 2, 0), server.parcel(attempt=9)],
         "Watch": [Watching(session="another", role="ds", attempt=1)],
         "Results": [Hello(session=server.config.session, role="ds")],
-        "Sample": [
-            SampleRequest(session=server.config.session, role="sp", name="f" * 16, size=10**15)
+        "Ask": [
+            Question(
+                session=server.config.session,
+                role="sp",
+                name="f" * 16,
+                answer="generate",
+                size=10**15,
+            )
         ],
     }
     encoded = {m: [wire.encode(message) for message in of] for m, of in valid.items()}

@@ -25,6 +25,7 @@ from lpgan_jax.cluster.worker import Job
 from lpgan_jax.common.files import atomic_write, use_compilation_cache
 from lpgan_jax.study import features
 from lpgan_jax.training import checkpoint
+from lpgan_jax.training.building import training_of
 from lpgan_jax.training.loop import train
 from lpgan_jax.training.run_directory import Metrics, RunDirectory
 
@@ -61,14 +62,14 @@ def test_a_plaintext_run_is_private(shared):
 
 def test_a_run_that_goes_on_becomes_private(tmp_path):
     run = RunDirectory.create(tmp_path / "run", tiny())
-    Metrics(run.metrics_file, 0)
+    Metrics(run.metrics_file, 0, GAN)
     run.path.chmod(0o755)
     run.metrics_file.chmod(0o644)
     assert RunDirectory.open(run.path) == run
     assert mode(run.path) == 0o755, "who only reads changes nothing"
     assert RunDirectory.resume(run.path) == run
     assert mode(run.path) == 0o700
-    Metrics(run.metrics_file, 0).append(1, 0.5, 0.5, 1.0, 1.0)
+    Metrics(run.metrics_file, 0, GAN).append(1, {"loss_d": 0.5, "loss_g": 0.5}, 1.0)
     assert mode(run.metrics_file) == 0o600
 
 
@@ -78,7 +79,7 @@ def test_what_roles_write_is_private(shared, monkeypatch):
         Log(shared / "logs" / "s1.jsonl").event({"kind": "event"})
         worker._lock(shared / "s1.lock")
         with closing(Journal(shared / "results" / "s1.msgpack")) as journal:
-            head = Result(attempt=1, serial=0, kind="losses", step=0, seconds=0.0, size=3)
+            head = Result(attempt=1, serial=0, kind="told", step=0, seconds=0.0, size=3)
             journal.append(head, b"abc")
         checkpoint.save_share(shared, "s1", 1, "name", {"w": np.zeros(3, np.uint64)}, keep=1)
         make_certificates(shared / "certificates", ["s1"])
@@ -103,11 +104,12 @@ def test_what_is_for_others_follows_the_umask(tmp_path):
 
 # Links, and what belongs to others ----------------------------------------------------------------
 
+GAN = training_of(tiny())
 FILES = {
     "lock": worker._lock,
     "journal": Journal,
     "log": lambda path: Log(path).event({"kind": "event"}),
-    "metrics": lambda path: _metrics(path).append(1, 0.5, 0.5, 1.0, 1.0),
+    "metrics": lambda path: _metrics(path).append(1, {"loss_d": 0.5, "loss_g": 0.5}, 1.0),
 }
 DIRECTORIES = {
     "run": lambda path: RunDirectory.create(path, tiny()),
@@ -121,7 +123,7 @@ DIRECTORIES = {
 
 def _metrics(path):
     """A table that is somewhere else by the time a row comes."""
-    metrics = Metrics(path.with_name("metrics.csv"), 0)
+    metrics = Metrics(path.with_name("metrics.csv"), 0, GAN)
     metrics._path = path
     return metrics
 

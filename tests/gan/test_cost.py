@@ -12,9 +12,9 @@ import pytest
 
 import lpgan_jax as lp
 from lpgan_jax.analysis.cost import program_cost
+from lpgan_jax.programs import shapes
 from lpgan_jax.training import config
 from lpgan_jax.training.building import build
-from lpgan_jax.training.programs import training_program
 
 OPTIMIZER = {
     "sgd": "{name: sgd, learning_rate: 2e-3}",
@@ -69,7 +69,7 @@ QUICK = ("digits", "adam", "sgd")
     "which", [w if w == QUICK else pytest.param(w, marks=pytest.mark.slow) for w in BY_HAND]
 )
 def test_a_step_costs_no_more_than_one_by_hand(which):
-    cost = program_cost(*training_program(settings_of(*which)))
+    cost = program_cost(*shapes.step_program(build(settings_of(*which))))
     by_hand = dict(zip(FIGURES, BY_HAND[which], strict=True))
     ratios = {name: getattr(cost, name) / by_hand[name] for name in FIGURES}
     print({name: round(ratio, 4) for name, ratio in ratios.items()})

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpgan_jax.programs.batches import Batches
+from lpgan_jax.programs.batches import Batches, shuffled
 
 
 @given(st.integers(1, 60), st.data(), st.integers(0, 2**70), st.integers(0, 1000))
@@ -58,3 +58,17 @@ def test_bad_batches(arguments, message):
 def test_negative_step():
     with pytest.raises(ValueError, match="step: -1 given"):
         Batches(10, 5, 0).indices(-1)
+
+
+def test_shuffled_rows_are_of_one_order():
+    arrays = {"x": np.arange(10), "y": np.arange(10)[:, None] + 100}
+    draw = shuffled(arrays, 4, seed=3)
+    for turn in (0, 1, 5):
+        batch = draw(turn)
+        np.testing.assert_array_equal(batch["x"], Batches(10, 4, 3).indices(turn))
+        np.testing.assert_array_equal(batch["y"], batch["x"][:, None] + 100)
+
+
+def test_rows_of_several_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"arrays: expected one length, got \[3, 4\]"):
+        shuffled((np.zeros(3), np.zeros(4)), 2, seed=0)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lpgan_jax.cli import main
 from lpgan_jax.common.tables import read_csv, write_csv
+from lpgan_jax.programs import initial_state
 from lpgan_jax.study.sweep import Cell, Variant, run_sweep, write_report
 from lpgan_jax.study.sweep import run as running
 from lpgan_jax.study.sweep.errors import PROTOCOLS, gradient_errors, layer_errors, protocol_errors
@@ -195,7 +196,7 @@ def test_errors_of_a_step_fall_with_the_fraction_bits(base):
         settings = config.load(str(base), [f"frac_bits={bits}"])
         gan, source = build_gan(settings), DataSource(settings, 0, data.load_images(settings.data))
         variant = Variant("shadow", "stochastic", bits, 0.0)
-        initial = source.initial_state(build(settings).program)
+        initial = initial_state(build(settings).program, 0)
         arguments = gan, initial, source.batch(0), variant, 0
         errors[bits] = {
             row["network"]: row["relative_error"]

@@ -11,7 +11,9 @@ from helpers import script
 from rich.console import Console
 
 from lpgan_jax import cli
+from lpgan_jax.programs import shapes
 from lpgan_jax.training import bench
+from lpgan_jax.training.building import build
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 compare_peers, performance = script("compare_peers"), script("performance")
@@ -65,7 +67,7 @@ def test_a_training_step():
 
     # As of `lpgan cost`:
     settings = bench.config.load("digits", [*TINY, "batch_size=4"])
-    function, secrets, public = bench.training_program(settings)
+    function, secrets, public = shapes.step_program(build(settings))
     cost = bench.program_cost(function, secrets, public)
     for name in ("rounds", "messages", "online_bytes", "comparisons"):
         assert report[name] == getattr(cost, name)

@@ -5,10 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpgan_jax.training import checkpoint
+from lpgan_jax.training.building import training_of
 from lpgan_jax.training.config import ConfigError, load
 from lpgan_jax.training.run_directory import Metrics, RunDirectory
 
+GAN = training_of(load("digits", ["batch_size=64"]))
 HEADER = "step,loss_d,loss_g,seconds,images_per_s\n"
+
+
+def row(loss_d, loss_g):
+    return {"loss_d": loss_d, "loss_g": loss_g}
 
 
 def rows(path):
@@ -33,7 +39,7 @@ def test_create_and_open(tmp_path):
     assert "reconstruct" in readme
     assert run.metrics_file == run.path / "metrics.csv"
     assert run.summary_file == run.path / "summary.json"
-    assert run.sample_file(40) == run.path / "samples" / "step_000040.png"
+    assert run.sample_file(40, ".png") == run.path / "samples" / "step_000040.png"
     assert run.checkpoints == run.path / checkpoint.DIRECTORY
 
 
@@ -72,20 +78,20 @@ def test_a_config_that_was_spoilt(tmp_path):
 
 def test_rows_are_there_at_once(tmp_path):
     path = tmp_path / "metrics.csv"
-    metrics = Metrics(path, last_step=0)
+    metrics = Metrics(path, 0, GAN)
     assert path.read_text() == HEADER
-    metrics.append(10, 0.5, 1.25, 3.0, 64.5)
-    metrics.append(20, None, None, 6.0, 64.0)
-    assert path.read_text() == HEADER + "10,0.5,1.25,3.0,64.5\n20,,,6.0,64.0\n"
+    metrics.append(10, row(0.5, 1.25), 3.0)
+    metrics.append(20, row(None, None), 6.0)
+    assert path.read_text() == HEADER + f"10,0.5,1.25,3.0,{64 / 3}\n20,,,6.0,{64 / 6}\n"
     assert rows(path)[1]["loss_d"] == ""
 
 
 def test_a_resumed_run_repeats_no_step(tmp_path):
     path = tmp_path / "metrics.csv"
-    metrics = Metrics(path, last_step=0)
+    metrics = Metrics(path, 0, GAN)
     for step in (10, 20, 30, 40):
-        metrics.append(step, 0.0, 0.0, 1.0, 1.0)
-    Metrics(path, last_step=25).append(30, 9.0, 0.0, 1.0, 1.0)
+        metrics.append(step, row(0.0, 0.0), 1.0)
+    Metrics(path, 25, GAN).append(30, row(9.0, 0.0), 1.0)
     assert steps(path) == [10, 20, 30]
     assert rows(path)[-1]["loss_d"] == "9.0"
 
@@ -95,15 +101,15 @@ def test_a_resumed_run_repeats_no_step(tmp_path):
 def test_a_line_cut_short_is_dropped(tmp_path_factory, losses, data):
     path = tmp_path_factory.getbasetemp() / "cut.csv"
     path.unlink(missing_ok=True)
-    metrics = Metrics(path, last_step=0)
+    metrics = Metrics(path, 0, GAN)
     for step, loss in enumerate(losses, start=1):
-        metrics.append(step, loss, loss, 1.0, 1.0)
+        metrics.append(step, row(loss, loss), 1.0)
     whole = path.read_text()
     cut = data.draw(st.integers(len(HEADER), len(whole)))
     path.write_text(whole[:cut])
-    Metrics(path, last_step=len(losses)).append(99, 0.0, 0.0, 1.0, 1.0)
+    Metrics(path, len(losses), GAN).append(99, row(0.0, 0.0), 1.0)
     kept = whole[:cut].count("\n") - 1
-    assert path.read_text() == "".join(whole.splitlines(True)[: kept + 1]) + "99,0.0,0.0,1.0,1.0\n"
+    assert path.read_text() == "".join(whole.splitlines(True)[: kept + 1]) + "99,0.0,0.0,1.0,64.0\n"
 
 
 @pytest.mark.parametrize(
@@ -120,11 +126,11 @@ def test_another_file_is_not_overwritten(tmp_path, text, message):
     path = tmp_path / "metrics.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"metrics\.csv: {message}"):
-        Metrics(path, last_step=0)
+        Metrics(path, 0, GAN)
     assert path.read_text() == text
 
 
 def test_an_empty_file_is_a_new_one(tmp_path):
     (tmp_path / "metrics.csv").touch()
-    Metrics(tmp_path / "metrics.csv", last_step=0)
+    Metrics(tmp_path / "metrics.csv", 0, GAN)
     assert (tmp_path / "metrics.csv").read_text() == HEADER

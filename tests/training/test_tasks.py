@@ -2,7 +2,12 @@
 
 from clusters import tiny
 
+from lpgan_jax.training.building import training_of
 from lpgan_jax.training.tasks import tasks
+
+
+def of(**fields):
+    return training_of(tiny(**fields))
 
 
 def kinds(*arguments):
@@ -10,28 +15,28 @@ def kinds(*arguments):
 
 
 def test_the_tasks_of_a_run():
-    settings = tiny(steps=3, sample_every=2, checkpoint_every=3)
-    assert kinds(settings, 0, True) == [
+    training = of(steps=3, sample_every=2, checkpoint_every=3)
+    assert kinds(training, 0, True) == [
         ("state", 0),
-        ("generate", 0),
+        ("answer", 0),
         ("train", 0),
         ("train", 1),
-        ("generate", 2),
+        ("answer", 2),
         ("train", 2),
-        ("generate", 3),
+        ("answer", 3),
         ("checkpoint", 3),
         ("finish", 3),
     ]
 
 
 def test_a_run_goes_on_from_a_checkpoint():
-    settings = tiny(steps=3, sample_every=2, checkpoint_every=3)
-    assert kinds(settings, 2, True) == kinds(settings, 0, True)[-4:]
-    assert kinds(settings, 3, True) == [("finish", 3)]
+    training = of(steps=3, sample_every=2, checkpoint_every=3)
+    assert kinds(training, 2, True) == kinds(training, 0, True)[-4:]
+    assert kinds(training, 3, True) == [("finish", 3)]
 
 
-def test_what_is_not_opened_is_not_generated():
-    settings = tiny(steps=3, sample_every=2, checkpoint_every=3)
-    assert kinds(settings, 0, False) == [
-        task for task in kinds(settings, 0, True) if task[0] != "generate"
+def test_what_is_not_opened_is_not_asked():
+    training = of(steps=3, sample_every=2, checkpoint_every=3)
+    assert kinds(training, 0, False) == [
+        task for task in kinds(training, 0, True) if task[0] != "answer"
     ]

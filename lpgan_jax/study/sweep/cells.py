@@ -18,7 +18,7 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row
 from lpgan_jax.gan import GENERATE, State, mean_losses
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.programs import SecureProgram
+from lpgan_jax.programs import SecureProgram, initial_state
 from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.study.features import classifier_judge
@@ -82,7 +82,7 @@ def _run(
     identity: Row = asdict(variant) | {"seed": cell.seed}
     gan = build(settings)
     source = DataSource(settings, cell.seed, images)
-    initial = source.initial_state(gan.program)
+    initial = initial_state(gan.program, cell.seed)
     trainer = _trainer(settings, gan, initial, cell)
     reference = PlaintextTrainer(gan.program, initial, dtype=np.float64)
     rng = random_stream(cell.seed, Stream.EVALUATION)

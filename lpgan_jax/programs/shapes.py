@@ -1,0 +1,90 @@
+"""What a run would execute, as shapes: to be traced, counted, compiled, and not run.
+
+A party's program is (function, secrets, public), as `party.simulate` takes them, where the secrets
+are `jax.ShapeDtypeStruct`s. `cost.program_cost` and `audit.audit_program` take its parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax.mpc.party import Program as PartyProgram
+from lpgan_jax.mpc.share_trees import tree_of_shapes
+from lpgan_jax.programs.secured import SecureProgram
+from lpgan_jax.transform.function import Program as Traced
+
+
+def state_shapes(program: SecureProgram) -> Any:
+    """Of a secret state."""
+    return tree_of_shapes(program.shapes, program.scales)
+
+
+def batch_shapes(program: SecureProgram) -> Any:
+    """Of a batch."""
+    return tree_of_shapes(program.batch, program.batch_scales)
+
+
+def question_shapes(program: SecureProgram, name: str, num: int | None = None) -> Any:
+    """Of a question, of so many rows instead of as many as the answer says."""
+    asked = program.program.answers[name].question
+    if num is not None:
+        asked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype), asked)
+    return tree_of_shapes(asked, program.question_scales(name, asked))
+
+
+def step_program(program: SecureProgram) -> PartyProgram:
+    """What the servers run in a training step."""
+    secrets = state_shapes(program), batch_shapes(program)
+    return program.train_step, secrets, program.schedule(0)
+
+
+def answer_program(program: SecureProgram, name: str, num: int | None = None) -> PartyProgram:
+    """What the servers run to answer a question (of so many rows)."""
+    secrets = state_shapes(program), question_shapes(program, name, num)
+    return program.answer(name), secrets, None
+
+
+def told_shapes(program: SecureProgram) -> Any:
+    """Of what SP is told of a step."""
+    state = program.program.init(np.random.default_rng(0))
+    _, told = jax.eval_shape(program.program.step, state, program.batch)
+    return _last_outputs(program.functions["step"], told)
+
+
+def answer_shapes(program: SecureProgram, name: str) -> Any:
+    """Of an answer."""
+    of = program.program.answers[name]
+    state = program.program.init(np.random.default_rng(0))
+    answer = jax.eval_shape(of.function, of.part(state), of.question)
+    return _last_outputs(program.functions[f"answers[{name!r}]"], answer)
+
+
+def learnt_shapes(program: SecureProgram) -> Any:
+    """Of what SP gets of the last state."""
+    return program.program.learnt(state_shapes(program))
+
+
+def _last_outputs(traced: Traced, values: Any) -> Any:
+    """Shapes with the scales of a function's last results."""
+    leaves, structure = jax.tree.flatten(values)
+    scales = traced.output_scales[len(traced.output_scales) - len(leaves) :]
+    return tree_of_shapes(values, jax.tree.unflatten(structure, scales))
+
+
+def rows_of(question: Any) -> int:
+    """How many rows a question has.
+
+    Raises:
+        ValueError: its arrays have different numbers of them.
+    """
+    lengths = {np.shape(leaf)[0] if np.shape(leaf) else None for leaf in jax.tree.leaves(question)}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"question: arrays of {sorted(map(str, lengths))} rows, expected the same number"
+        )
+    (count,) = lengths
+    assert count is not None
+    return count

@@ -1,0 +1,106 @@
+"""A program between four processes: trained, asked by clients, refused where it differs."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import tiny_program
+from clusters import SEED, Deaf, Running, events, local, statuses
+
+from lpgan_jax.cluster.askers import Asker
+from lpgan_jax.cluster.dealer import master_key
+from lpgan_jax.cluster.supervisor import Supervisor
+from lpgan_jax.cluster.worker import Job
+from lpgan_jax.programs import initial_state, secured
+from lpgan_jax.programs.simulation import Simulation
+from lpgan_jax.training import checkpoint, config, program_file
+
+FILE = tiny_program.__file__
+
+
+def jobs(file, out, settings, **programs):
+    """Of the four roles, with a program's file each."""
+    of = dict.fromkeys(("s1", "s2", "sp"), FILE) | programs
+    return [
+        *(Job("serve", server, str(file), program=of[server]) for server in ("s1", "s2")),
+        Job("deal", "ds", str(file), train=config.to_json(settings), seed=SEED),
+        Job("collect", "sp", str(file), out=str(out), program=of["sp"]),
+    ]
+
+
+def simulated(training):
+    """The same training in one process: (simulation, samples by step)."""
+    initial = initial_state(training.program, SEED)
+    simulation = Simulation.begin(secured(training.program), initial, master_key(SEED, 1))
+    draw, question = training.feed(SEED, None), training.sample_question(SEED)
+    samples = {0: simulation.answer("probability", question)}
+    for step in range(training.steps):
+        simulation.train_step(step, draw(step))
+        if training.samples_after(step + 1):
+            samples[step + 1] = simulation.answer("probability", question)
+    return simulation, samples
+
+
+def test_a_program_is_trained_and_asked_by_two_clients_at_once(tmp_path, subtests):
+    file, cluster = local(tmp_path, clients=["alice", "bob"])
+    settings = config.program_config(FILE, seed=SEED)
+    training = program_file.load(FILE, {})
+    simulation, samples = simulated(training)
+    running = Running(jobs(file, tmp_path / "run", settings), cluster)
+    try:
+        assert running.wait("sp", 240) == 0
+        with subtests.test("bit-identical to the simulation"):
+            step, shares = checkpoint.load(tmp_path / "state")
+            assert step == 6
+            jax.tree.map(np.testing.assert_array_equal, shares, simulation.shares())
+            for step, sample in samples.items():
+                got = np.load(tmp_path / "run" / "samples" / f"step_{step:06d}.npy")
+                np.testing.assert_array_equal(got, sample)
+        with subtests.test("clients"):
+            rng = np.random.default_rng(1)
+            questions = {"alice": rng.normal(size=(6, 3)), "bob": rng.normal(size=(3, 3))}
+
+            def ask(role):
+                return Asker(cluster, role, FILE, Deaf(role)).ask("probability", questions[role])
+
+            with ThreadPoolExecutor() as threads:
+                answers = dict(zip(questions, threads.map(ask, questions), strict=True))
+            for role, question in questions.items():
+                # Both round within some LSB of 18 bits.
+                expected = simulation.answer("probability", question)
+                assert np.abs(answers[role] - expected).max() < 2**-14
+        with subtests.test("a client with another program"):
+            other = tmp_path / "tiny_program.py"
+            other.write_text(Path(FILE).read_text().replace("sigmoid", "tanh"))
+            asking = Job(
+                "ask", "bob", str(file), program=str(other), question="q", out=str(tmp_path / "a")
+            )
+            assert Supervisor(asking, cluster).run() == 1
+            log = (tmp_path / "state" / "logs" / "bob.jsonl").read_text()
+            assert "differs from that of this session: answers['probability']" in log
+    finally:
+        running.stop()
+
+
+def test_a_role_with_a_changed_file_is_refused_by_name(tmp_path):
+    """Before anything is shared, at DS and at the server, with the operation that differs."""
+    changed = tmp_path / "elsewhere" / "tiny_program.py"
+    changed.parent.mkdir()
+    shutil.copy(FILE, changed)
+    changed.write_text(changed.read_text().replace("softplus(z)", "softplus(z) + 1e-2 * z"))
+    file, cluster = local(tmp_path)
+    settings = config.program_config(FILE, seed=SEED)
+    running = Running(jobs(file, tmp_path / "run", settings, s2=str(changed)), cluster)
+    try:
+        assert running.wait("ds", 240) == 1
+        assert running.wait("s2", 60) == 1
+    finally:
+        running.stop()
+    state = tmp_path / "state"
+    for role in ("ds", "s2"):
+        (ended,) = events(state, role, "ended")
+        assert "program differs from that of ds: step: operation" in ended["reason"], role
+    assert not list(state.glob("checkpoints/*/*"))
+    assert not any(status["received"].get("ds") for status in statuses(state, "s2"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable
 
 import jax
@@ -17,6 +18,8 @@ from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Part, Secret
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
+Digits = tuple[tuple[int, int], ...]
+"""(sign, s), ...: the sum of sign 2^-s."""
 
 
 @functools.singledispatch
@@ -146,28 +149,81 @@ def truncate(party: Seat, x: Secret, frac_bits: int) -> Secret:
     if not 0 < shift <= ring.bits - 2:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
     narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
-    public, minus_high, wrap, flag = _truncated(party, x, shift, narrow)
+    public, minus_high, wrap, flag = _truncated(
+        party, x, lambda words: ring.shift_right(words, shift), narrow
+    )
     parts = Part(minus_high), Part(wrap, ring.bits - shift, (flag,))
     share = sum((part.share(ring) for part in parts), party.public_share(public))
     return Secret(share, frac_bits, public, parts)
 
 
 def _truncated(
-    party: Seat, x: Secret, shift: int | jax.Array, narrow: DTypeLike
+    party: Seat, x: Secret, shifted: Callable[[jax.Array], jax.Array], narrow: DTypeLike
 ) -> tuple[jax.Array, Dealt, Dealt, jax.Array]:
-    """(public part, first dealt part, the second: a wrap, whether that counts) of x >> shift.
+    """(public part, first dealt part, the second: a wrap, whether that counts) of a shift of x.
 
-    The wrap is a multiple of 2^(bits - shift): it takes shares modulo 2^shift only, in words of the
-    type `narrow`.
+    `shifted`: words to the right by some bits, or a sum of several such. Of the right by f, the
+    wrap is a multiple of 2^(bits - f): it takes shares modulo 2^f only, in words of type `narrow`.
     """
     ring = party.ring
     a, e = opening(masked(party, x))
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
-    minus_high = party.correlate(lambda v: -ring.shift_right(-v, shift), a)
+    minus_high = party.correlate(lambda v: -shifted(-v), a)
     wrap = party.correlate(lambda v: ring.top_bit(-v).astype(narrow), a)
     c = ring.reduce(e + ring.constant(1 << (ring.bits - 2)))
-    half = ring.shift_right(jnp.asarray(ring.constant(1 << (ring.bits - 2))), shift)
-    return ring.shift_right(c, shift) - half, minus_high, wrap, ring.top_bit(c) == 0
+    half = shifted(jnp.asarray(ring.constant(1 << (ring.bits - 2))))
+    return shifted(c) - half, minus_high, wrap, ring.top_bit(c) == 0
+
+
+@functools.singledispatch
+@jax.named_scope("truncation")
+def times_small(party: Seat, x: Secret, digits: Digits, frac_bits: int) -> Secret:
+    """x times a public real that is small: a sum of truncations, by one opening.
+
+    Where x times an integer is truncated (`scale_public`), the product must fit into the ring; here
+    x alone must.
+
+    Args:
+        party: this server's seat.
+        x: |x| < 2^62 as an integer.
+        digits: of the factor, `signed_digits`.
+        frac_bits: of the result, at most x's.
+
+    Returns:
+        The product, with an error below 1 LSB for each digit, of mean 0. 1 round, one word per
+        element unless x is masked; DS -> S2: as `truncate`.
+    """
+    ring, dropped = party.ring, x.frac_bits - frac_bits
+    digits = tuple((sign, shift + dropped) for sign, shift in digits)
+    most = max(shift for _, shift in digits)
+    narrow = np.uint32 if ring.bits == 64 and most <= 32 else ring.dtype
+
+    def shifted(words: jax.Array) -> jax.Array:
+        terms = [ring.shift_right(words, shift) for _, shift in digits]
+        total = jnp.zeros_like(terms[0])
+        for (sign, _), term in zip(digits, terms, strict=True):
+            total = total + term if sign > 0 else total - term
+        return total
+
+    public, minus_high, wrap, flag = _truncated(party, x, shifted, narrow)
+    # A wrap counts 2^bits times the factor: a multiple of 2^(bits - most).
+    times = sum(sign << (most - shift) for sign, shift in digits)
+    up = (wrap.share * np.asarray(times).astype(narrow)).astype(ring.dtype)
+    up = ring.shift_left(up, ring.bits - most)
+    share = party.public_share(public) + minus_high.share + jnp.where(flag, up, jnp.zeros_like(up))
+    return Secret(share, frac_bits)
+
+
+def signed_digits(value: float, significant_bits: int) -> Digits:
+    """A real between 0 and 1/2 as few powers of two, within 2^-significant_bits relative."""
+    if not 0 < value < 0.5:
+        raise ValueError(f"value: expected more than 0 and less than 1/2, got {value}")
+    digits, rest = [], value
+    while abs(rest) > value * 2.0**-significant_bits:
+        shift = -round(math.log2(abs(rest)))
+        digits.append((1 if rest > 0 else -1, shift))
+        rest -= math.copysign(2.0**-shift, rest)
+    return tuple(digits)
 
 
 @functools.singledispatch
@@ -186,7 +242,9 @@ def truncate_by(party: Seat, x: Secret, shift: jax.Array) -> Secret:
     """
     ring = party.ring
     words = jnp.broadcast_to(shift, x.shape).astype(ring.dtype)
-    public, minus_high, wrap, flag = _truncated(party, x, words, ring.dtype)
+    public, minus_high, wrap, flag = _truncated(
+        party, x, lambda values: ring.shift_right(values, words), ring.dtype
+    )
     up = ring.shift_left(wrap.share, jnp.asarray(ring.constant(ring.bits)) - words)
     share = party.public_share(public) + minus_high.share + jnp.where(flag, up, jnp.zeros_like(up))
     return Secret(share, x.frac_bits)

@@ -86,6 +86,14 @@ class EmulatedSeat(PlainSeat):
         self.saw_truncation(x, result)
         return result
 
+    def times_small(self, x: Secret, digits: arithmetic.Digits, frac_bits: int) -> Secret:
+        """A product with a public real, rounded as a truncation is."""
+        if self._round is _stochastic:
+            return _by_one_mask(self, x, digits, frac_bits)
+        parts = [(sign, self._round(self, x, frac_bits - shift)) for sign, shift in digits]
+        total: Any = sum(sign * part.share.astype(np.int64) for sign, part in parts)
+        return Secret(total.astype(self.ring.dtype), frac_bits)
+
 
 def run(
     function: Callable[..., Any],
@@ -149,6 +157,18 @@ ROUNDINGS: dict[str, Callable[[Any, Secret, int], Secret]] = {
 @arithmetic.truncate.register
 def _truncate(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
     return party.round(x, frac_bits)
+
+
+_by_one_mask = arithmetic.times_small.dispatch(Seat)
+
+
+@arithmetic.times_small.register
+def _times_small(
+    party: EmulatedSeat, x: Secret, digits: arithmetic.Digits, frac_bits: int
+) -> Secret:
+    result = party.times_small(x, digits, frac_bits)
+    party.saw_truncation(x, result)
+    return result
 
 
 # What the random words cannot change ------------------------------------------------------------

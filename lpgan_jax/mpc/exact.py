@@ -62,6 +62,14 @@ def _truncate(party: ExactSeat, x: Secret, frac_bits: int) -> Secret:
     return result
 
 
+@arithmetic.times_small.register
+def _times_small(party: ExactSeat, x: Secret, digits: arithmetic.Digits, frac_bits: int) -> Secret:
+    factor = sum(sign * 2.0**-shift for sign, shift in digits)
+    result = Secret(x.share * factor * 2.0 ** (frac_bits - x.frac_bits), frac_bits)
+    party.saw_truncation(x, result)
+    return result
+
+
 @arithmetic.truncate_by.register
 def _truncate_by(party: ExactSeat, x: Secret, shift: jax.Array) -> Secret:
     return Secret(x.share * jnp.exp2(-shift.astype(jnp.float64)), x.frac_bits)

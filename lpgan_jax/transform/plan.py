@@ -315,13 +315,17 @@ def input_scales(
         setting: how values are kept.
         pairs: (result, argument) nodes of what is handed on to the next call.
     """
-    wide, guarded = _reached(graph)
-    wide |= {id(n) for average in averages(pairs) for n in (average.result, average.argument)}
+    squares, guarded = _reached(graph)
+    wide = squares | {
+        id(n) for average in averages(pairs) for n in (average.result, average.argument)
+    }
 
     def own(node: Node) -> int:
         if node.is_integer:
             return 0
         form = setting.format(node)
+        if id(node) in squares:
+            form = form.squared()
         if id(node) in guarded:
             return setting.guarded(form)
         return setting.doubled(form) if id(node) in wide else form.frac_bits

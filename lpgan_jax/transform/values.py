@@ -37,7 +37,6 @@ _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
 GUARD_BITS = 8  # that what is divided by a root has beyond its format's
 _SQUARE_BITS = 6  # that a running average, or what a root is taken of, has beyond 2f
-_RATE_BITS = 2  # that its rate may have less, to spare a truncation
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
@@ -81,6 +80,10 @@ class Format:
             return dataclasses.replace(self, summed=max(0, self.summed + k))
         return Format(self.frac_bits - k, self.log_range + k, True)
 
+    def squared(self) -> Format:
+        """That of squares of such values; of a measured one it is known."""
+        return self if self.measured else dataclasses.replace(self, log_range=2 * LOG_RANGE)
+
     def of_sum(self, count: int) -> Format:
         """That of a sum of so many values; of a measured one it is known."""
         if self.measured or count < 1:
@@ -109,6 +112,8 @@ class Setting:
     def format(self, node: Node) -> Format:
         """How a node's value is kept; a sum may be as many times as large as its terms."""
         form = self.formats.get(id(node)) or Format(self.frac_bits)
+        if node.operation == "square":
+            return form.squared()
         if node.operation in ("reduce_sum", "inner"):
             return form.of_sum(node.inputs[0].size // max(1, node.size))
         return form
@@ -607,7 +612,8 @@ class Values:
     def _average(self, value: Value) -> Secret | None:
         """(1 - c) x + c y with a small c as x + c (y - x): in one truncation, and without a drift.
 
-        c needs no more than the bits that a change of x of ordinary size shows.
+        c needs no more than the bits that a change of x of ordinary size shows. The change, of
+        gradients' squares say, may be so large that an integer times it would not fit.
         """
         if len(value.terms) != 2 or not all(t.is_plain for t in value.terms):
             return None
@@ -623,11 +629,10 @@ class Values:
         change = Value(self, value.shape, both, form).stored.raw
         before = source.at(min(source.frac_bits, self.setting.doubled(source.form)))
         bits = self.frac_bits + 4 + math.ceil(math.log2(c))
-        if (room := form.finest - change.frac_bits) >= bits - _RATE_BITS:
-            bits = min(bits, room)
-        step = arithmetic.scale_public(
-            self.party, change, c, before.frac_bits, form.log_range, bits
-        )
+        if change.frac_bits < before.frac_bits:
+            change = change.at_scale(before.frac_bits)
+        digits = arithmetic.signed_digits(c, bits)
+        step = arithmetic.times_small(self.party, change, digits, before.frac_bits)
         return before.unmasked() + step.unmasked()
 
     def _of_few(self, value: Value) -> list[Term]:

@@ -334,6 +334,21 @@ def test_truncate(bits, shift):
     assert Experiment(protocol, Ring(bits), (bits,)).leaks(cases, expected) == set()
 
 
+def test_times_small():
+    """x / 2 - x / 4 by one mask: each of the two is rounded down or up."""
+
+    def protocol(party, x):
+        halved = arithmetic.times_small(party, Secret(x, 0), ((1, 1), (-1, 2)), 0)
+        return [(halved.share, 4)]
+
+    def expected(x):
+        halves, quarters = _halves(x, 4, 1), _halves(x, 4, 2)
+        return halves and [sorted({h - q for h in halves for q in quarters})]
+
+    cases = [(x,) for x in (0, 1, 3, 12, 13, 15, 7, 8)]
+    assert Experiment(protocol, Ring(4), (4,)).leaks(cases, expected) == set()
+
+
 def test_and():
     def protocol(party, u, v):
         return [(boolean.conjunction(party, u[None], v[None]), 1)]

@@ -41,13 +41,13 @@ def test_sgd_keeps_updates_below_an_lsb():
 
 
 def test_adam_over_many_steps():
-    """Gradients of all sizes from 2^-8 on, of either and of changing sign, and 0.
+    """Gradients of all sizes from 2^-8 to 2^7, of either and of changing sign, and 0.
 
     A step rounds an update by 1 LSB. Of a gradient of 2^-8 the moments (26 and 42 fraction bits)
     are within 2^-17 relatively, and 1 - b2 has 12 bits, an error that the root halves.
     """
     rate, rng = 2.0**-7, np.random.default_rng(0)
-    sizes = 2.0 ** np.array([-8, -6, -4, -2, 0, 2])
+    sizes = 2.0 ** np.array([-8, -6, -4, -2, 0, 2, 5, 7])
     constant = np.concatenate([sizes, -sizes])
     gradients = np.stack(
         [

@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # JAX takes seconds to import: each command imports what it needs
@@ -526,17 +528,23 @@ def _ask(args: argparse.Namespace) -> int:
     from lpgan_jax.training.run_directory import RunDirectory
 
     if args.config is not None:
-        return play(
-            Job(
-                "ask",
-                args.role,
-                args.config,
-                program=args.program,
-                answer=args.answer,
-                question=args.question,
-                out=args.out,
+        with tempfile.TemporaryDirectory() as scratch:  # nobody else may read it
+            text = Path(scratch) / "answer.txt"
+            status = play(
+                Job(
+                    "ask",
+                    args.role,
+                    args.config,
+                    program=args.program,
+                    answer=args.answer,
+                    question=args.question,
+                    out=args.out or str(text),
+                    as_text=args.out is None,
+                )
             )
-        )
+            if text.exists():
+                print(text.read_text())
+        return status
     program = training_of(RunDirectory.open(args.run).config()).program
     name, of = program.answer_named(args.answer)
     found = ask(args.run, name, of.read(args.question))

@@ -114,10 +114,11 @@ def ask(
     program_file: str | None,
     name: str | None,
     path: str,
-    out: str | None,
+    out: str,
+    as_text: bool,
     reporter: Reporter,
 ) -> None:
-    """Ask what a file says; write the answer, or print it as `Answer.show` shows it.
+    """Ask what a file says, and write the answer.
 
     Args:
         cluster: whose servers have trained.
@@ -125,7 +126,8 @@ def ask(
         program_file: its own copy, if a program is trained.
         name: of the answer; None of the only one.
         path: of the question.
-        out: a .npy file (.npz of several arrays).
+        out: the file.
+        as_text: as `Answer.show` shows it, instead of .npy (.npz of several arrays).
         reporter: for reports.
 
     Raises:
@@ -136,10 +138,8 @@ def ask(
         name, answer = asker.training.program.answer_named(name)
         question = answer.read(path)
     found = asker.ask(name, question)
-    if out is None:
-        print(answer.show(found), flush=True)
-    else:
-        atomic_write(out, npy(found), private=False)
+    # What is shown is for nobody's log, nor anybody else's eyes.
+    atomic_write(out, answer.show(found).encode() if as_text else npy(found), private=as_text)
     reporter.event("answered", answer=name)
 
 

@@ -70,9 +70,9 @@ class Journal:
         self._file.close()
 
     def forget(self, after: int) -> None:
-        """Drop the results of steps after this one, and parameters: they will be computed again."""
+        """Drop the results of later steps, and what was learnt: they will be computed again."""
         with self._changed:
-            void = [h.step > after or h.kind == "parameters" for h, _ in self._heads]
+            void = [h.step > after or h.kind == "learnt" for h, _ in self._heads]
             if True in void:
                 first = void.index(True)  # what is later is of later steps
                 end = self._heads[first][1]

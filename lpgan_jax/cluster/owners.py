@@ -18,12 +18,14 @@ import numpy as np
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
 from lpgan_jax.cluster.dealer import Dealer, master_key, share_batch
+from lpgan_jax.cluster.parcels import Payloads
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, changed_field
 from lpgan_jax.cluster.wire import (
     Description,
     Opening,
     Parcel,
+    ParcelKind,
     Progress,
     Request,
     chunks,
@@ -34,7 +36,7 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc import share_file
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.programs import Draw, Training, agreement, initial_state, secured
+from lpgan_jax.programs import Draw, Training, agreement, initial_state, secured, shapes
 from lpgan_jax.training import config
 from lpgan_jax.training.building import training_of
 from lpgan_jax.training.config import ProgramConfig, Settings
@@ -112,10 +114,10 @@ class _Lines:
             except queue.Full:
                 continue
 
-    def wait(self, wanted: Callable[[], bool]) -> None:
-        """Wait until something is so, or an error ends the attempt."""
+    def wait(self, wanted: Callable[[], bool], seconds: float | None = None) -> None:
+        """Wait until something is so, or for so long, or until an error ends the attempt."""
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or wanted())
+            self._changed.wait_for(lambda: self._error is not None or wanted(), seconds)
         self.check()
 
     def check(self) -> None:
@@ -248,7 +250,7 @@ def deal_and_feed(
     clients = _clients(cluster, DEALER, reporter)
     with reading_input():
         training = training_of(settings)
-        functions = agreement.digests_of(secured(training.program))
+        functions = agreement.digests_of(training)
     batches_seed, draw = _draw(cluster, DEALER, settings, training, seed)
     descriptions = []
     for client in clients:
@@ -283,8 +285,20 @@ def deal_and_feed(
         with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
             lines.wait(partial(lines.prepared, server))
     lines.send_from_now_on()
-    question = None if training.sample is None else training.sample_question(batches_seed)
+    question = None
+    if training.sample is not None:
+        with reading_input():
+            question = training.sample_question(batches_seed)
+            _require_rows(training, question)
     _Run(cluster, training, question, dealer, lines, reporter, opening).run()
+
+
+def _require_rows(training: Training, question: Any) -> None:
+    """Check that the sample's question is as long as the servers' programs take it."""
+    assert training.sample is not None
+    wanted = shapes.rows_of(training.program.answers[training.sample.answer].question)
+    if (rows := shapes.rows_of(question)) != wanted:
+        raise ValueError(f"sample.question: {rows} rows, expected {wanted}, as its answer says")
 
 
 def _clients(cluster: ClusterConfig, role: str, reporter: Reporter) -> list[Client]:
@@ -326,46 +340,66 @@ class _Run:
         self._serve()
 
     def _serve(self) -> None:
-        """Deal for questions, of which both servers must know."""
-        rng, sample = np.random.default_rng(), self.training.sample
-        served: set[str] = set()
+        """Deal for questions of which both servers know; the others are dropped, in time."""
+        rng, patience = np.random.default_rng(), self.cluster.timeouts.patience_s
+        over: set[str] = set()
+        first_seen: dict[str, float] = {}
         with self.reporter.phase("idle, no questions of", on=PROVIDER, limit_s=None):
             while True:
-                self.lines.wait(lambda: any(w.name not in served for w in self._wishes()))
-                for wish in self._wishes():
-                    if wish.name not in served:
-                        served.add(wish.name)
-                        own = None
-                        if not wish.own_question:
-                            if sample is None or sample.answer != wish.answer:
-                                continue  # DS has no question for this
-                            own = sample.question(rng)
-                        task = Task("answer", self.training.steps)
-                        self._deal(task, wish.name, wish.answer, own)
-                self.reporter.event("dealt answers", so_far=len(served))
+                # What one server knows may be lost, or on its way to the other: look again later.
+                self.lines.wait(
+                    lambda: any(q.name not in over for q in self._questions_of_both()), patience
+                )
+                both = self._questions_of_both()
+                for question in self._questions():
+                    name, now = question.name, time.monotonic()
+                    if name in over:
+                        continue
+                    if question in both and self._answer(question, rng):
+                        over.add(name)
+                    elif question in both or now - first_seen.setdefault(name, now) > patience:
+                        over.add(name)
+                        self._send("drop", self.training.steps, [[], []], request=name)
+                self.reporter.set(ahead=self.serial - self.lines.done())
 
-    def _wishes(self) -> list[Request]:
+    def _questions(self) -> list[Request]:
+        """What waits at either server."""
+        return [r for server in SERVERS for r in self.lines.progress[server].requests]
+
+    def _questions_of_both(self) -> list[Request]:
         """Questions of which both servers know, and know the same."""
         first, second = (self.lines.progress[server].requests for server in SERVERS)
-        return [wish for wish in first if wish in second]
+        return [question for question in first if question in second]
+
+    def _answer(self, asked: Request, rng: np.random.Generator) -> bool:
+        """Deal for a question; False if DS is to share it, and has none of this kind."""
+        own, sample = None, self.training.sample
+        if not asked.own_question:
+            if sample is None or sample.answer != asked.answer:
+                return False
+            own = sample.question(rng)
+        self._deal(Task("answer", self.training.steps), asked.name, asked.answer, own)
+        return True
 
     def _deal(self, task: Task, request: str | None, answer: str | None, question: Any) -> None:
         save = share_file.new_name() if task.kind == "checkpoint" else None
         limit = self.cluster.timeouts.wait_s
         with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
             payloads = self.dealer.payloads(task, answer, question)
+        self._send(task.kind, task.step, payloads, answer=answer, request=request, save=save)
+
+    def _send(self, kind: ParcelKind, step: int, payloads: Payloads, **fields: Any) -> None:
+        limit = self.cluster.timeouts.wait_s
         for server, payload in zip(SERVERS, payloads, strict=True):
             parcel = Parcel(
                 session=self.cluster.session,
                 role=DEALER,
                 attempt=self.opening.attempt,
                 serial=self.serial,
-                kind=task.kind,
-                step=task.step,
+                kind=kind,
+                step=step,
                 size=nbytes(payload),
-                answer=answer,
-                request=request,
-                save=save,
+                **fields,
             )
             with self.reporter.phase("sending to", on=server, limit_s=limit):
                 self.lines.put(server, parcel, payload)
@@ -396,9 +430,8 @@ def feed(cluster: ClusterConfig, settings: Settings, owner: str, reporter: Repor
     if len({(d.attempt, d.start, d.config) for d in descriptions}) > 1:
         raise Lost("s2", "in another attempt than s1")
     attempt, start = descriptions[0].attempt, descriptions[0].start
-    _require_same(descriptions, settings, agreement.short(agreement.digests_of(program)))
-    trained = config.from_json(str(descriptions[0].config), "the session's configuration")
-    steps = trained.steps or training.steps
+    _require_same(descriptions, settings, agreement.short(agreement.digests_of(training)))
+    steps = descriptions[0].steps
     lines = _Lines(clients, attempt)
     lines.send_from_now_on()
     keys = DealerKeys(make_key())  # never from a seed: DS may have the same one

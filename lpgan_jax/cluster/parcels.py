@@ -6,7 +6,7 @@
 | inputs (of another owner) | its halves of the batch's leaves | likewise |
 | train | [inputs, if DS owns the step's images], seed | [inputs], seed, corrections |
 | answer | [its half of the question, if DS shares it], seed | [question], seed, corrections |
-| checkpoint, finish | nothing | nothing |
+| checkpoint, finish, drop | nothing | nothing |
 
 A correction is a value of DS's less S1's word of it (`Party._deal`), one array for each `correlate`
 or `settle`, in the order of the trace. Masks are not sent: S2 expands them from its seed.

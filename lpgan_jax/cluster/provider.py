@@ -94,7 +94,7 @@ def connect(
         came = config.from_json(str(known[0].config), "the servers' configuration")
         settings = with_own_code(cluster, came, program_file)
         training = training_of(settings)
-        own = agreement.short(agreement.digests_of(secured(training.program)))
+        own = agreement.short(agreement.digests_of(training))
     for description in known:
         require_same_functions(description, own)
     return clients, settings, training
@@ -179,12 +179,12 @@ def _collect(
             atomic_write(run.parameters_file, training.save(learnt))
             break
     summary = {
+        **row,
         "mode": "two servers",
         "steps": head.step,
         "attempts": attempts,
         "seconds": round(time.time() - started, 3),
         "seconds_per_step": round(statistics.median(durations or [0.0]), 4),
-        **row,
         "jax": jax.__version__,
     }
     atomic_write(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())

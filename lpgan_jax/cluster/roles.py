@@ -146,6 +146,11 @@ def up(
         if (line := run.finished(training.steps)) and not clients:
             print(line)
             return 0
+        if missing := sorted(set(clients) - set(load_cluster(file).clients)):
+            raise ValueError(
+                f"client: {', '.join(missing)}: of this session are "
+                f"{', '.join(load_cluster(file).clients) or 'none'}, expected one of them"
+            )
         _take_other_ports(file)
     else:
         RunDirectory.create(out, settings, servers="together")

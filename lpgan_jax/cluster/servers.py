@@ -21,7 +21,7 @@ from lpgan_jax.cluster import tcp
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.journal import Journal
 from lpgan_jax.cluster.parcels import TRAIN, Parcels
-from lpgan_jax.cluster.reporting import BadInput, Reporter
+from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import Session, Task
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
@@ -197,15 +197,15 @@ def _agree(training: Training, opening: Opening, session: Session) -> None:
     """Check that DS has the same program, before anything is shared.
 
     Raises:
-        BadInput: it has another one; names where it differs. DS has been told.
+        Lost: it has another one; names where it differs. DS has been told.
     """
-    found = agreement.difference(secured(training.program), opening.functions)
+    found = agreement.difference(training, opening.functions)
     if found is None and opening.steps != training.steps:
         found = f"steps: {training.steps}, and {opening.steps} there"
     if found is not None:
         reason = f"the program differs from that of {DEALER}: {found}"
         session.refuse(reason, _TO_HEAR_WHY_S)
-        raise BadInput(reason)
+        raise Lost(DEALER, reason)
 
 
 def _join(config: ClusterConfig, server: ServerName, reporter: Reporter) -> None:
@@ -276,11 +276,12 @@ class _Work:
         """Do what DS says, until this process ends."""
         limits = self.config.timeouts
         limit: float | None = limits.start_s  # until the other server is prepared as well
+        finished = False
         while True:
             self.reporter.set(ahead=self.session.ahead)
             with self.reporter.phase("waiting for", on=DEALER, limit_s=limit):
                 task = self.session.next_task()
-            limit = limits.wait_s
+            limit = None if finished else limits.wait_s  # None: for whoever asks
             answer = None
             kind, step = task.parcel.kind, task.parcel.step
             if kind == "state":
@@ -296,13 +297,14 @@ class _Work:
                 with self.reporter.phase("saving", limit_s=limits.wait_s):
                     self.journal.sync()
                     self._save(state, step, str(task.parcel.save))
-            else:
+            elif kind == "finish":
                 assert state is not None
-                payload = _bytes(own_half(self.training.program.learnt(state)))
+                learnt = secured(self.training.program).learnt(state)
+                payload = _bytes(own_half(learnt))
                 self._publish(attempt, task, "learnt", 0.0, payload)
                 self.journal.sync()
                 self.reporter.event("trained", step=step)
-                limit = None  # for whoever asks
+                finished, limit = True, None
             self.session.done(task, answer)
 
     def _train(self, state: Any, task: Task, attempt: int) -> Any:

@@ -113,6 +113,7 @@ class Session:
         self.config, self.server = config, server
         self._program, self._lost = program, lost
         self._file = Path(config.state) / f"session-{server}.json"
+        self._asked: dict[str, int] = {}
         self._attempt, self._known, self._functions = self._remembered()
         self._saves = self._intact_saves()
         self._changed = threading.Condition()
@@ -130,7 +131,6 @@ class Session:
         }
         self._tasks: queue.Queue[Task] = queue.Queue(config.look_ahead)
         self._wishes: dict[str, _Wish] = {}
-        self._asked = dict.fromkeys(config.clients, 0)
         self._refused: str | None = None
 
     # What is written down ---------------------------------------------------------------------
@@ -140,8 +140,9 @@ class Session:
             return 0, None, {}
         try:
             known = json.loads(self._file.read_bytes())
-            session, attempt, config = known["session"], int(known["attempt"]), str(known["config"])
+            session, attempt, config = known["session"], int(known["attempt"]), known["config"]
             functions = dict(known.get("functions") or {})
+            self._asked = {str(role): int(n) for role, n in known.get("asked", {}).items()}
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{self._file}: damaged, expected what a session wrote") from None
         if session != self.config.session:
@@ -149,8 +150,10 @@ class Session:
                 f"{self._file}: of session {session!r}, expected {self.config.session!r}: "
                 "every session needs a directory (state) of its own"
             )
+        if config is None:  # no attempt has got so far that this program was agreed on
+            return attempt, None, {}
         try:
-            from_json(config, str(self._file))
+            from_json(str(config), str(self._file))
             if not functions:
                 raise ConfigError(f"{self._file}: has no functions")
         except ConfigError as error:  # older versions wrote YAML, and no functions
@@ -158,14 +161,15 @@ class Session:
                 f"{error}; a session of another version cannot go on: begin another session, "
                 "with a directory (state) of its own"
             ) from None
-        return attempt, config, functions
+        return attempt, str(config), functions
 
-    def _write_down(self, attempt: int, config: str, functions: dict[str, str]) -> None:
+    def _write_down(self, attempt: int) -> None:
         known = {
             "session": self.config.session,
             "attempt": attempt,
-            "config": config,
-            "functions": functions,
+            "config": self._known,
+            "functions": self._functions,
+            "asked": self._asked,
         }
         atomic_write(self._file, json.dumps(known).encode())
 
@@ -209,6 +213,7 @@ class Session:
                 prepared=self._sizes is not None,
                 config=self._known,
                 functions=self._functions,
+                steps=self._steps,
                 saves=[Save(step=step, name=name) for step, name in sorted(self._saves.items())],
             )
 
@@ -236,13 +241,11 @@ class Session:
                 raise Unexpected(f"start: step {opening.start}, which has no such checkpoint here")
             if opening.start > opening.steps:
                 raise Unexpected(f"start: step {opening.start} of {opening.steps}")
-            functions = agreement.short(opening.functions)
             try:
-                self._write_down(opening.attempt, opening.config, functions)
+                self._write_down(opening.attempt)
             except OSError as error:
                 raise Unexpected(f"state: cannot be written here: {error}") from None
-            self._attempt, self._known = opening.attempt, opening.config
-            self._functions, self._settings = functions, settings
+            self._attempt, self._settings = opening.attempt, settings
             self._opening, self._next_step, self._steps = opening, opening.start, opening.steps
             self._changed.notify_all()
         limit = self.config.timeouts.wait_s
@@ -295,7 +298,12 @@ class Session:
 
     def _progress(self) -> Progress:
         requests = [
-            Request(name=name, answer=wish.request.answer, own_question=wish.shares is not None)
+            Request(
+                name=name,
+                asker=wish.asker,
+                answer=wish.request.answer,
+                own_question=wish.shares is not None,
+            )
             for name, wish in self._wishes.items()
         ]
         return Progress(
@@ -390,7 +398,7 @@ class Session:
             )
         if (parcel.kind == "checkpoint") != (parcel.save is not None):
             raise Unexpected("save: expected the name of a checkpoint, and only for one")
-        if self._finished and parcel.kind != "answer":
+        if self._finished and parcel.kind not in ("answer", "drop"):
             raise Unexpected(f"kind: {parcel.kind}, expected answer: training is over")
         if (parcel.kind == "answer") != (parcel.answer in sizes.questions):
             raise Unexpected(
@@ -405,7 +413,7 @@ class Session:
         elif parcel.kind == "answer":
             name = str(parcel.answer)
             expected = sizes.material[name] + sizes.questions[name]
-        if parcel.request is not None:
+        if parcel.request is not None and parcel.kind != "drop":  # one may drop what is not here
             wish = self._wishes.get(parcel.request)
             if wish is None or wish.request.answer != parcel.answer:
                 raise Unexpected(f"request: {parcel.request!r} is nobody's, or of another answer")
@@ -422,6 +430,11 @@ class Session:
                 self._received += 1
                 self._changed.notify_all()
             wish = self._wishes.get(parcel.request or "")
+            if wish is not None and parcel.kind == "drop":
+                del self._wishes[str(parcel.request)]
+                wish.answer.set_exception(
+                    Unexpected("the other server does not know this question")
+                )
         if sender == DEALER:
             self._tasks.put(Task(parcel, payload, None if wish is None else wish.shares))
         else:
@@ -449,9 +462,9 @@ class Session:
             if question.name in self._wishes:
                 raise Unexpected(f"name: {question.name!r} is asked already")
             waiting = sum(wish.asker == asker for wish in self._wishes.values())
-            if waiting >= _MOST_WAITING // len(self.config.askers):
+            if waiting >= max(1, _MOST_WAITING // len(self.config.askers)):
                 raise Unexpected(f"{waiting} questions of {asker} are waiting: ask later")
-            most = self.config.most_questions
+            most = self.config.most_questions if asker in self.config.clients else None
             if most is not None and self._asked.get(asker, 0) >= most:
                 raise Unexpected(f"{asker} has asked {most} questions, as many as it may")
             size = self._sizes.questions[question.answer]
@@ -471,9 +484,10 @@ class Session:
         answer: Future[bytes] = Future()
         with self._changed:
             self.check_question(asker, question)
+            if asker in self.config.clients:
+                self._asked[asker] = self._asked.get(asker, 0) + 1
+                self._write_down(self._attempt)
             self._wishes[question.name] = _Wish(asker, question, shares, answer)
-            if asker in self._asked:
-                self._asked[asker] += 1
             self._changed.notify_all()
         return answer
 
@@ -488,8 +502,12 @@ class Session:
             return self._opening, self._settings
 
     def prepare(self, sizes: Sizes) -> None:
-        """The programs are compiled: parcels of these sizes may come."""
+        """The program is agreed on, and compiled: parcels of these sizes may come."""
         with self._changed:
+            assert self._opening is not None
+            self._known = self._opening.config
+            self._functions = agreement.short(self._opening.functions)
+            self._write_down(self._attempt)
             self._sizes = sizes
             self._changed.notify_all()
 

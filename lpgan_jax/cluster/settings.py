@@ -119,7 +119,7 @@ class ClusterConfig(Fields):
     clients: list[str] = Field(default=[])
     """Who may ask questions of what was trained, besides `sp`."""
     most_questions: int | None = Field(default=None, ge=1)
-    """How many a client may ask in one attempt, each of as many rows as the program says: answers
+    """How many a client may ask in this session, each of as many rows as the program says: answers
     tell of a model, and enough of them all."""
     names: dict[str, str] = Field(default_factory=dict)
     """The name in a role's certificate, if it is not the role's own."""
@@ -150,6 +150,9 @@ class ClusterConfig(Fields):
         taken = {*SERVERS, PROVIDER, *self.owners}
         if set(self.clients) & taken or not all(re.match(_NAME, name) for name in self.clients):
             raise expected("names of clients: neither server, nor sp, nor an owner")
+        shown = [self.certificate_name(role) for role in self.roles]
+        if len(set(shown)) < len(shown):
+            raise expected("a certificate name of its own for every role")
         return self
 
     @property

@@ -87,6 +87,8 @@ class Description(Message):
     """Of the training, JSON, once it is known."""
     functions: dict[str, str]
     """A digest of each function of its program (`agreement.short`)."""
+    steps: int = Field(ge=0)
+    """That the attempt's training has in all; 0 without one."""
     saves: list[Save]
 
 
@@ -107,7 +109,7 @@ class Opening(Message):
     """The name of that checkpoint."""
 
 
-ParcelKind = Literal[TaskKind, "inputs"]
+ParcelKind = Literal[TaskKind, "inputs", "drop"]
 
 
 class Parcel(Message):
@@ -120,6 +122,7 @@ class Parcel(Message):
     | `answer` | shares of a question (unless who asks shared one), a seed, corrections (S2) |
     | `inputs` | shares of a batch, of another owner |
     | `checkpoint`, `finish` | none |
+    | `drop` | none: `request` will not be answered |
     """
 
     attempt: int
@@ -142,6 +145,7 @@ class Request(Fields):
     """A question that waits, as DS sees it."""
 
     name: str
+    asker: str
     answer: str
     own_question: bool
 

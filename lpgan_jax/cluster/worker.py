@@ -43,6 +43,7 @@ class Job:
         own: whether SP draws its question.
         answer: what is asked; None for the only one.
         question: its file.
+        as_text: whether `out` gets the answer as text.
     """
 
     play: Play
@@ -57,6 +58,7 @@ class Job:
     own: bool = False
     answer: str | None = None
     question: str = ""
+    as_text: bool = False
 
     def command(self) -> list[str]:
         """The command of a worker that does it."""
@@ -101,7 +103,8 @@ def play(job: Job, reporter: Reporter) -> None:
     else:
         from lpgan_jax.cluster.askers import ask
 
-        ask(cluster, role, job.program, job.answer, job.question, job.out, reporter)
+        out, text = str(job.out), job.as_text
+        ask(cluster, role, job.program, job.answer, job.question, out, text, reporter)
 
 
 _held: list[IO[bytes]] = []

@@ -82,6 +82,9 @@ class Program:
         return name, self.answers[name]
 
     def __post_init__(self) -> None:
+        for name in self.answers:
+            if not 0 < len(name) <= 64:
+                raise ValueError(f"answers: {name!r}: expected a name of 1 to 64 characters")
         for name, shapes in {
             "batch": self.batch,
             **{f"answers[{name!r}].question": a.question for name, a in self.answers.items()},

@@ -18,6 +18,50 @@ from lpgan_jax.transform.function import Program as Traced
 from lpgan_jax.transform.function import Secure, secure
 
 
+class Choice:
+    """Leaves of a state, chosen by a function that is called once, and on no value.
+
+    On shares it could compute: between two servers, an operation on both halves is a message.
+
+    Attributes:
+        name: what is chosen.
+    """
+
+    def __init__(self, name: str, function: Callable[[Any], Any], state: Any) -> None:
+        """`state`: the tree that is chosen from.
+
+        Raises:
+            ValueError: the function does more than choose.
+        """
+        self.name = name
+        leaves, structure = jax.tree.flatten(state)
+        marks = [_Mark(place) for place in range(len(leaves))]
+        try:
+            chosen = function(jax.tree.unflatten(structure, marks))
+        except Exception as error:
+            raise ValueError(f"{name}: expected to choose leaves alone: {error}") from error
+        found, self._structure = jax.tree.flatten(chosen)
+        if not all(isinstance(mark, _Mark) for mark in found):
+            kinds = sorted({type(m).__name__ for m in found if not isinstance(m, _Mark)})
+            raise ValueError(f"{name}: expected leaves of the state alone, got {', '.join(kinds)}")
+        self._places = [mark.place for mark in found]
+
+    def __call__(self, state: Any) -> Any:
+        """The same leaves of a state of this structure, each a `Secret` or an array."""
+        leaves = jax.tree.leaves(state, is_leaf=is_secret)
+        return jax.tree.unflatten(self._structure, [leaves[place] for place in self._places])
+
+    def __str__(self) -> str:
+        return f"{self._places} {self._structure}"
+
+
+class _Mark:
+    """In the place of a leaf."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+
 class SecureProgram:
     """What the servers run: `train_step` and `answer`, (party, secrets, public) -> secrets.
 
@@ -59,6 +103,11 @@ class SecureProgram:
             compiler_options=options_to_run_once(),
         )
         self.shapes = jax.eval_shape(lambda v: v, self.secret(self._example))
+        self._learnt = Choice("learnt", program.learnt, self.shapes)
+        self._parts = {
+            name: Choice(f"answers[{name!r}].part", answer.part, self.shapes)
+            for name, answer in program.answers.items()
+        }
 
     def secret(self, state: Any) -> Any:
         """What is secret in a state."""
@@ -72,6 +121,15 @@ class SecureProgram:
     def init(self, rng: np.random.Generator) -> Any:
         """DS's initial state, what is secret in it."""
         return self.secret(self.program.init(rng))
+
+    def learnt(self, state: Any) -> Any:
+        """What SP gets of a secret state, of any kind of leaves."""
+        return self._learnt(state)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Which leaves SP gets, and which an answer takes, as text."""
+        return {choice.name: str(choice) for choice in (self._learnt, *self._parts.values())}
 
     def schedule(self, step: int) -> list[jax.Array]:
         """What is public in a step, counted from 0."""
@@ -132,7 +190,7 @@ class SecureProgram:
 
         def function(party: Seat, secrets: Any, public: None) -> Any:
             state, question = secrets
-            part = self.program.answers[name].part(state)
+            part = self._parts[name](state)
             return self._answering(name, question)(party, (part, question), [])
 
         function.__name__ = name  # in compiled modules and profiles
@@ -157,6 +215,14 @@ class SecureProgram:
         traced = self._answers[name].program(of.part(self._example), shapes)
         if traced.frontier:
             raise ValueError(f"answers[{name!r}].part: expected secrets alone, no step counters")
+        rows = jax.tree.leaves(shapes)[0].shape[:1]
+        for node in traced.graph.outputs:
+            if not node.secret:
+                raise ValueError(f"answers[{name!r}]: is public in part, expected secrets alone")
+            if node.shape[:1] != rows:
+                raise ValueError(
+                    f"answers[{name!r}]: shape {node.shape}, expected {rows} rows, as the question"
+                )
         return traced
 
     @functools.cached_property

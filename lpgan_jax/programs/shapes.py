@@ -58,13 +58,13 @@ def answer_shapes(program: SecureProgram, name: str) -> Any:
     """Of an answer."""
     of = program.program.answers[name]
     state = program.program.init(np.random.default_rng(0))
-    answer = jax.eval_shape(of.function, of.part(state), of.question)
+    answer = jax.eval_shape(of.function, of.part(program.secret(state)), of.question)
     return _last_outputs(program.functions[f"answers[{name!r}]"], answer)
 
 
 def learnt_shapes(program: SecureProgram) -> Any:
     """Of what SP gets of the last state."""
-    return program.program.learnt(state_shapes(program))
+    return program.learnt(state_shapes(program))
 
 
 def _last_outputs(traced: Traced, values: Any) -> Any:
@@ -81,9 +81,10 @@ def rows_of(question: Any) -> int:
         ValueError: its arrays have different numbers of them.
     """
     lengths = {np.shape(leaf)[0] if np.shape(leaf) else None for leaf in jax.tree.leaves(question)}
-    if len(lengths) != 1 or None in lengths:
+    if len(lengths) != 1 or None in lengths or 0 in lengths:
         raise ValueError(
-            f"question: arrays of {sorted(map(str, lengths))} rows, expected the same number"
+            f"question: arrays of {sorted(map(str, lengths))} rows, expected the same number, and "
+            "one at least"
         )
     (count,) = lengths
     assert count is not None

@@ -30,6 +30,8 @@ def initial_state(program: Program, seed: int) -> Any:
 def scalars(told: Any) -> Row:
     """What SP is told of a step, as columns: each leaf by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(told)
+    if any(np.ndim(value) for _, value in leaves):
+        raise ValueError("row: expected what SP is told to be scalars, or a function of it")
     return {
         jax.tree_util.keystr(p, simple=True, separator=".") or "told": float(v) for p, v in leaves
     }

@@ -20,7 +20,7 @@ from lpgan_jax.common.progress import Progress
 from lpgan_jax.gan import State
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.programs import Draw, Program, Row, SecureProgram, Training, initial_state, secured
+from lpgan_jax.programs import Draw, Row, SecureProgram, Training, initial_state, secured
 from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint, config, data
 from lpgan_jax.training.building import build_gan, gan_training, training_of
@@ -125,6 +125,7 @@ def train(
         initial = _starting_from(load_parameters(init, initial), initial)
 
     program, digest = secured(training.program), _digest(draw(0))
+    _ = training.columns  # or a clear error, before anything is written
     if resume:
         run = RunDirectory.resume(out)
         done, tree = checkpoint.load(run.path)
@@ -253,12 +254,12 @@ def _loop(
     per_step = float(np.median(durations[1:] or durations or [0.0]))
     result = Result(run.path, training.steps, per_step, row)
     summary = {
+        **row,
         "mode": "simulated servers" if mode == "secure" else mode,
         "steps": result.steps,
         "seconds": round(time.time() - started, 3),
         "first_step_seconds": round(durations[0], 3) if durations else None,
         "seconds_per_step": round(per_step, 4) if durations else None,
-        **row,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
@@ -272,13 +273,13 @@ def _save(training: Training, trainer: Trainer, run: RunDirectory, step: int) ->
     if isinstance(trainer, SecureTrainer):
         checkpoint.save(run.path, step, trainer.simulation.shares(), training.keep_checkpoints)
     else:
-        learnt = learnt_of(training.program, trainer.state())
+        learnt = learnt_of(secured(training.program), trainer.state())
         atomic_write(run.parameters_file, training.save(learnt))
 
 
-def learnt_of(program: Program, state: Any) -> Any:
+def learnt_of(program: SecureProgram, state: Any) -> Any:
     """What may be exported where one machine has all: of a GAN both networks, to start from."""
-    return state.learnt() if isinstance(state, State) else program.learnt(state)
+    return state.learnt() if isinstance(state, State) else program.learnt(program.secret(state))
 
 
 def _past_result(run: RunDirectory, training: Training) -> Result:

@@ -117,5 +117,5 @@ def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
         ValueError, FileNotFoundError: bad input; nothing is written.
     """
     training, state = _open_run(run)
-    learnt = reveal_tree(learnt_of(training.program, state))
+    learnt = reveal_tree(learnt_of(secured(training.program), state))
     atomic_write(out, training.save(learnt), private=False)

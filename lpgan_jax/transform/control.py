@@ -206,7 +206,7 @@ def _public_scan(builder: Builder, scan: _Scan, inputs: Sequence[Node]) -> list[
         [inputs[i] for i in own],
         SEVERAL,
         plain,
-        {"body": id(body)},
+        {"body": body},
         shapes,
     )
     return [builder.output(node, k) for k in range(len(shapes))]

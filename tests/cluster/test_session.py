@@ -301,6 +301,32 @@ def test_an_attempt_is_opened_once_and_remembered(server, tmp_path):
         Session(server.config.model_copy(update={"session": "other"}), "s1", None, print)
 
 
+def test_a_program_that_was_refused_binds_nobody(server):
+    """What DS opens is the session's once this server has agreed to it, not before."""
+    server.client("ds").open(server.opening())
+    later = Session(server.config, "s1", None, lambda *of: None)
+    assert (later.describe().attempt, later.describe().config) == (1, None)
+    with pytest.raises(wire.Unexpected, match="attempt: 1, expected more than 1"):
+        later.open(server.opening(1))
+    other = config.to_json(tiny(batch_size=2))
+    later.open(server.opening(2, config=other, functions={"step": "f" * 64}))
+    later.prepare(SIZES)
+    again = Session(server.config, "s1", None, lambda *of: None)
+    assert again.describe().config == other
+    with pytest.raises(wire.Unexpected, match="config: batch_size differs"):
+        again.open(server.opening(3))
+
+
+def test_ds_hears_why_an_attempt_is_refused(server):
+    server.client("ds").open(server.opening())
+    watch = server.client("ds").watch(1)
+    assert next(watch).refused is None
+    server.session.refuse("another program", 0.0)
+    assert next(watch).refused == "another program"
+    server.session.gone("ds")
+    assert server.lost == []  # it may go
+
+
 def test_an_attempt_goes_on_from_a_checkpoint_that_is_intact(server):
     state = server.config.state
     for step in (4, 8):
@@ -545,6 +571,37 @@ def test_answers_are_for_who_asked(start):
     with pytest.raises(RefusedBy, match="alice has asked 1 questions, as many as it may"):
         ask("alice", "c")
     assert ask("bob", "b") == b"answer"  # who has asked nothing yet
+    # The server's next process, in another attempt, has counted too.
+    again = Session(server.config, "s1", None, lambda *of: None)
+    again.open(server.opening(2))
+    again.prepare(SIZES)
+    again._finished = True
+    with pytest.raises(wire.Unexpected, match="alice has asked 1 questions"):
+        again.check_question("alice", question("alice", "d"))
+
+
+def test_a_question_that_one_server_knows_is_dropped(start):
+    server = start(clients=["alice"])
+    server.begin()
+    question = Question(
+        session=server.config.session, role="alice", name="a" * 16, answer="generate", size=50
+    )
+
+    def dealt():
+        yield from frames(*whole_training(server))
+        _until(lambda: question.name in server.session._wishes)
+        for request in (question.name, "nobody's"):
+            serial = server.session._serial["ds"]
+            yield from frames(server.parcel("drop", serial, 3, request=request))
+
+    threading.Thread(
+        target=_quietly(server.client("ds").send), args=(dealt(),), daemon=True
+    ).start()
+    _until(lambda: len(server.taken) == len(whole_training(server)))
+    with pytest.raises(RefusedBy, match="the other server does not know this question"):
+        server.client("alice").ask(question, [np.arange(50, dtype=np.uint8)], 6, 20)
+    _until(lambda: server.session.progress(None, 0).done == len(whole_training(server)) + 2)
+    assert not server.session._wishes
 
 
 def test_only_so_many_questions_wait(start):
@@ -578,6 +635,7 @@ def _described(saves, attempt=1):
         prepared=False,
         config=None,
         functions={},
+        steps=0,
         saves=[Save(step=step, name=name) for step, name in saves],
     )
 

@@ -85,9 +85,9 @@ def measure(file: str, batch_size: int, options: dict[str, Any], data: str | Non
         jax.block_until_ready((simulation.state, told))
         seconds.append(time.time() - before)
         if step == 0:
-            found = reveal_tree(simulation.state), reveal_tree(told)
-    state, after = program.secret(expected[0]), expected[1]
-    errors = jax.tree.map(lambda a, b: np.abs(a - b).max(initial=0.0), found, (state, after))
+            found = reveal_tree((program.learnt(simulation.state), told))
+    learnt = program.learnt(program.secret(expected[0]))
+    errors = jax.tree.map(lambda a, b: np.abs(a - b).max(initial=0.0), found, (learnt, expected[1]))
     step_s = float(np.median(seconds[1:]))
     parameters = sum(x.size for x in jax.tree.leaves(training.program.learnt(initial)))
     return {
@@ -160,8 +160,9 @@ Models of the field and others, each 10 to 40 lines of plain Flax in
 [experiments/zoo](../experiments/zoo), trained on shares: what one step costs. Written by
 `python experiments/zoo/measure.py --out docs` ({machine}; JAX {jax}; both servers and DS simulated
 in one process, so that *step* is all their computation and no network). *error*: the largest of all
-results after one step (parameters, optimizer's state, loss), beside the same step in float64, in
-LSB of 2^-18; scales are the default ones, without examples. *LAN*: the messages alone, at 1 Gbit/s
+parameters and statistics after one step, and of the loss, beside the same step in float64, in LSB
+of 2^-18; scales are the default ones, without examples. (Where a ReLU's input is nearer to 0 than
+its own error, its gradient is all or nothing; where Adam begins, an update is the gradient's sign.) *LAN*: the messages alone, at 1 Gbit/s
 and 0.5 ms, by `lpgan cost`.
 
 """

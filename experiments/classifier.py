@@ -64,7 +64,7 @@ def training(
 
     def init(rng: np.random.Generator) -> Any:
         key = jax.random.key(int(rng.integers(2**31)))
-        params = network.init(key, jnp.zeros((1, size, size, 1)))
+        params = network.init(key, jnp.zeros((1, size, size, 1), jnp.float32))
         return params, optimizer.init(params)
 
     def loss(params: Any, batch: Any) -> jax.Array:

@@ -53,7 +53,7 @@ def classification(
     If it has batch statistics, its arguments are (x, train).
     """
     optimizer = optax.sgd(rate, momentum or None)
-    sample = jnp.zeros((1, *shape))
+    sample = jnp.zeros((1, *shape), jnp.float32)
     normalised = "batch_stats" in jax.eval_shape(lambda: module.init(jax.random.key(0), sample))
 
     def init(rng: np.random.Generator) -> Any:

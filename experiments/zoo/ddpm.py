@@ -92,7 +92,9 @@ def training(
         return jax.ShapeDtypeStruct(of, np.float32)
 
     program = trained(
-        lambda key: module.init(key, jnp.zeros((1, *shape)), jnp.zeros((1, 2 * FREQUENCIES))),
+        lambda key: module.init(
+            key, jnp.zeros((1, *shape), jnp.float32), jnp.zeros((1, 2 * FREQUENCIES), jnp.float32)
+        ),
         loss,
         adam(rate),
         (rows(batch_size, *shape), rows(batch_size, 2 * FREQUENCIES), rows(batch_size, *shape)),

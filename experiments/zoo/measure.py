@@ -162,8 +162,8 @@ Models of the field and others, each 10 to 40 lines of plain Flax in
 in one process, so that *step* is all their computation and no network). *error*: the largest of all
 parameters and statistics after one step, and of the loss, beside the same step in float64, in LSB
 of 2^-18; scales are the default ones, without examples. (Where a ReLU's input is nearer to 0 than
-its own error, its gradient is all or nothing; where Adam begins, an update is the gradient's sign.) *LAN*: the messages alone, at 1 Gbit/s
-and 0.5 ms, by `lpgan cost`.
+its own error, its gradient is all or nothing; where Adam begins, an update is the gradient's sign.)
+*LAN*: the messages alone, at 1 Gbit/s and 0.5 ms, by `lpgan cost`.
 
 """
 HEADS = (

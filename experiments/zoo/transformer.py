@@ -44,7 +44,7 @@ def training(batch_size: int = 64, rate: float = 3e-3) -> lp.Training:
         return jnp.argmax(module.apply(params, tokens), -1)
 
     program = trained(
-        lambda key: module.init(key, jnp.zeros((1, *shape))),
+        lambda key: module.init(key, jnp.zeros((1, *shape), jnp.float32)),
         loss,
         adam(rate),
         jax.ShapeDtypeStruct((batch_size, *shape), np.float32),

@@ -64,7 +64,9 @@ def training(batch_size: int = 64, rate: float = 1e-3) -> lp.Training:
         return jax.ShapeDtypeStruct(shape, np.float32)
 
     program = trained(
-        lambda key: module.init(key, jnp.zeros((1, SIZE * SIZE)), jnp.zeros((1, LATENT))),
+        lambda key: module.init(
+            key, jnp.zeros((1, SIZE * SIZE), jnp.float32), jnp.zeros((1, LATENT), jnp.float32)
+        ),
         loss,
         adam(rate),
         (rows(batch_size, SIZE * SIZE), rows(batch_size, LATENT)),

@@ -201,18 +201,22 @@ def _add_set(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _settings(args: argparse.Namespace) -> TrainConfig:
-    """The configuration of a GAN that the arguments of `_add_configuration` (and --steps) say."""
+def _settings(args: argparse.Namespace, source: str | None = None) -> TrainConfig:
+    """The configuration of a GAN that the arguments of `_add_configuration` (and --steps) say.
+
+    `source`: instead of --config.
+    """
     from lpgan_jax.training import config
 
-    if args.config is None:
+    source = source or args.config
+    if source is None:
         raise ValueError("--config: expected a YAML file or the name of a shipped config")
     overrides = list(args.set)
-    if getattr(args, "steps", None) is not None and args.command in ("train", "up"):
+    if args.command in ("train", "up", "ds") and args.steps is not None:
         overrides.append(f"steps={args.steps}")
-    if args.batch_size is not None:
+    if getattr(args, "batch_size", None) is not None:
         overrides.append(f"batch_size={args.batch_size}")
-    return config.load(args.config, overrides)
+    return config.load(source, overrides)
 
 
 def _any_settings(args: argparse.Namespace) -> Settings:
@@ -220,27 +224,28 @@ def _any_settings(args: argparse.Namespace) -> Settings:
     from lpgan_jax.training import config
     from lpgan_jax.training.run_directory import RunDirectory
 
-    program, fields = args.program, {"steps": getattr(args, "steps", None), "data": args.data}
-    given = {name: value for name, value in fields.items() if value is not None}
-    options = list(args.set)
-    if args.config is None and program is None and getattr(args, "resume", False):
+    program, options = args.program, list(args.set)
+    gan = args.train if args.command == "ds" else args.config
+    fields = {"steps": getattr(args, "steps", None), "data": args.data}
+    if gan is None and program is None and getattr(args, "resume", False):
         run = RunDirectory.open(args.out)
         before = run.config()
         if isinstance(before, config.TrainConfig):
-            args.config = str(run.config_file)
+            gan = str(run.config_file)
         else:
             program = before.program
-            given = {"seed": before.seed, "data": before.data, "steps": before.steps} | given
+            kept = {"seed": before.seed, "data": before.data, "steps": before.steps}
+            fields = kept | {name: value for name, value in fields.items() if value is not None}
             options = [f"{k}={json.dumps(v)}" for k, v in before.options.items()] + options
-    if (args.config is None) == (program is None):
+    if (gan is None) == (program is None):
         raise ValueError("expected --config, of a GAN, or --program, a Python file")
     if program is None:
         if args.data is not None:
             raise ValueError("--data: of a program; a GAN's is --set data.path=...")
-        return _settings(args)
-    if args.batch_size is not None:
+        return _settings(args, gan)
+    if getattr(args, "batch_size", None) is not None:
         raise ValueError("--batch-size: of a GAN; a program has options of its own (--set)")
-    return config.program_config(program, options, **given)
+    return config.program_config(program, options, **fields)
 
 
 def _add_cluster_commands(commands: Any) -> None:
@@ -485,14 +490,7 @@ def _role(args: argparse.Namespace) -> int:
                 "--seed: for `lpgan up` and `lpgan train` only: if DS lost its state, it would use "
                 "the same masks for other values"
             )
-        settings: Settings
-        if args.train is None:
-            fields = {"data": args.data, "steps": args.steps}
-            given = {name: value for name, value in fields.items() if value is not None}
-            settings = config.program_config(args.program, args.set, **given)
-        else:
-            steps = [] if args.steps is None else [f"steps={args.steps}"]
-            settings = config.load(args.train, [*args.set, *steps])
+        settings = _any_settings(args)
         kind: Literal["deal", "feed"] = "deal" if args.owner == "ds" else "feed"
         return play(Job(kind, args.owner, args.config, config.to_json(settings)))
     if args.seed is not None and (args.seed < 0 or not (args.sample and args.own_noise)):

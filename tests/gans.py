@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from helpers import same_scale
 
 import lpgan_jax as lp
 from lpgan_jax.gan import LOSSES, LPGAN, NETWORKS, Batch, Discriminator, Generator, gan_program
 from lpgan_jax.gan.losses import LossName
-from lpgan_jax.mpc.share_trees import same_scale, share_tree
+from lpgan_jax.mpc.share_trees import share_tree
 from lpgan_jax.programs import SecureProgram
 from lpgan_jax.training.building import optimizer
 from lpgan_jax.training.config import OptimizerConfig

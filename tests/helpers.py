@@ -25,6 +25,11 @@ def script(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def same_scale(values: Any, frac_bits: int) -> Any:
+    """The tree of scales of values that have the same."""
+    return jax.tree.map(lambda _: frac_bits, values)
+
+
 def integers(values: Any, frac_bits: int) -> np.ndarray:
     """The fixed-point integers nearest to real values."""
     return np.rint(np.asarray(values, np.float64) * 2.0**frac_bits).astype(np.int64)

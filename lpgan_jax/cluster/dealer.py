@@ -45,8 +45,7 @@ class Dealer:
         key: jax.Array,
     ) -> None:
         """`draw`: DS's own batches; `initial`: the state; `key`: the attempt's master key."""
-        self._training, self._draw, self._initial = training, draw, initial
-        self._cluster = cluster
+        self._draw, self._initial, self._cluster = draw, initial, cluster
         self._program = program = secured(training.program)
         self._keys = DealerKeys(key)
         options = options_to_run_often()
@@ -93,9 +92,8 @@ class Dealer:
         inputs: Payloads = [[], []]
         if question is not None:
             self._program.check_question(name, question)
-            inputs = halves(
-                _shared(keys[0], question, _leaves(self._program.question_scales(name, question)))
-            )
+            scales = self._program.question_scales(name, question)
+            inputs = _shared(keys[0], question, scales)
         return with_material(inputs, *self._answers[name](keys[1], None))
 
 
@@ -104,13 +102,13 @@ def share_batch(program: SecureProgram, key: jax.Array, draw: Draw, turn: int) -
     with reading_input():
         batch = draw(turn)
         program.check_batch(batch)
-    return halves(_shared(key, batch, _leaves(program.batch_scales)))
+    return _shared(key, batch, program.batch_scales)
 
 
-def _leaves(scales: Any) -> tuple[int, ...]:
-    return tuple(jax.tree.leaves(scales))
+def _shared(key: jax.Array, values: Any, scales: Any) -> Payloads:
+    return halves(_share_leaves(key, jax.tree.leaves(values), tuple(jax.tree.leaves(scales))))
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _shared(key: jax.Array, values: Any, scales: tuple[int, ...]) -> Any:
-    return share_tree(key, values, jax.tree.unflatten(jax.tree.structure(values), scales))
+def _share_leaves(key: jax.Array, values: list[Any], scales: tuple[int, ...]) -> Any:
+    return share_tree(key, values, list(scales))

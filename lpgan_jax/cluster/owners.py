@@ -38,8 +38,8 @@ from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.programs import Draw, Training, agreement, initial_state, secured, shapes
 from lpgan_jax.training import config
-from lpgan_jax.training.building import training_of
-from lpgan_jax.training.config import ProgramConfig, Settings
+from lpgan_jax.training.building import batches_of, training_of
+from lpgan_jax.training.config import Settings
 from lpgan_jax.training.loop import headroom_line
 from lpgan_jax.training.tasks import Task, tasks
 
@@ -232,8 +232,7 @@ def _draw(
             raise BadInput(f"{file}: of another session, expected a directory (state) of its own")
         seed = int(kept["seed"])
     with reading_input():
-        where = settings.data if isinstance(settings, ProgramConfig) else None
-        return seed, training.feed(seed, where)
+        return seed, batches_of(settings, training, seed)
 
 
 def deal_and_feed(

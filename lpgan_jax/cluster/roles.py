@@ -26,7 +26,7 @@ from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.training import config
-from lpgan_jax.training.building import training_of
+from lpgan_jax.training.building import batches_of, training_of
 from lpgan_jax.training.config import ConfigError, ProgramConfig, Settings, TrainConfig
 from lpgan_jax.training.run_directory import RunDirectory
 
@@ -136,8 +136,7 @@ def up(
             raise ValueError(f"seed: expected at least 0, got {seed}")
         settings = settings.model_copy(update={"seed": seed})
     training = training_of(settings)
-    where = settings.data if isinstance(settings, ProgramConfig) else None
-    training.feed(settings.seed, where)  # or a clear error, before all
+    batches_of(settings, training, settings.seed)  # or a clear error, before all
     file = out / "cluster" / "cluster.yaml"
     if resume:
         run = RunDirectory.resume(out)

@@ -13,7 +13,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lpgan_jax.mpc.dealt import Dealt
-from lpgan_jax.mpc.fixed_point import public_constant
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Part, Secret
 
@@ -180,7 +179,7 @@ def _truncated(
 def times_small(party: Seat, x: Secret, digits: Digits, frac_bits: int) -> Secret:
     """x times a public real that is small: a sum of truncations, by one opening.
 
-    Where x times an integer is truncated (`scale_public`), the product must fit into the ring; here
+    Where x times an integer is truncated, the product must fit into the ring; here
     x alone must.
 
     Args:
@@ -255,32 +254,3 @@ def rescale(party: Seat, x: Secret, frac_bits: int) -> Secret:
     if x.frac_bits < frac_bits:
         return x.at_scale(frac_bits)
     return truncate(party, x, frac_bits)
-
-
-def scale_public(
-    party: Seat,
-    x: Secret,
-    factor: float,
-    frac_bits: int,
-    magnitude_bits: int = 10,
-    factor_bits: int = 20,
-) -> Secret:
-    """x times a public real, at the scale wanted.
-
-    The factor gets a scale of its own. 1 round, or 2 where x is so fine that x, the factor and its
-    magnitude take more than 62 bits: then x is truncated first.
-
-    Args:
-        party: this server's seat.
-        x: in real terms, |x| < 2^magnitude_bits.
-        factor: finite and not zero. A power of two costs no bits.
-        frac_bits: fraction bits of the result.
-        magnitude_bits: the range of x.
-        factor_bits: significant bits of the factor; its relative error is below 2^-factor_bits.
-    """
-    k, shift = public_constant(factor, factor_bits)
-    finest = 62 - magnitude_bits - abs(k).bit_length()
-    if k not in (1, -1) and x.frac_bits > finest:
-        x = truncate(party, x, finest)
-    product = x.times_int(k).divided_by_power_of_two(shift)
-    return rescale(party, product, frac_bits)

@@ -18,11 +18,6 @@ from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.shares import PARTIES, share_words
 
 
-def same_scale(values: Any, frac_bits: int) -> Any:
-    """The tree of scales of values that have the same."""
-    return jax.tree.map(lambda _: frac_bits, values)
-
-
 def shapes_of(shape: Sequence[int], frac_bits: int) -> Secret:
     """The shapes of a shared array, to be traced with."""
     pair: Any = jax.ShapeDtypeStruct((PARTIES, *shape), np.uint64)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from lpgan_jax.mpc.party import Program as PartyProgram
-from lpgan_jax.mpc.share_trees import tree_of_shapes
+from lpgan_jax.mpc.share_trees import shapes_of, tree_of_shapes
 from lpgan_jax.programs.secured import SecureProgram
 from lpgan_jax.transform.function import Program as Traced
 
@@ -49,17 +49,12 @@ def answer_program(program: SecureProgram, name: str, num: int | None = None) ->
 
 def told_shapes(program: SecureProgram) -> Any:
     """Of what SP is told of a step."""
-    state = program.program.init(np.random.default_rng(0))
-    _, told = jax.eval_shape(program.program.step, state, program.batch)
-    return _last_outputs(program.functions["step"], told)
+    return _results(program.functions["step"])[1]
 
 
 def answer_shapes(program: SecureProgram, name: str) -> Any:
     """Of an answer."""
-    of = program.program.answers[name]
-    state = program.program.init(np.random.default_rng(0))
-    answer = jax.eval_shape(of.function, of.part(program.secret(state)), of.question)
-    return _last_outputs(program.functions[f"answers[{name!r}]"], answer)
+    return _results(program.functions[f"answers[{name!r}]"])
 
 
 def learnt_shapes(program: SecureProgram) -> Any:
@@ -67,11 +62,11 @@ def learnt_shapes(program: SecureProgram) -> Any:
     return program.learnt(state_shapes(program))
 
 
-def _last_outputs(traced: Traced, values: Any) -> Any:
-    """Shapes with the scales of a function's last results."""
-    leaves, structure = jax.tree.flatten(values)
-    scales = traced.output_scales[len(traced.output_scales) - len(leaves) :]
-    return tree_of_shapes(values, jax.tree.unflatten(structure, scales))
+def _results(traced: Traced) -> Any:
+    """Of what a function gives, at its scales; None for what is public."""
+    scales = iter(traced.output_scales)
+    leaves = [shapes_of(n.shape, next(scales)) if n.secret else None for n in traced.graph.outputs]
+    return jax.tree.unflatten(traced.structure, leaves)
 
 
 def rows_of(question: Any) -> int:

@@ -25,7 +25,13 @@ from lpgan_jax.gan import (
 )
 from lpgan_jax.programs import Draw, Row, Sample, SecureProgram, Training, secured
 from lpgan_jax.training import data, program_file
-from lpgan_jax.training.config import ConfigError, OptimizerConfig, Settings, TrainConfig
+from lpgan_jax.training.config import (
+    ConfigError,
+    OptimizerConfig,
+    ProgramConfig,
+    Settings,
+    TrainConfig,
+)
 from lpgan_jax.training.images import png
 from lpgan_jax.training.parameters import parameters_file
 from lpgan_jax.training.source import DataSource
@@ -42,6 +48,15 @@ def training_of(settings: Settings) -> Training:
         return gan_training(settings, build_gan(settings))
     training = program_file.load(settings.program, settings.options)
     return training if settings.steps is None else replace(training, steps=settings.steps)
+
+
+def batches_of(settings: Settings, training: Training, seed: int) -> Draw:
+    """An owner's batches.
+
+    Raises:
+        FileNotFoundError, ValueError: the data is not there, or does not fit.
+    """
+    return training.feed(seed, settings.data if isinstance(settings, ProgramConfig) else None)
 
 
 def build(settings: Settings) -> SecureProgram:

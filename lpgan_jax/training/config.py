@@ -166,18 +166,6 @@ class TrainConfig(Fields):
             raise expected("each network once")
         return results
 
-    def logs_after(self, step: int) -> bool:
-        """Whether the step (counted from 1) has a row of metrics."""
-        return step % self.log_every == 0 or step == self.steps
-
-    def samples_after(self, step: int) -> bool:
-        """Whether a grid of images is generated after the step, counted from 1."""
-        return step % self.sample_every == 0 or step == self.steps
-
-    def saves_after(self, step: int) -> bool:
-        """Whether there is a checkpoint of the step, counted from 1."""
-        return step % self.checkpoint_every == 0 or step == self.steps
-
     @property
     def depth(self) -> int:
         """How many layers double or halve the size: `image_size = base_size * 2**depth`."""

@@ -23,8 +23,8 @@ from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.programs import Draw, Row, SecureProgram, Training, initial_state, secured
 from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint, config, data
-from lpgan_jax.training.building import build_gan, gan_training, training_of
-from lpgan_jax.training.config import ProgramConfig, Settings, TrainConfig
+from lpgan_jax.training.building import batches_of, build_gan, gan_training, training_of
+from lpgan_jax.training.config import Settings, TrainConfig
 from lpgan_jax.training.parameters import load_parameters
 from lpgan_jax.training.run_directory import Metrics, RunDirectory, Servers
 from lpgan_jax.training.tasks import tasks
@@ -118,8 +118,7 @@ def train(
         raise ValueError("init, images, generator, discriminator: of a GAN, not of a program")
     else:
         training = training_of(settings)
-    where = settings.data if isinstance(settings, ProgramConfig) else None
-    draw = training.feed(settings.seed, where)
+    draw = batches_of(settings, training, settings.seed)
     initial = initial_state(training.program, settings.seed)
     if init is not None:
         initial = _starting_from(load_parameters(init, initial), initial)

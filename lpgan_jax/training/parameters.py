@@ -12,18 +12,12 @@ import numpy as np
 from flax import serialization
 
 from lpgan_jax.common.bounded import require_size
-from lpgan_jax.common.files import atomic_write
 from lpgan_jax.gan import NETWORKS, State
 
 _SHORT = {"generator": "g", "discriminator": "d"}  # names in the file
 
 Learnt = Mapping[str, Mapping[str, Any]]
 """{network: Flax variables {"params", "batch_stats"}}."""
-
-
-def save_parameters(path: str | os.PathLike[str], learnt: Learnt, *, private: bool = True) -> None:
-    """Write `parameters_file`, whole or not at all; `private`: see `files.atomic_write`."""
-    atomic_write(path, parameters_file(learnt), private=private)
 
 
 def parameters_file(learnt: Learnt) -> bytes:
@@ -42,7 +36,7 @@ def parameters_file(learnt: Learnt) -> bytes:
 
 
 def load_parameters(path: str | os.PathLike[str], like: State) -> dict[str, Any]:
-    """{network: variables} of both networks from a file that `save_parameters` wrote.
+    """{network: variables} of both networks from a file of `parameters_file`.
 
     Args:
         path: the file.

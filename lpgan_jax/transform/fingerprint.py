@@ -65,17 +65,18 @@ def _text(value: Any, setting: Setting) -> str:
 
 def digests(program: Program) -> str:
     """Four bytes of each operation's hash, in hexadecimal, one after the other."""
-    return "".join(hashlib.sha256(line.encode()).hexdigest()[:8] for line, _ in listing(program))
+    return "".join(_digest(line) for line, _ in listing(program))
+
+
+def _digest(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()[:8]
 
 
 def first_difference(program: Program, other: str) -> str | None:
     """Where a function differs from one of which the digests are known; None if it does not."""
-    lines = listing(program)
-    own = digests(program)
-    if own == other:
-        return None
-    for index, (_, node) in enumerate(lines):
-        if own[8 * index : 8 * index + 8] != other[8 * index : 8 * index + 8]:
-            counts = f"{len(lines)} ({len(other) // 8} there)"
+    lines, there = listing(program), len(other) // 8
+    for index, (line, node) in enumerate(lines):
+        if _digest(line) != other[8 * index : 8 * index + 8]:
+            counts = f"{len(lines)} ({there} there)"
             return f"operation {index} of {counts}, {node!r} at {node.place}"
-    return f"{len(lines)} operations, {len(other) // 8} there"
+    return f"{len(lines)} operations, {there} there" if there > len(lines) else None

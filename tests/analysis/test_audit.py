@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gans import SGD, adam, small_gan
+from helpers import same_scale
 from jax import lax
 from jax.experimental import io_callback
 from jax.sharding import NamedSharding, PartitionSpec
@@ -18,7 +19,7 @@ from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
 from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
 from lpgan_jax.mpc.secret import Secret, is_secret
-from lpgan_jax.mpc.share_trees import same_scale, shapes_of, tree_of_shapes
+from lpgan_jax.mpc.share_trees import shapes_of, tree_of_shapes
 from lpgan_jax.programs import shapes
 from lpgan_jax.ring.words import RING64
 

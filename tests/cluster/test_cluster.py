@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from clusters import SEED, Running, Simulated, events, jobs, local, statuses, tiny
 from flax import serialization
-from helpers import distance
+from helpers import distance, same_scale
 from modes import open_to_others
 from PIL import Image
 
@@ -31,12 +31,12 @@ from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.party import server_seeds
-from lpgan_jax.mpc.share_trees import reveal_tree, same_scale, share_tree
+from lpgan_jax.mpc.share_trees import reveal_tree, share_tree
 from lpgan_jax.programs import initial_state, shapes
 from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training import checkpoint, config
 from lpgan_jax.training.building import build
-from lpgan_jax.training.parameters import save_parameters
+from lpgan_jax.training.parameters import parameters_file
 from lpgan_jax.training.results import export
 from lpgan_jax.training.run_directory import RunDirectory
 from lpgan_jax.training.tasks import Task, tasks
@@ -441,8 +441,7 @@ def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     found = {int(row[0]): (float(row[1]), float(row[2])) for row in rows}
     assert found == simulated.losses
     parameters = (tmp_path / "run" / "parameters.msgpack").read_bytes()
-    save_parameters(tmp_path / "p", reveal_tree(simulated.last.state.learnt(both)))
-    assert parameters == (tmp_path / "p").read_bytes()
+    assert parameters == parameters_file(reveal_tree(simulated.last.state.learnt(both)))
 
 
 def test_bad_input_ends_at_once_with_a_reason(settings, tmp_path, capfd):

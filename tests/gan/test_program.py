@@ -11,13 +11,14 @@ import numpy as np
 import optax
 import pytest
 from gans import SGD, adam, flat, random_batch, shared_batch, small_gan
+from helpers import same_scale
 from secured import FAST, as_float64
 
 import lpgan_jax as lp
 from lpgan_jax.gan import GENERATE, NETWORKS
 from lpgan_jax.mpc.exact import ExactSeat
 from lpgan_jax.mpc.party import simulate
-from lpgan_jax.mpc.share_trees import reveal_tree, same_scale, scaled, share_tree, unscaled
+from lpgan_jax.mpc.share_trees import reveal_tree, scaled, share_tree, unscaled
 
 LSB = 2.0**-18
 RELATIVE = 4 * 2.0**-17

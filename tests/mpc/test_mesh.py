@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gans import SGD, adam, random_batch, shared_batch, small_gan
+from helpers import same_scale
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lpgan_jax as lp
 from lpgan_jax.mpc import party
 from lpgan_jax.mpc.mesh import BATCH_AXIS, server_mesh, server_program, whole_sharding
 from lpgan_jax.mpc.party import AXIS
-from lpgan_jax.mpc.share_trees import same_scale, share_tree
+from lpgan_jax.mpc.share_trees import share_tree
 
 # What a server may send: a value under a fresh mask, bits likewise, or a bit under a random bit.
 OPENINGS = {"mask", "and", "bit"}

@@ -3,14 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from helpers import whole
+from helpers import same_scale, whole
 
 import lpgan_jax as lp
 from lpgan_jax.mpc.share_trees import (
     decoded,
     encoded,
     reveal_tree,
-    same_scale,
     scaled,
     shapes_of,
     share_tree,

@@ -22,7 +22,7 @@ from lpgan_jax.study.runs import quality
 from lpgan_jax.training import checkpoint, config, results
 from lpgan_jax.training.building import build, build_gan
 from lpgan_jax.training.loop import train
-from lpgan_jax.training.parameters import load_parameters, save_parameters
+from lpgan_jax.training.parameters import load_parameters, parameters_file
 from lpgan_jax.training.results import generate
 from lpgan_jax.training.run_directory import RunDirectory
 
@@ -157,7 +157,7 @@ def test_a_finished_run_has_nothing_to_do(run, settings_file, tmp_path, capsys):
 def test_parameters_of_the_generator_alone_start_no_run(run, settings_file, tmp_path, capsys):
     state = restore_state(build(config.load(str(settings_file))), shares(run))
     file = tmp_path / "parameters.msgpack"
-    save_parameters(file, reveal_tree(state.learnt(["generator"])))
+    file.write_bytes(parameters_file(reveal_tree(state.learnt(["generator"]))))
     assert serialization.msgpack_restore(file.read_bytes()).keys() == {"g"}
     out = tmp_path / "continued"
     arguments = ["--config", str(settings_file), "--out", str(out), "--init", str(file)]

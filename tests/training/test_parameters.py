@@ -5,7 +5,7 @@ import pytest
 from flax import serialization
 from gans import small_lpgan
 
-from lpgan_jax.training.parameters import load_parameters, save_parameters
+from lpgan_jax.training.parameters import load_parameters, parameters_file
 
 
 @pytest.fixture(scope="module")
@@ -14,10 +14,8 @@ def state():
 
 
 @pytest.fixture(scope="module")
-def saved(state, tmp_path_factory):
-    file = tmp_path_factory.mktemp("parameters") / "saved.msgpack"
-    save_parameters(file, state.learnt())
-    return file.read_bytes()
+def saved(state):
+    return parameters_file(state.learnt())
 
 
 def changed(saved, value, *path):
@@ -45,8 +43,7 @@ def test_what_is_saved_is_loaded(state, saved, tmp_path):
 def test_a_network_without_statistics_needs_none(tmp_path):
     state = small_lpgan(depth=1).init(np.random.default_rng(0))
     assert state.stats["discriminator"] == {}
-    save_parameters(tmp_path / "saved", state.learnt())
-    content = changed((tmp_path / "saved").read_bytes(), lambda _: None, "d", "batch_stats")
+    content = changed(parameters_file(state.learnt()), lambda _: None, "d", "batch_stats")
     assert loaded(content, state, tmp_path)["discriminator"]["batch_stats"] == {}
 
 

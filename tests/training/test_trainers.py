@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from gans import adam, flat, random_batch, shared_batch, small_gan
+from helpers import same_scale
 from secured import FAST
 from uniformity import two_samples
 
@@ -18,7 +19,7 @@ from lpgan_jax import key
 from lpgan_jax.gan import GENERATE
 from lpgan_jax.mpc import emulated
 from lpgan_jax.mpc.party import simulate
-from lpgan_jax.mpc.share_trees import decoded, encoded, reveal_tree, same_scale, share_tree
+from lpgan_jax.mpc.share_trees import decoded, encoded, reveal_tree, share_tree
 from lpgan_jax.study.sweep.cells import _moved
 from lpgan_jax.training import trainers
 from lpgan_jax.training.trainers import PlaintextTrainer, ShadowTrainer

@@ -363,8 +363,8 @@ CASES: dict[str, Case] = {
         "|x| < {}, constant from (34-f) ln 2 on",
         ((54, -1),),
         goal=2.0**-12,
-        stated=lambda f, size, x: 1 + (2.0**-24 + 2.0 ** -(f + 9)) * size,
-        stated_text="1 LSB and 2^-24 + 2^-(f+9) relative",
+        stated=lambda f, size, x: 1.25 + (2.0**-24 + 2.0 ** -(f + 9)) * size,
+        stated_text="1.25 LSB and 2^-24 + 2^-(f+9) relative",
         fixed=1.0,
     ),
     "sec_sigmoid": Case(

@@ -506,11 +506,12 @@ def sec_log(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
 def sec_exp(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     """SecExp: e^x for |x| < 2^(54-f); up to x = (34 - f) ln 2 (11.09 at 18 bits), then constant.
 
-    Error: 1 LSB and 2^-24 + 2^-(f+9) relative; 0 below x = -(f + 2) ln 2, where e^x is less than a
-    quarter of an LSB. x = i ln 2 + t by comparisons, e^t by a series. (The published product e^(u')
-    e^(u'') fails for shares that wrap.) Source: LP-GAN patent, `elementary.exp`.
+    Error: 1.25 LSB and 2^-24 + 2^-(f+9) relative; 0 below x = -(f + 2) ln 2, where e^x is less than
+    a quarter of an LSB. Two comparisons tell where; between, e^x is a public power of what was
+    opened times a dealt one of its mask. (The published product e^(u') e^(u'') fails for shares
+    that wrap.) Source: LP-GAN patent, `elementary.exp`, `exponential`.
 
-    Cost: 7 rounds; 1588 bits online; 11315 bits from DS.
+    Cost: 4 rounds; 200 bits online; 2910 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.exp(p, s["x"], f), key, f, x=x)
@@ -520,10 +521,10 @@ def sec_exp(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
 def sec_sigmoid(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     """1/(1 + e^-x) for |x| < 2^(61-f); saturates.
 
-    Error: 2 LSB up to f = 24, 4 beyond. Two comparisons clamp x, a series of sines does the rest.
-    Source: LP-GAN patent, `elementary.sigmoid`.
+    Error: 2 LSB up to f = 24, 4 beyond. Two comparisons tell where it saturates, a series of sines
+    does the rest. Source: LP-GAN patent, `elementary.sigmoid`.
 
-    Cost: 6 rounds; 264 bits online; 3902 bits from DS.
+    Cost: 4 rounds; 200 bits online; 4030 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.sigmoid(p, s["x"], f), key, f, x=x)
@@ -536,7 +537,7 @@ def sec_tanh(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     Error: 2 LSB up to f = 24, 4 beyond. As `sec_sigmoid`. Source: LP-GAN patent,
     `elementary.tanh`.
 
-    Cost: 6 rounds; 264 bits online; 3902 bits from DS.
+    Cost: 4 rounds; 200 bits online; 4030 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.tanh(p, s["x"], f), key, f, x=x)
@@ -548,7 +549,7 @@ def sec_softplus(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
 
     Error: 3 LSB up to f = 18 and 2^-19 beyond. Source: `elementary.softplus`.
 
-    Cost: 7 rounds; 328 bits online; 3486 bits from DS.
+    Cost: 5 rounds; 264 bits online; 3742 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.softplus(p, s["x"], f), key, f, x=x)

@@ -267,7 +267,7 @@ FUNCTIONS = {
     ),
     "inv": Function(P.sec_inv, _real(np.reciprocal), lambda f: (1, 2.0**-25), 62, -1),
     "log": Function(P.sec_log, _real(np.log), lambda f: (2 + 2.0 ** (f - 24), 0)),
-    "exp": Function(P.sec_exp, _exp, lambda f: (1, 2.0**-24 + 2.0 ** -(f + 9)), 54, None),
+    "exp": Function(P.sec_exp, _exp, lambda f: (1.25, 2.0**-24 + 2.0 ** -(f + 9)), 54, None),
     "sigmoid": Function(
         P.sec_sigmoid,
         _real(lambda x: np.exp(-np.logaddexp(0, -x))),

@@ -1,7 +1,8 @@
-"""Exponential, logarithm, sigmoid, tanh, erf and softplus: range reduction, then one series.
+"""Exponential, logarithm, sigmoid, tanh, erf and softplus.
 
-On ring shares e^(u' + u'') is no product of the servers' own exponentials (the sum wraps), so the
-published forms cannot be used.
+A saturating function is computed as if its argument were in the range where it does not saturate,
+and what it is outside is selected by comparisons that run beside. On ring shares e^(u' + u'') is no
+product of the servers' own exponentials (the sum wraps), so the published forms cannot be used.
 """
 
 from __future__ import annotations
@@ -10,36 +11,43 @@ import math
 
 import numpy as np
 
+from lpgan_jax.mpc import exponential
 from lpgan_jax.mpc.arithmetic import masked, truncate
-from lpgan_jax.mpc.compare import Bit, less_than_public, select
-from lpgan_jax.mpc.range_reduction import TOP, Thermometer, normalise
+from lpgan_jax.mpc.compare import Bit, b2a, less_than_public, select
+from lpgan_jax.mpc.range_reduction import TOP, normalise
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, add_public
-from lpgan_jax.mpc.series import evaluate, fit
+from lpgan_jax.mpc.series import Series, evaluate, fit
 
 _GUARD_BITS = 8  # of an exponential's argument beyond its scale
-_POWER_BITS = 26  # fraction bits of e^t, 0 <= t < ln 2
 
 
 def _integer(value: float, frac_bits: int) -> int:
     return round(value * 2.0**frac_bits)
 
 
-def _clamped(
-    party: Seat, x: Secret, low: float, high: float, bits: tuple[Bit, Bit]
-) -> tuple[Secret, Secret]:
-    """(x clamped to [low, high], the part above), with the bits [x < low] and [x < high]; exact."""
-    over, under = add_public(party, x, -high), add_public(party, x, -low)
-    excess = over.unmasked() - select(party, bits[1], over)
-    return x.unmasked() - excess - select(party, bits[0], under), excess
+def _piecewise(party: Seat, bits: Bit, inside: Secret, below: float, above: float) -> Secret:
+    """`below` where x < low, `above` where x >= high, of the bits [x < low] and [x < high]."""
+    chosen = select(party, bits, inside.rearrange(lambda v: v[None]))
+    ends = [_integer(below, inside.frac_bits), -_integer(above, inside.frac_bits)]
+    outside = b2a(party, bits).times_ints(ends).sum((0,))
+    outside = add_public(party, Secret(outside.share, inside.frac_bits), above)
+    return chosen.times_ints([-1, 1]).sum((0,)) + outside
 
 
-def clamp(party: Seat, x: Secret, bound: float) -> tuple[Secret, Secret]:
-    """(x clamped to [-bound, bound], the part above); exact. 4 rounds, 2 comparisons."""
-    x = masked(party, x.settled(party))
+def _outside(party: Seat, x: Secret, bound: float) -> Bit:
+    """[x < -bound] and [x < bound] of a masked x."""
     limits = [_integer(-bound, x.frac_bits), _integer(bound, x.frac_bits)]
-    bits = less_than_public(party, x, limits)
-    return _clamped(party, x, -bound, bound, (bits[0], bits[1]))
+    return less_than_public(party, x, limits)
+
+
+def _saturating(
+    party: Seat, series: Series, x: Secret, bound: float, end: float, frac_bits: int
+) -> Secret:
+    """The series where |x| < bound, -end below and end above."""
+    x = masked(party, x.settled(party))
+    bits = _outside(party, x, bound)
+    return _piecewise(party, bits, evaluate(party, series, x, frac_bits), -end, end)
 
 
 def _saturation(frac_bits: int) -> float:
@@ -48,11 +56,10 @@ def _saturation(frac_bits: int) -> float:
 
 
 def tanh(party: Seat, x: Secret, frac_bits: int) -> Secret:
-    """The hyperbolic tangent, saturating, everywhere. 6 rounds, 2 comparisons."""
+    """The hyperbolic tangent, saturating, everywhere. 4 rounds, 2 comparisons."""
     bound = _saturation(frac_bits)
-    inside, _ = clamp(party, x, bound)
     series = fit(np.tanh, -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
-    return evaluate(party, series, inside, frac_bits)
+    return _saturating(party, series, x, bound, 1.0, frac_bits)
 
 
 def _centred_sigmoid(x: np.ndarray) -> np.ndarray:
@@ -60,11 +67,10 @@ def _centred_sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def sigmoid(party: Seat, x: Secret, frac_bits: int) -> Secret:
-    """1/(1 + e^-x) = 1/2 + tanh(x/2)/2, saturating, everywhere. 6 rounds, 2 comparisons."""
+    """1/(1 + e^-x) = 1/2 + tanh(x/2)/2, saturating, everywhere. 4 rounds, 2 comparisons."""
     bound = 2 * _saturation(frac_bits)
-    inside, _ = clamp(party, x, bound)
     series = fit(_centred_sigmoid, -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
-    return add_public(party, evaluate(party, series, inside, frac_bits), 0.5)
+    return add_public(party, _saturating(party, series, x, bound, 0.5, frac_bits), 0.5)
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
@@ -72,11 +78,10 @@ def _erf(x: np.ndarray) -> np.ndarray:
 
 
 def erf(party: Seat, x: Secret, frac_bits: int) -> Secret:
-    """The error function, saturating, everywhere. 6 rounds, 2 comparisons."""
+    """The error function, saturating, everywhere. 4 rounds, 2 comparisons."""
     bound = math.sqrt((frac_bits + 2) * math.log(2))  # 1 - erf(x) < e^(-x^2)
-    inside, _ = clamp(party, x, bound)
     series = fit(_erf, -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
-    return evaluate(party, series, inside, frac_bits)
+    return _saturating(party, series, x, bound, 1.0, frac_bits)
 
 
 def _log_two_cosh_half(x: np.ndarray) -> np.ndarray:
@@ -84,50 +89,55 @@ def _log_two_cosh_half(x: np.ndarray) -> np.ndarray:
 
 
 def softplus(party: Seat, x: Secret, frac_bits: int) -> Secret:
-    """ln(1 + e^x) = x/2 + ln(2 cosh(x/2)) inside the clamp, x above. 7 rounds, 2 comparisons."""
+    """ln(1 + e^x) = x/2 + ln(2 cosh(x/2)), where |x|/2 is the second term far from 0.
+
+    5 rounds, 2 comparisons.
+    """
     bound = 2 * _saturation(frac_bits)
-    inside, excess = clamp(party, x, bound)
     series = fit(_log_two_cosh_half, -bound, bound, "even", 2.0 ** -(frac_bits + 2))
-    linear = inside.unmasked().divided_by_power_of_two(1)
-    scale = max(frac_bits, linear.frac_bits)
-    total = evaluate(party, series, inside, scale) + linear.at_scale(scale) + excess.at_scale(scale)
+    x = masked(party, x.settled(party))
+    bits = _outside(party, x, bound)
+    half = x.divided_by_power_of_two(1)
+    scale = max(frac_bits, half.frac_bits)
+    inside = evaluate(party, series, x, scale)
+    even, odd = (
+        select(party, bits, v.rearrange(lambda words: words[None])) for v in (inside, half)
+    )
+    # bits: both of x < -bound, the second of what lies inside, none of x > bound.
+    linear = half.unmasked().times_int(2) - odd.sum((0,))
+    total = even.times_ints([-1, 1]).sum((0,)).at_scale(scale) + linear.at_scale(scale)
     return truncate(party, total, frac_bits)
 
 
 def exp(party: Seat, x: Secret, frac_bits: int, largest: int | None = None) -> Secret:
-    """SecExp: e^x = 2^i e^t with x = i ln 2 + t, 0 <= t < ln 2, for x of any size below 2^(54-f).
+    """SecExp: e^x for x of any size below 2^(54-f).
 
-    i is found by comparing x with the multiples of ln 2. Below -(f + 2) ln 2 the result is 0; above
-    (34 - f) ln 2 (11.09 at 18 bits) it stays what it is there, 2^(34-f).
+    Below -(f + 2) ln 2 the result is 0; above (34 - f) ln 2 (11.09 at 18 bits) it stays what it is
+    there, 2^(34-f).
 
     Args:
         party: this server's seat.
         x: at f fraction bits.
         frac_bits: f.
-        largest: e^x < 2^largest, if that is known; above, the result stays what it is there.
+        largest: e^x < 2^largest, if that is known: no comparison is made with what lies above.
 
     Returns:
-        e^x within 2^-24 relative, and 1 LSB, and the effect of x's own rounding at f + 8 bits. 7
-        rounds, 37 comparisons at any f (fewer with `largest`).
+        e^x within 2^-24 relative, and 1.25 LSB, and the effect of x's own rounding at f + 8 bits. 4
+        rounds, 2 comparisons (1 with `largest`).
     """
     scale = x.frac_bits + _GUARD_BITS
     x = masked(party, x.settled(party).at_scale(scale))
-    lowest, highest = -(frac_bits + 2), 33 - frac_bits  # of i
-    highest = highest if largest is None else max(lowest + 1, min(highest, largest - 1))
-    limits = [_integer(i * math.log(2), scale) for i in range(highest + 1, lowest - 1, -1)]
-    bits = less_than_public(party, x, limits)
-    count = len(limits)
-    thermometer = Thermometer(bits, count)
-    # The multiple to subtract where j limits lie above x; clamped at both ends.
-    starts = [limits[1], *limits[1:], limits[-1]]
-    low, high = limits[-1] * 2.0**-scale, limits[0] * 2.0**-scale
-    inside, _ = _clamped(party, x, low, high, (bits[-1], bits[0]))
-    t = inside - Secret(thermometer.lookup(party, starts).share, scale)
-    power = evaluate(party, fit(np.exp, 0.0, math.log(2), "general"), t, _POWER_BITS)
-    # 2^(i - lowest); none below the lowest limit.
-    weights = [1 << (highest - lowest - max(j - 1, 0)) for j in range(count)] + [0]
-    result = thermometer.times(party, power, weights)
-    return truncate(party, Secret(result.share, _POWER_BITS - lowest), frac_bits)
+    low, top = -(frac_bits + 2) * math.log(2), 34 - frac_bits
+    known = largest is not None and largest <= top
+    top = max(1 - frac_bits, largest) if known else top
+    # Of the upper end so much is left that e^x stays below 2^top with its errors.
+    ends = [math.ceil(low * 2.0**scale), math.floor(top * math.log(2) * 2.0**scale) - 4]
+    window = exponential.Window.around(*ends, scale, top, frac_bits)
+    inside = exponential.evaluate(party, window, x, frac_bits)
+    bits = less_than_public(party, x, ends[:1] if known else ends)
+    if known:
+        return inside.unmasked() - select(party, bits[0], inside)
+    return _piecewise(party, bits, inside, 0.0, 2.0**top)
 
 
 def log(party: Seat, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP) -> Secret:

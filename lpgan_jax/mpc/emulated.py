@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpgan_jax.mpc import arithmetic, compare, series
+from lpgan_jax.mpc import arithmetic, compare, exponential, series
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.party import Words, call_keys
 from lpgan_jax.mpc.plain import PlainSeat
@@ -200,6 +200,16 @@ def _evaluate(party: EmulatedSeat, function: series.Series, x: Secret, frac_bits
         words = jnp.round((total + function.constant) * 2.0**series.WAVE_BITS).astype(jnp.int64)
         waves = Secret(words.astype(party.ring.dtype), series.WAVE_BITS)
         return arithmetic.truncate(party, waves, frac_bits)
+
+
+@exponential.evaluate.register
+def _exponential(
+    party: EmulatedSeat, window: exponential.Window, x: Secret, frac_bits: int
+) -> Secret:
+    with party.filling_the_range():
+        power = window.power(party.real(x)) * 2.0**window.result_scale
+        words = jnp.round(power).astype(jnp.int64).astype(party.ring.dtype)
+        return arithmetic.truncate(party, Secret(words, window.result_scale), frac_bits)
 
 
 def _turns(words: jax.Array, log_turn: int) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc import arithmetic, compare, series
+from lpgan_jax.mpc import arithmetic, compare, exponential, series
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.plain import PlainSeat
 from lpgan_jax.mpc.secret import Secret
@@ -102,3 +102,10 @@ def _evaluate(party: ExactSeat, function: series.Series, x: Secret, frac_bits: i
         return arithmetic.truncate(
             party, scaled(total + function.constant, series.WAVE_BITS), frac_bits
         )
+
+
+@exponential.evaluate.register
+def _exponential(party: ExactSeat, window: exponential.Window, x: Secret, frac_bits: int) -> Secret:
+    with party.filling_the_range():
+        power = scaled(window.power(party.real(x)), window.result_scale)
+        return arithmetic.truncate(party, power, frac_bits)

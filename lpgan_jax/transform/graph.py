@@ -272,7 +272,7 @@ class Builder:
         """The nodes of a program's outputs."""
         known: dict[Any, Node] = dict(zip(program.invars, inputs, strict=True))
         for variable, value in zip(program.constvars, consts, strict=True):
-            known[variable] = self._closed_over(value)
+            known[variable] = value if isinstance(value, Node) else self._closed_over(value)
 
         def read(atom: Any) -> Node:
             if isinstance(atom, Literal):
@@ -286,12 +286,13 @@ class Builder:
         return [read(atom) for atom in program.outvars]
 
     def call(self, function: Callable[..., Any], inputs: Sequence[Node]) -> list[Node]:
-        """The results of a JAX function of nodes, inlined."""
+        """The results of a JAX function of nodes, inlined; what it closes over is constant."""
         with jax.enable_x64(False):  # as ordinary code
             program = jax.make_jaxpr(function)(
                 *(jax.ShapeDtypeStruct(n.shape, n.dtype) for n in inputs)
             )
-        return self.inline(*plain.opened(program), inputs)
+        opened, consts = plain.opened(program)
+        return self.inline(opened, [self.constant(np.asarray(c)) for c in consts], inputs)
 
     def _closed_over(self, value: Any) -> Node:
         if isinstance(value, jax.core.Tracer):

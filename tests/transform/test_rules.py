@@ -219,6 +219,12 @@ def test_gradients_of_numbers_in_the_clear():
     close_in_the_clear(with_gradient(function), X, POSITIVE, lsb=4)
 
 
+def test_powers_of_many():
+    close_in_the_clear(
+        lambda x: x**-3, 1.0 + np.abs(np.random.default_rng(3).normal(size=(40, 40)))
+    )
+
+
 WHOLE = np.array([[-3.0, -2.6, -0.5, 0.0], [0.2, 1.0, 1.5, 2.4], [3.7, -1.2, 0.9, 7.0]])
 
 

@@ -365,7 +365,7 @@ CASES: dict[str, Case] = {
         goal=2.0**-12,
         stated=lambda f, size, x: 1.25 + (2.0**-24 + 2.0 ** -(f + 9)) * size,
         stated_text="1.25 LSB and 2^-24 + 2^-(f+9) relative",
-        fixed=1.0,
+        fixed=1.25,
     ),
     "sec_sigmoid": Case(
         lambda k, fxp, x: P.sec_sigmoid(k, x, fxp), SERIES, real(logistic), *UP_TO_61, **WAVE

@@ -127,17 +127,17 @@ def exp(party: Seat, x: Secret, frac_bits: int, largest: int | None = None) -> S
     """
     scale = x.frac_bits + _GUARD_BITS
     x = masked(party, x.settled(party).at_scale(scale))
-    low, top = -(frac_bits + 2) * math.log(2), 34 - frac_bits
-    known = largest is not None and largest <= top
-    top = max(1 - frac_bits, largest) if known else top
+    saturated = 34 - frac_bits
+    top = saturated if largest is None else max(1 - frac_bits, min(saturated, largest))
+    low = math.ceil(-(frac_bits + 2) * math.log(2) * 2.0**scale)
     # Of the upper end so much is left that e^x stays below 2^top with its errors.
-    ends = [math.ceil(low * 2.0**scale), math.floor(top * math.log(2) * 2.0**scale) - 4]
-    window = exponential.Window.around(*ends, scale, top, frac_bits)
+    high = math.floor(top * math.log(2) * 2.0**scale) - 4
+    window = exponential.Window.around(low, high, scale, top, frac_bits)
     inside = exponential.evaluate(party, window, x, frac_bits)
-    bits = less_than_public(party, x, ends[:1] if known else ends)
-    if known:
-        return inside.unmasked() - select(party, bits[0], inside)
-    return _piecewise(party, bits, inside, 0.0, 2.0**top)
+    if largest is not None and largest <= saturated:
+        below = less_than_public(party, x, (low,))[0]
+        return inside.unmasked() - select(party, below, inside)
+    return _piecewise(party, less_than_public(party, x, (low, high)), inside, 0.0, 2.0**top)
 
 
 def log(party: Seat, u: Secret, frac_bits: int, smallest: int = 0, largest: int = TOP) -> Secret:

@@ -6,7 +6,7 @@ planned, and then run from a server's seat by one rule for each operation.
 | file | holds |
 |---|---|
 | `graph`, `control` | the graph: calls inlined, constants folded, loops and branches |
-| `definitions` | primitives that are defined by others |
+| `definitions`, `lookups` | primitives that are defined by others; secret indices |
 | `plain` | what operations mean, in float64 |
 | `rewrites`, `fuse` | idioms that have a cheaper form |
 | `bounds`, `plan` | what is known without data: intervals, scales |

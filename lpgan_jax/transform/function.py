@@ -19,7 +19,13 @@ from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.share_trees import shapes_of
 from lpgan_jax.mpc.shares import share_words
-from lpgan_jax.transform import control, definitions, evaluate, permutations  # noqa: F401
+from lpgan_jax.transform import (  # noqa: F401
+    control,
+    definitions,
+    evaluate,
+    lookups,
+    permutations,
+)
 from lpgan_jax.transform.arguments import Arguments, Declaration, Leaf
 from lpgan_jax.transform.check import Difference, first_difference
 from lpgan_jax.transform.explain import Explanation, explained

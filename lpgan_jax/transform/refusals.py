@@ -43,9 +43,7 @@ _RANDOM = (
 )
 _BITS = "a secret's bits are not at hand: use comparisons and sums of numbers"
 _DECOMPOSED = "use products, sums and divisions of its elements, or do it outside"
-_ONE_HOT = (
-    "multiply with jax.nn.one_hot of it (of labels: optax.softmax_cross_entropy with one-hot ones)"
-)
+_ONE_HOT = "of one axis it may name whole rows, to be read or added to; else jax.nn.one_hot of it"
 _INSTEAD = {
     "fft": "multiply with the real and the imaginary part of jnp.fft.fft(jnp.eye(n))",
     "complex": "keep real and imaginary parts apart",

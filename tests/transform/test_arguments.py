@@ -283,10 +283,9 @@ REFUSED = [
     (lambda x: jnp.abs(x + 1j * x), "complex: secrets are real numbers: keep real and"),
     (lambda x: x.astype(int) >> 1, "shift_right_arithmetic: .* a secret's bits are not at hand"),
     (lambda x: jax.lax.lgamma(x), "lgamma: .*write it with the operations of docs"),
-    (lambda x: SMALL[x[:, 0].astype(int)], "gather: a secret index: .*one_hot"),
     (
-        lambda x: optax.softmax_cross_entropy_with_integer_labels(x, x[:, 0].astype(int)),
-        "gather: a secret index: .*one_hot",
+        lambda x: x[x[:, 0].astype(int), x[:, 1].astype(int)],
+        "gather: a secret index: of one axis .*one_hot",
     ),
     (lambda x: jax.lax.dynamic_slice(x, (x[0, 0].astype(int), 0), (1, 4)), "a secret index"),
     (

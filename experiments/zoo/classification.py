@@ -39,6 +39,11 @@ def load(shape: Shape, path: str | None, split: str = "train") -> tuple[np.ndarr
     return images, labels
 
 
+def one_against_all(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """A binary cross entropy of each class, summed."""
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+
+
 def classification(
     module: nn.Module,
     shape: Shape,

@@ -2,8 +2,7 @@
 
 import flax.linen as nn
 import jax
-import optax
-from classification import classification
+from classification import classification, one_against_all
 
 import lpgan_jax as lp
 
@@ -19,5 +18,6 @@ class Linear(nn.Module):
 
 def training(batch_size: int = 128) -> lp.Training:
     """The training."""
-    loss = optax.sigmoid_binary_cross_entropy
-    return classification(Linear(), (28, 28, 1), batch_size, momentum=0, loss=loss)
+    return classification(
+        Linear(), (28, 28, 1), batch_size, rate=0.01, momentum=0, loss=one_against_all
+    )

@@ -4,7 +4,6 @@ import math
 
 import flax.linen as nn
 import jax
-import optax
 
 import lpgan_jax as lp
 
@@ -65,8 +64,8 @@ NETWORKS: dict[str, nn.Module] = {
 
 def training(network: str = "fc", batch_size: int = 64) -> lp.Training:
     """The training of one of them."""
-    from classification import classification  # beside this file, where programs are loaded from
+    # Beside this file, where programs are loaded from.
+    from classification import classification, one_against_all
 
-    loss = optax.sigmoid_binary_cross_entropy
     module, rate = NETWORKS[network], RATES[network]
-    return classification(module, (28, 28, 1), batch_size, rate=rate, loss=loss)
+    return classification(module, (28, 28, 1), batch_size, rate=rate, loss=one_against_all)

@@ -13,7 +13,7 @@ from lpgan_jax.mpc.series import evaluate, fit
 _QUOTIENT_BITS = 26  # fraction bits of 1/m in a quotient: what is left over limits its size
 
 
-def inverse(party: Seat, u: Secret, frac_bits: int) -> Secret:
+def inverse(party: Seat, u: Secret, frac_bits: int, positive: bool = False) -> Secret:
     """SecInv: 1/u for integers 0 < |u| < 2^62 at scale u.frac_bits.
 
     |u| = m 2^p with 1/2 <= m < 1, 1/m by a series (the published protocol iterates Newton's x (2 -
@@ -25,11 +25,12 @@ def inverse(party: Seat, u: Secret, frac_bits: int) -> Secret:
         party: this server's seat.
         u: of either sign. u = 0 gives a large finite value.
         frac_bits: at most 28.
+        positive: as in `normalise_magnitude`.
 
     Returns:
         1/u, within 2^-25 relative, and 1 LSB. 8 rounds.
     """
-    magnitude, thermometer = normalise_magnitude(party, masked(party, u), TOP)
+    magnitude, thermometer = normalise_magnitude(party, masked(party, u), TOP, positive)
     series = fit(np.reciprocal, 0.5, 1.0, "general")
     y = evaluate(party, series, Secret(magnitude.share, TOP), MANTISSA_BITS)
     # 1/|u| = 2^(j - one) / m: 2^-spare at j = 0 counts as 0 if it is below 2^-31.
@@ -79,7 +80,7 @@ def quotient_bits(frac_bits: int) -> int:
     return TOP - 2 - _QUOTIENT_BITS - frac_bits
 
 
-def divide(party: Seat, x: Secret, y: Secret, frac_bits: int) -> Secret:
+def divide(party: Seat, x: Secret, y: Secret, frac_bits: int, positive: bool = False) -> Secret:
     """SecDiv: x / y for y of either sign, 0 < |y| < 2^28 in real terms.
 
     With q the power of two (and the sign) that brings y just below 2^top, and m = y q / 2^top, the
@@ -90,6 +91,7 @@ def divide(party: Seat, x: Secret, y: Secret, frac_bits: int) -> Secret:
         x: |x / y| < 2^(34 - f), and |x| < 2^62 as an integer; of y's shape and scale.
         y: not 0 (that gives a meaningless, finite value).
         frac_bits: f.
+        positive: y > 0 is known, and half of the comparisons are made.
 
     Returns:
         x / y, within 2^-23 relative, and 2 LSB. 7 rounds.
@@ -97,7 +99,7 @@ def divide(party: Seat, x: Secret, y: Secret, frac_bits: int) -> Secret:
     x.require_scale_of(y)
     top = TOP - quotient_bits(frac_bits)
     x, y = masked(party, x), masked(party, y)
-    magnitude, thermometer = normalise_magnitude(party, y, top)
+    magnitude, thermometer = normalise_magnitude(party, y, top, positive)
     series = fit(np.reciprocal, 0.5, 1.0, "general")
     reciprocal = evaluate(party, series, Secret(magnitude.share, top), _QUOTIENT_BITS)
     powers = [1 << j for j in range(thermometer.count + 1)]

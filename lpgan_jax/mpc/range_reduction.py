@@ -145,20 +145,24 @@ def normalise(
     return x.settled(party), Exponent(tuple(levels)), known
 
 
-def normalise_magnitude(party: Seat, x: Secret, top: int) -> tuple[Secret, Thermometer]:
+def normalise_magnitude(
+    party: Seat, x: Secret, top: int, positive: bool = False
+) -> tuple[Secret, Thermometer]:
     """Multiply x, of either sign, by its sign and the power of two that brings it below 2^top.
 
     Args:
         party: this server's seat.
         x: integers, 0 < |x| < 2^top, masked. 0 gives 0.
         top: up to 62.
+        positive: x > 0 is known, and half of the comparisons are made.
 
     Returns:
         (|x| * 2^j in [2^(top-1), 2^top), the thermometer of j with the sign). Exact. 4 rounds (3
         after x was masked).
     """
     thresholds = [1 << (top - 1 - j) for j in range(top - 1)]
-    bits = less_than_public(party, x, [*thresholds, 0, *(1 - t for t in thresholds)])
-    thermometer = Thermometer(bits, len(thresholds), signed=True)
+    below = () if positive else (0, *(1 - t for t in thresholds))
+    bits = less_than_public(party, x, [*thresholds, *below])
+    thermometer = Thermometer(bits, len(thresholds), signed=not positive)
     powers = [1 << j for j in range(len(thresholds) + 1)]
     return thermometer.times(party, x, powers, with_sign=True), thermometer

@@ -225,6 +225,18 @@ def test_powers_of_many():
     )
 
 
+def test_a_positive_divisor_takes_half_of_the_comparisons():
+    def positive(x, y):
+        return x / (y**2 + 0.5), 1 / (y**2 + 0.25)
+
+    def either(x, y):
+        return x / (y + 9.0), 1 / (y + 9.5)
+
+    close(positive, X, POSITIVE, lsb=8)
+    costs = [lp.cost(lp.secure(f), X, POSITIVE).comparisons / X.size for f in (either, positive)]
+    assert costs == [91 + 123, 45 + 61]
+
+
 WHOLE = np.array([[-3.0, -2.6, -0.5, 0.0], [0.2, 1.0, 1.5, 2.4], [3.7, -1.2, 0.9, 7.0]])
 
 

@@ -33,7 +33,8 @@ def together(
         operands: (value, the form in which it is taken) of each argument.
         factor: of the result.
     """
-    kind = node.operation, values.levels[id(node)], values.interval(node.inputs[0])
+    # What bounds tell, of the argument or the divisor, changes how it is run.
+    kind = node.operation, values.levels[id(node)], values.interval(node.inputs[-1])
     key = *kind, values.form.frac_bits
     request = values.pending.setdefault(key, Requests(run)).add(node, operands)
     return values.later(node.shape, lambda: request(values.party), factor)
@@ -195,18 +196,18 @@ def _reciprocal(values: Values, node: Node, x: Value) -> Value:
     def run(party: Seat, u: Secret) -> Secret:
         if low > 0 and high / low < 2.0**30:
             return division.inverse_positive(party, u, f, **_range(interval, u.frac_bits))
-        return division.inverse(party, u, f)
+        return division.inverse(party, u, f, positive=low >= 0)
 
     return together(values, node, run, (x.stored, lambda s: s.masked()))
 
 
 @rule("div", together=True)
 def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
-    f = _fraction(values)
+    f, positive = _fraction(values), values.interval(node.inputs[1])[0] >= 0
 
     def run(party: Seat, u: Secret, v: Secret) -> Secret:
         scale = max(u.frac_bits, v.frac_bits)
-        return division.divide(party, u.at_scale(scale), v.at_scale(scale), f)
+        return division.divide(party, u.at_scale(scale), v.at_scale(scale), f, positive)
 
     return together(values, node, run, (x.stored, _rounded), (y.stored, _rounded))
 

@@ -11,8 +11,10 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,13 @@ MODELS: list[tuple[str, str, int, dict[str, Any]]] = [
 COLUMNS = (
     *("model", "batch_size", "parameters", "rounds", "messages", "online_bytes", "dealer_bytes"),
     *("lan_s", "trace_s", "compile_s", "step_s", "plaintext_s", "peak_bytes", "error_lsb"),
+    "processes_s",
 )
 STEPS = 3
 """That are timed, after one."""
+PROCESSES = ("network_a", "network_b", "network_c", "network_d")
+"""What is also trained by `lpgan up`: DS, S1, S2 and SP as processes, over loopback."""
+STEPS_OF_PROCESSES = 40
 
 
 def measure(file: str, batch_size: int, options: dict[str, Any], data: str | None) -> Any:
@@ -106,6 +112,24 @@ def measure(file: str, batch_size: int, options: dict[str, Any], data: str | Non
     }
 
 
+def measure_processes(
+    file: str, batch_size: int, options: dict[str, Any], data: str | None
+) -> float:
+    """Seconds a step of four processes, from an answer's to the next: the median of the later."""
+    from lpgan_jax.common.tables import read_csv
+
+    with tempfile.TemporaryDirectory() as folder:
+        run, program = Path(folder) / "run", HERE / f"{file}.py"
+        command = [sys.executable, "-m", "lpgan_jax.cli", "up", "--program", str(program)]
+        command += ["--out", str(run), "--steps", str(STEPS_OF_PROCESSES), "--seed", "0"]
+        for name, value in {"batch_size": batch_size, **options}.items():
+            command += ["--set", f"{name}={value}"]
+        command += ["--data", data] if data else []
+        subprocess.run(command, check=True, capture_output=True)
+        rows = read_csv(run / "metrics.csv")
+    return statistics.median(row["seconds"] for row in rows[1:])
+
+
 def _wide(leaf: Any) -> Any:
     import jax.numpy as jnp
 
@@ -147,6 +171,9 @@ def main() -> None:
             print(done.stderr[-2000:], file=sys.stderr)
             continue
         row = {"model": name, "batch_size": batch_size} | json.loads(done.stdout)
+        row["processes_s"] = None
+        if file in PROCESSES:
+            row["processes_s"] = measure_processes(file, batch_size, options, args.data)
         rows[name, batch_size] = row
         write_csv(table, list(rows.values()), COLUMNS)
     text = page(list(rows.values()))
@@ -176,8 +203,10 @@ PUBLISHED = """
 Seconds a training step, as their authors report them, on other machines, with other trust: none of
 these has a dealer who prepares randomness, and most have three servers of which no two collude.
 
-| model, batch | others | ours: step simulated here; LAN's messages |
-|---|---|---|
+*Processes*: DS, S1, S2 and SP by `lpgan up`, all four on this machine, over loopback.
+
+| model, batch | others | ours, simulated | processes | LAN's messages |
+|---|---|---|---|---|
 | A, 128 | MP-SPDZ 0.098 [1] | {network_a} |
 | B, 128 | MP-SPDZ 0.571 [1] | {network_b} |
 | C, 128 | MP-SPDZ 1.175 [1]; Piranha on GPUs 0.888 [2] | {network_c} |
@@ -219,9 +248,10 @@ def page(rows: list[dict[str, Any]]) -> str:
     def ours(file: str) -> str:
         row = largest.get(file)
         if row is None:
-            return "not measured"
+            return "not measured | |"
         size = f" (batch {row['batch_size']})" if row["batch_size"] != 128 else ""
-        return f"{row['step_s']:.3g} s; {row['lan_s']:.2f} s{size}"
+        processes = f"{row['processes_s']:.3g} s" if row["processes_s"] else ""
+        return f"{row['step_s']:.3g} s{size} | {processes} | {row['lan_s']:.2f} s"
 
     files = ("network_a", "network_b", "network_c", "network_d", "alexnet", "resnet18")
     published = PUBLISHED.format(**{file: ours(file) for file in files})

@@ -492,7 +492,7 @@ def _role(args: argparse.Namespace) -> int:
             )
         settings = _any_settings(args)
         kind: Literal["deal", "feed"] = "deal" if args.owner == "ds" else "feed"
-        return play(Job(kind, args.owner, args.config, config.to_json(settings)))
+        return play(Job(kind, args.owner, args.config, train=config.to_json(settings)))
     if args.seed is not None and (args.seed < 0 or not (args.sample and args.own_noise)):
         raise ValueError("--seed: expected at least 0, with --sample and --own-noise")
     if args.sample is None:

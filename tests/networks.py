@@ -154,7 +154,8 @@ class Roles:
     def _seeded_dealer(self):
         """What `lpgan ds` does, with a seed, which the command refuses."""
         text = config.to_json(config.load(str(self.train)))
-        job = Job("deal", "ds", str(self.directory / "ds.yaml"), text, self._seed)
+        file = str(self.directory / "ds.yaml")
+        job = Job("deal", "ds", file, train=text, seed=self._seed)
         return (
             "import sys; from lpgan_jax.cluster.roles import play\n"
             "from lpgan_jax.cluster.worker import Job\n"

@@ -12,6 +12,7 @@ import queue
 import statistics
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +138,19 @@ def _collect_from_the_first(
 ) -> bool:
     """Read all results; False if a new attempt began meanwhile, which computes some again."""
     clients, settings, training = connect(cluster, PROVIDER, program_file, reporter)
+    if steps is not None:  # what the servers know may be of a training that is about to go on
+        settings = settings.model_copy(update={"steps": steps})
+        training = replace(training, steps=steps)
     try:
         run = _run_directory(out, settings)
-        return _collect(clients, training, run, reporter, steps or training.steps)
+        return _collect(clients, training, run, reporter)
     finally:
         for client in clients:
             client.close()
 
 
 def _collect(
-    clients: list[Client], training: Training, run: RunDirectory, reporter: Reporter, steps: int
+    clients: list[Client], training: Training, run: RunDirectory, reporter: Reporter
 ) -> bool:
     reporter.set(step=0, steps=training.steps)
     results, sample = Results(training), training.sample
@@ -174,7 +178,7 @@ def _collect(
             file = sample.file(results.put_together("answer", payloads))
             atomic_write(run.sample_file(head.step, sample.suffix), file)
             reporter.set(step=head.step)
-        elif head.step >= steps:  # or they are of a training that is about to go on
+        elif head.step >= training.steps:
             learnt = results.put_together("learnt", payloads)
             atomic_write(run.parameters_file, training.save(learnt))
             break

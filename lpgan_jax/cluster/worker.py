@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import IO, Literal
 
@@ -49,6 +49,7 @@ class Job:
     play: Play
     role: str
     cluster: str
+    _: KW_ONLY
     train: str | None = None
     program: str | None = None
     seed: int | None = None

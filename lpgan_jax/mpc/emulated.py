@@ -207,9 +207,7 @@ def _exponential(
     party: EmulatedSeat, window: exponential.Window, x: Secret, frac_bits: int
 ) -> Secret:
     with party.filling_the_range():
-        power = window.power(party.real(x)) * 2.0**window.result_scale
-        words = jnp.round(power).astype(jnp.int64).astype(party.ring.dtype)
-        return arithmetic.truncate(party, Secret(words, window.result_scale), frac_bits)
+        return exponential.evaluate.dispatch(Seat)(party, window, x, frac_bits)
 
 
 def _turns(words: jax.Array, log_turn: int) -> jax.Array:

@@ -35,18 +35,18 @@ def _piecewise(party: Seat, bits: Bit, inside: Secret, below: float, above: floa
     return chosen.times_ints([-1, 1]).sum((0,)) + outside
 
 
-def _outside(party: Seat, x: Secret, bound: float) -> Bit:
-    """[x < -bound] and [x < bound] of a masked x."""
+def _placed(party: Seat, x: Secret, bound: float) -> tuple[Secret, Bit]:
+    """(x masked, [x < -bound] and [x < bound])."""
+    x = masked(party, x.settled(party))
     limits = [_integer(-bound, x.frac_bits), _integer(bound, x.frac_bits)]
-    return less_than_public(party, x, limits)
+    return x, less_than_public(party, x, limits)
 
 
 def _saturating(
     party: Seat, series: Series, x: Secret, bound: float, end: float, frac_bits: int
 ) -> Secret:
     """The series where |x| < bound, -end below and end above."""
-    x = masked(party, x.settled(party))
-    bits = _outside(party, x, bound)
+    x, bits = _placed(party, x, bound)
     return _piecewise(party, bits, evaluate(party, series, x, frac_bits), -end, end)
 
 
@@ -95,8 +95,7 @@ def softplus(party: Seat, x: Secret, frac_bits: int) -> Secret:
     """
     bound = 2 * _saturation(frac_bits)
     series = fit(_log_two_cosh_half, -bound, bound, "even", 2.0 ** -(frac_bits + 2))
-    x = masked(party, x.settled(party))
-    bits = _outside(party, x, bound)
+    x, bits = _placed(party, x, bound)
     half = x.divided_by_power_of_two(1)
     scale = max(frac_bits, half.frac_bits)
     inside = evaluate(party, series, x, scale)
@@ -132,7 +131,7 @@ def exp(party: Seat, x: Secret, frac_bits: int, largest: int | None = None) -> S
     low = math.ceil(-(frac_bits + 2) * math.log(2) * 2.0**scale)
     # Of the upper end so much is left that e^x stays below 2^top with its errors.
     high = math.floor(top * math.log(2) * 2.0**scale) - 4
-    window = exponential.Window.around(low, high, scale, top, frac_bits)
+    window = exponential.Window(low, high, scale, top, frac_bits)
     inside = exponential.evaluate(party, window, x, frac_bits)
     if largest is not None and largest <= saturated:
         below = less_than_public(party, x, (low,))[0]

@@ -206,8 +206,11 @@ def _evaluate(party: EmulatedSeat, function: series.Series, x: Secret, frac_bits
 def _exponential(
     party: EmulatedSeat, window: exponential.Window, x: Secret, frac_bits: int
 ) -> Secret:
+    # Elsewhere it may be anything: what fits, since what is truncated is looked at.
+    words = jnp.clip(party.ring.signed(x.share), window.low, window.high - 1)
+    inside = Secret(words.astype(party.ring.dtype), x.frac_bits)
     with party.filling_the_range():
-        return exponential.evaluate.dispatch(Seat)(party, window, x, frac_bits)
+        return exponential.evaluate.dispatch(Seat)(party, window, inside, frac_bits)
 
 
 def _turns(words: jax.Array, log_turn: int) -> jax.Array:

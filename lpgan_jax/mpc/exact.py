@@ -107,5 +107,7 @@ def _evaluate(party: ExactSeat, function: series.Series, x: Secret, frac_bits: i
 @exponential.evaluate.register
 def _exponential(party: ExactSeat, window: exponential.Window, x: Secret, frac_bits: int) -> Secret:
     with party.filling_the_range():
-        power = scaled(window.power(party.real(x)), window.result_scale)
+        # Elsewhere it may be anything: what fits, since what is truncated is looked at.
+        inside = jnp.clip(x.share, window.low, window.high - 1) * 2.0**-window.scale
+        power = scaled(jnp.exp(inside), window.result_scale)
         return arithmetic.truncate(party, power, frac_bits)

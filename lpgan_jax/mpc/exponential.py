@@ -27,35 +27,46 @@ _LEAST_MANTISSA_BITS = 24
 
 @dataclass(frozen=True)
 class Window:
-    """[low, low + 2^bits) LSB of an argument with `scale` fraction bits, and how e^x is cut up.
+    """[low, high) LSB of an argument, and how e^x is cut up there.
 
     Attributes:
         low: in LSB.
-        bits: binary logarithm of the size in LSB.
+        high: likewise.
         scale: fraction bits of the argument.
-        top: e^x < 2^top where it counts.
-        entry_bits: d.
-        mantissa_bits: fraction bits of m.
-        dealt_bits: fraction bits of what is dealt.
+        top: e^x < 2^top, with what it errs by.
+        frac_bits: of the results.
     """
 
     low: int
-    bits: int
+    high: int
     scale: int
     top: int
-    entry_bits: int
-    mantissa_bits: int
-    dealt_bits: int
+    frac_bits: int
 
-    @classmethod
-    def around(cls, low: int, high: int, scale: int, top: int, frac_bits: int) -> Window:
-        """The smallest window of [low, high) LSB, for results of `frac_bits` fraction bits."""
-        room = RESULT_BITS - top - frac_bits - 1  # for m, at a dealt precision of LSB / 2
-        entry_bits = max(1, min(_ENTRY_BITS, room - _LEAST_MANTISSA_BITS))
-        mantissa_bits = min(_MANTISSA_BITS, room - entry_bits)
-        dealt_bits = RESULT_BITS - top - mantissa_bits
-        bits = (high - low - 1).bit_length()
-        return cls(low, bits, scale, top, entry_bits, mantissa_bits, dealt_bits)
+    @property
+    def bits(self) -> int:
+        """w: binary logarithm of the size in LSB."""
+        return (self.high - self.low - 1).bit_length()
+
+    @property
+    def _room(self) -> int:
+        """Bits for m, where what is dealt is precise to LSB / 2."""
+        return RESULT_BITS - self.top - self.frac_bits - 1
+
+    @property
+    def entry_bits(self) -> int:
+        """d: bits of m before the point."""
+        return max(1, min(_ENTRY_BITS, self._room - _LEAST_MANTISSA_BITS))
+
+    @property
+    def mantissa_bits(self) -> int:
+        """Fraction bits of m."""
+        return min(_MANTISSA_BITS, self._room - self.entry_bits)
+
+    @property
+    def dealt_bits(self) -> int:
+        """Fraction bits of what is dealt."""
+        return RESULT_BITS - self.top - self.mantissa_bits
 
     @property
     def entries(self) -> int:
@@ -67,11 +78,6 @@ class Window:
         """Fraction bits of e^x before it is rounded."""
         return self.mantissa_bits + self.dealt_bits
 
-    def power(self, x: jax.Array) -> jax.Array:
-        """e^x in float64, for x in the window; outside, what it is at the nearer end."""
-        ends = self.low * 2.0**-self.scale, self.top * math.log(2) - 2.0**-20
-        return jnp.exp(jnp.clip(x, *ends))
-
 
 @functools.singledispatch
 def evaluate(party: Seat, window: Window, x: Secret, frac_bits: int) -> Secret:
@@ -81,7 +87,7 @@ def evaluate(party: Seat, window: Window, x: Secret, frac_bits: int) -> Secret:
 
     Args:
         party: this server's seat.
-        window: `Window.around`, of x's scale.
+        window: of x's scale.
         x: any value of the ring.
         frac_bits: those of the window.
 

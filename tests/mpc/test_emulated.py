@@ -12,7 +12,7 @@ from helpers import integers, on_grid, pair_of, real, run, secret, whole
 from uniformity import two_samples
 
 from lpgan_jax import key
-from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, emulated, roots
+from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, emulated, plain, roots
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.ring.words import RING64
 
@@ -207,3 +207,14 @@ def test_a_shadow_party_is_refused_in_another_trace():
 
     with pytest.raises(Exception, match="another trace"):
         in_shadow(lambda p, x: Secret(stale(p, x), 18), (np.arange(4), 36))
+
+
+def test_what_lies_outside_of_an_exponentials_window_is_no_lack_of_range():
+    seat = emulated.EmulatedSeat(key(0))
+    x = np.array([-1e6, -1e3, -20.0, 0.0, 5.0, 20.0, 1e6])
+    words = np.rint(x * 2.0**18).astype(np.int64).astype(np.uint64)
+    result = elementary.exp(seat, Secret(jnp.asarray(words), 18), 18)
+    exact = np.exp(np.minimum(x, 16 * np.log(2)))
+    # LSB: 1.25, and 2^-24 and the rounding of 2^16's cap, relative.
+    np.testing.assert_allclose(seat.real(result), exact, rtol=2.0**-23, atol=1.25 * 2.0**-18)
+    assert all(plain.bits_left(seat, seen) > 0 for seen in seat.seen)

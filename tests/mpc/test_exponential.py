@@ -17,7 +17,7 @@ def test_a_public_power_and_a_dealt_one_make_the_power(kind):
     f, top = KINDS[kind]
     scale = f + 8
     low, high = (round(v * math.log(2) * 2**scale) for v in (-(f + 2), top))
-    window = Window.around(low, high - 4, scale, top, f)
+    window = Window(low, high - 4, scale, top, f)
     rng = np.random.default_rng(0)
     ends = [low, low + 1, high - 5, 0, -1, 1]
     x = np.concatenate([rng.integers(low, high - 4, 5000), ends]).astype(np.int64)

@@ -550,9 +550,9 @@ def test_answers_are_for_who_asked(start):
 
     def dealt():
         yield from frames(*parcels)
-        for name, size in (("r", 950), ("q", 900), ("a", 900), ("b", 900)):
+        sizes = (("r", 950), ("q", 900), ("a", 900), ("b", 900))
+        for serial, (name, size) in enumerate(sizes, len(parcels)):
             _until(lambda name=name: name * 16 in server.session._wishes)
-            serial = server.session._serial["ds"]
             yield from frames(server.parcel("answer", serial, 3, size=size, request=name * 16))
 
     threading.Thread(
@@ -587,20 +587,21 @@ def test_a_question_that_one_server_knows_is_dropped(start):
         session=server.config.session, role="alice", name="a" * 16, answer="generate", size=50
     )
 
+    parcels = whole_training(server)
+
     def dealt():
-        yield from frames(*whole_training(server))
+        yield from frames(*parcels)
         _until(lambda: question.name in server.session._wishes)
-        for request in (question.name, "nobody's"):
-            serial = server.session._serial["ds"]
+        for serial, request in enumerate((question.name, "nobody's"), len(parcels)):
             yield from frames(server.parcel("drop", serial, 3, request=request))
 
     threading.Thread(
         target=_quietly(server.client("ds").send), args=(dealt(),), daemon=True
     ).start()
-    _until(lambda: len(server.taken) == len(whole_training(server)))
+    _until(lambda: len(server.taken) == len(parcels))
     with pytest.raises(RefusedBy, match="the other server does not know this question"):
         server.client("alice").ask(question, [np.arange(50, dtype=np.uint8)], 6, 20)
-    _until(lambda: server.session.progress(None, 0).done == len(whole_training(server)) + 2)
+    _until(lambda: server.session.progress(None, 0).done == len(parcels) + 2)
     assert not server.session._wishes
 
 

@@ -22,7 +22,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-MODELS: list[tuple[str, str, int, dict[str, Any]]] = [
+Model = tuple[str, str, int, dict[str, Any]]
+MODELS: list[Model] = [
     ("logistic regression", "logistic_regression", 128, {}),
     ("A (SecureML)", "network_a", 128, {}),
     ("B (MiniONN)", "network_b", 128, {}),
@@ -32,8 +33,10 @@ MODELS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("small: conv-square", "small", 64, {"network": "conv-square"}),
     ("small: conv-relu", "small", 64, {"network": "conv-relu"}),
     ("AlexNet", "alexnet", 8, {}),
+    ("AlexNet", "alexnet", 128, {}),
     ("VGG-16", "vgg16", 8, {}),
     ("ResNet-18", "resnet18", 8, {}),
+    ("ResNet-18", "resnet18", 128, {}),
     ("LSTM", "lstm", 32, {}),
     ("Transformer", "transformer", 64, {}),
     ("VAE", "vae", 64, {}),
@@ -125,9 +128,25 @@ def measure_processes(
         for name, value in {"batch_size": batch_size, **options}.items():
             command += ["--set", f"{name}={value}"]
         command += ["--data", data] if data else []
-        subprocess.run(command, check=True, capture_output=True)
+        _output_of(command)
         rows = read_csv(run / "metrics.csv")
     return statistics.median(row["seconds"] for row in rows[1:])
+
+
+def _output_of(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def chosen(only: str) -> list[Model]:
+    """The models of "file", or of "file:batch size" at that batch size."""
+    file, _, size = only.partition(":")
+    models = [model for model in MODELS if model[1] == file]
+    if not models:
+        files = ", ".join(sorted({model[1] for model in MODELS}))
+        raise SystemExit(f"--only {only}: expected one of {files}")
+    if not size:
+        return models
+    return list({name: (name, file, int(size), options) for name, _, _, options in models}.values())
 
 
 def _wide(leaf: Any) -> Any:
@@ -146,7 +165,8 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(*json.loads(args.one), args.data)))
+        file, batch_size, options = json.loads(args.one)
+        print(json.dumps(measure(file, batch_size, options, args.data)))
         return
 
     from lpgan_jax.common.files import atomic_write
@@ -154,28 +174,23 @@ def main() -> None:
 
     table = args.out / "zoo.csv"
     rows = {(r["model"], r["batch_size"]): r for r in read_csv(table)} if table.exists() else {}
-    for name, file, batch_size, options in MODELS:
-        if args.only:
-            wanted, _, size = args.only.partition(":")
-            if wanted != file:
-                continue
-            batch_size = int(size or batch_size)
+    for name, file, batch_size, options in chosen(args.only) if args.only else MODELS:
         if (name, batch_size) in rows and not args.only:
             continue
         print(f"{name}, batch {batch_size} ...", file=sys.stderr, flush=True)
         job = json.dumps([file, batch_size, options])
         command = [sys.executable, __file__, "--out", str(args.out), "--one", job]
         command += ["--data", args.data] if args.data else []
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-        if done.returncode:
-            print(done.stderr[-2000:], file=sys.stderr)
-            continue
-        row = {"model": name, "batch_size": batch_size} | json.loads(done.stdout)
-        row["processes_s"] = None
-        if file in PROCESSES:
-            row["processes_s"] = measure_processes(file, batch_size, options, args.data)
-        rows[name, batch_size] = row
-        write_csv(table, list(rows.values()), COLUMNS)
+        row = {"model": name, "batch_size": batch_size, "processes_s": None}
+        try:
+            rows[name, batch_size] = row | json.loads(_output_of(command))
+            write_csv(table, list(rows.values()), COLUMNS)
+            if file in PROCESSES:
+                seconds = measure_processes(file, batch_size, options, args.data)
+                rows[name, batch_size]["processes_s"] = seconds
+                write_csv(table, list(rows.values()), COLUMNS)
+        except subprocess.CalledProcessError as error:
+            print(error.stderr[-2000:], file=sys.stderr)
     text = page(list(rows.values()))
     atomic_write(args.out / "zoo.md", text.encode(), private=False)
 

@@ -52,6 +52,7 @@ def classification(
     rate: float = 0.05,
     momentum: float = 0.9,
     loss: Callable[..., Any] = optax.softmax_cross_entropy,
+    frac_bits: int = 18,
 ) -> lp.Training:
     """The training of a module, images [N, *shape] to logits [N, 10].
 
@@ -100,5 +101,6 @@ def classification(
         batch=(rows(batch_size, *shape), rows(batch_size, CLASSES)),
         learnt=lambda state: state[0],
         answers={"classify": lp.Answer(classify, rows(32, *shape), lambda state: state[0])},
+        frac_bits=frac_bits,
     )
     return lp.Training(program, feed, steps=1000)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from classification import load
 from gradients import adam, trained
 
@@ -50,9 +51,13 @@ class UNet(nn.Module):
 
 
 def training(
-    batch_size: int = 32, maps: int = 16, rate: float = 2e-3, steps_of_sampling: int = 25
+    batch_size: int = 32,
+    maps: int = 16,
+    rate: float = 2e-3,
+    steps: int = 6000,
+    steps_of_sampling: int = 25,
 ) -> lp.Training:
-    """The training."""
+    """The training, whose rate falls to 0 over its steps."""
     module, shape = UNet(maps), (SIZE, SIZE, 1)
 
     def loss(params: Any, batch: Any) -> jax.Array:
@@ -96,11 +101,11 @@ def training(
             key, jnp.zeros((1, *shape), jnp.float32), jnp.zeros((1, 2 * FREQUENCIES), jnp.float32)
         ),
         loss,
-        adam(rate),
+        adam(optax.cosine_decay_schedule(rate, steps)),
         (rows(batch_size, *shape), rows(batch_size, 2 * FREQUENCIES), rows(batch_size, *shape)),
         answers={"generate": lp.Answer(generate, rows(16, *shape), lambda state: state[0])},
     )
     sample = lp.Sample(
-        "generate", lambda rng: rng.normal(size=(16, *shape)), 500, file=png, suffix=".png"
+        "generate", lambda rng: rng.normal(size=(16, *shape)), 1000, file=png, suffix=".png"
     )
-    return lp.Training(program, feed, steps=2000, sample=sample)
+    return lp.Training(program, feed, steps=steps, sample=sample)

@@ -45,6 +45,6 @@ def trained(
     return lp.Program(init=init, step=step, batch=batch, learnt=learnt, **fields)
 
 
-def adam(rate: float) -> optax.GradientTransformation:
+def adam(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """Adam of all parameters as one vector; an epsilon outside of the root is below an LSB."""
     return optax.flatten(optax.adam(rate, eps=0.0, eps_root=1e-8))

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from classification import classification
 
 import lpgan_jax as lp
@@ -13,7 +14,8 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits [N, 10] of images [N, 28, 28, 1]."""
-        states = nn.RNN(nn.OptimizedLSTMCell(64))(x[..., 0])
+        cell = nn.OptimizedLSTMCell(64, carry_init=lambda _, shape, __: jnp.zeros(shape, x.dtype))
+        states = nn.RNN(cell)(x[..., 0])
         return nn.Dense(10)(states[:, -1])
 
 

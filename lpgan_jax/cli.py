@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -599,8 +600,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             export(args.run, args.out)
             print(f"parameters, reconstructed by SP, in {args.out}")
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"lpgan: {error}", file=sys.stderr)
+    except Exception as error:
+        from lpgan_jax.transform.graph import NotSecure
+
+        is_told = isinstance(error, NotSecure)  # it says where
+        place = "" if is_told else _place_in_program(error, getattr(args, "program", None))
+        known = (ValueError, TypeError, OSError, ImportError, NotSecure)
+        if not place and not isinstance(error, known):
+            raise
+        print(f"lpgan: {error}{place}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         hint = {
@@ -611,6 +619,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lpgan: interrupted{hint.get(args.command, '')}", file=sys.stderr)
         return 130
     return 0
+
+
+def _place_in_program(error: Exception, program: str | None) -> str:
+    """The last line of the user's file that an error came through, as " (model.py:12, in step)"."""
+    name = os.path.basename(program or "")
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame for frame in frames if os.path.basename(frame.filename) == name]
+    return f" ({name}:{lines[-1].lineno}, in {lines[-1].name})" if lines else ""
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class Asker:
         with reading_input():
             _, answer = self.training.program.answer_named(name)
             question = jax.tree.map(np.asarray, question)
+            self._program.check_rows(name, question)
             count = shapes.rows_of(question)
             at_once = shapes.rows_of(answer.question)
         parts = []

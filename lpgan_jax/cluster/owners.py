@@ -343,7 +343,9 @@ class _Run:
         rng, patience = np.random.default_rng(), self.cluster.timeouts.patience_s
         over: set[str] = set()
         first_seen: dict[str, float] = {}
-        with self.reporter.phase("idle, no questions of", on=PROVIDER, limit_s=None):
+        askers = ", ".join((PROVIDER, *self.cluster.clients))
+        self.reporter.event("answering", questions_of=askers)
+        with self.reporter.phase(f"idle, no questions of {askers}", limit_s=None):
             while True:
                 # What one server knows may be lost, or on its way to the other: look again later.
                 self.lines.wait(

@@ -125,10 +125,12 @@ def up(
             they are interrupted.
 
     Returns:
-        0: trained. 1: a role was given up.
+        0: trained, and if there are clients, answered them until it was interrupted. 1: a role was
+        given up.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: bad input; nothing is written over.
+        KeyboardInterrupt: SIGINT or SIGTERM ended the training.
     """
     out = Path(out)
     if seed is not None:
@@ -163,7 +165,12 @@ def up(
     deal = Job("deal", DEALER, path, train=text, seed=seed)
     jobs = [Job("serve", server, path, program=program) for server in SERVERS]
     # The last one's end is the end of all, and DS deals for as long as it is let.
-    return play_all([*jobs, *([collect, deal] if clients else [deal, collect])], cluster)
+    try:
+        return play_all([*jobs, *([collect, deal] if clients else [deal, collect])], cluster)
+    except KeyboardInterrupt:
+        if clients and RunDirectory.open(out).finished(training.steps):
+            return 0
+        raise
 
 
 def _take_other_ports(file: Path) -> None:

@@ -240,8 +240,9 @@ def with_own_code(config: ClusterConfig, settings: Settings, program: str | None
     if isinstance(settings, ProgramConfig):
         if program is None or Path(program).name != Path(settings.program).name:
             raise ConfigError(
-                f"program: {settings.program}, expected the one of this role's own (--program "
-                f"{program}): code never comes over the line"
+                f"program: {settings.program} is trained, and this role has {program or 'none'} "
+                "(--program): code never comes over the line, so each role needs a copy of its "
+                "own, under the same name"
             )
         return settings.model_copy(update={"program": program})
     module = settings.model.module

@@ -163,18 +163,26 @@ class SecureProgram:
         _check("batch", self.program.batch, batch, self._step, len(jax.tree.leaves(self.shapes)))
 
     def check_question(self, name: str, question: Any) -> None:
-        """The same of a question of any number, for the answer of a name."""
+        """The same of a question of any number of rows, for the answer of a name."""
+        self.check_rows(name, question)
+        traced = self._answering(name, question)
+        known = len(traced.scales) - len(jax.tree.leaves(question))
+        _check("question", question, question, traced, known)
+
+    def check_rows(self, name: str, question: Any) -> None:
+        """Check the shapes of a question of any number of rows.
+
+        Raises:
+            ValueError: they are others than the answer's.
+        """
         wanted = self.program.answers[name].question
         expected: Any = jax.tree.structure(wanted)
         if (found := jax.tree.structure(question)) != expected:
             raise ValueError(f"question: expected {expected}, got {found}")
         for like, given in zip(jax.tree.leaves(wanted), jax.tree.leaves(question), strict=True):
             if np.shape(given)[1:] != like.shape[1:] or not np.shape(given):
-                rows = ("rows", *like.shape[1:])
-                raise ValueError(f"question: expected {rows}, got {np.shape(given)}")
-        traced = self._answering(name, question)
-        known = len(traced.scales) - len(jax.tree.leaves(question))
-        _check("question", question, question, traced, known)
+                rows = ", ".join(map(str, ("rows", *like.shape[1:])))
+                raise ValueError(f"question: expected shape ({rows}), got {np.shape(given)}")
 
     def question_scales(self, name: str, question: Any) -> Any:
         """The fraction bits at which each leaf of a question is shared."""

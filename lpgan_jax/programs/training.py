@@ -80,6 +80,13 @@ class Sample:
     file: Callable[[Any], bytes] = npy
     suffix: str = ".npy"
 
+    def __post_init__(self) -> None:
+        if not callable(self.question):
+            raise TypeError(
+                "sample.question: expected a function of a NumPy generator, got "
+                f"{type(self.question).__name__}"
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Training:

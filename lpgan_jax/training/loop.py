@@ -123,8 +123,15 @@ def train(
     if init is not None:
         initial = _starting_from(load_parameters(init, initial), initial)
 
-    program, digest = secured(training.program), _digest(draw(0))
-    _ = training.columns  # or a clear error, before anything is written
+    program, first = secured(training.program), draw(0)
+    # Or a clear error, before anything is written.
+    program.check_batch(first)
+    if training.sample is not None:
+        try:
+            program.check_question(training.sample.answer, training.sample_question(settings.seed))
+        except ValueError as error:
+            raise ValueError(f"sample.{error}") from error
+    _, digest = training.columns, _digest(first)
     if resume:
         run = RunDirectory.resume(out)
         done, tree = checkpoint.load(run.path)
@@ -149,14 +156,14 @@ def train(
         trainer = PlaintextTrainer(training.program, initial)
     elif mode == "shadow":
         report("shadow: the secure program on plaintext integers, which hides nothing")
-        report(headroom_line(program, initial, draw(0)))
+        report(headroom_line(program, initial, first))
         trainer = ShadowTrainer(program, initial, master)
     else:
         report(
             "simulated: this process plays DS, both servers and SP, and the run directory holds "
             "both servers' shares"
         )
-        report(headroom_line(program, initial, draw(0)))
+        report(headroom_line(program, initial, first))
         if resume:
             simulation = Simulation(program, state, DealerKeys(master))
         else:

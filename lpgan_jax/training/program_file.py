@@ -37,12 +37,13 @@ def _training(path: str, _: int, options: tuple[tuple[str, Any], ...]) -> Traini
     made = getattr(_module(path), "training", None)
     if callable(made):
         parameters = inspect.signature(made).parameters
-        for option, _value in options:
+        for option, value in options:
             if option not in parameters:
                 raise ConfigError(
                     f"{name}: {option}: no option of its training, expected one of "
                     f"{', '.join(parameters) or 'none'}"
                 )
+            _require_kind(f"{name}: {option}", value, parameters[option].default)
         made = made(**dict(options))
     elif options:
         raise ConfigError(f"{name}: its training is no function, so it takes no options")
@@ -52,6 +53,19 @@ def _training(path: str, _: int, options: tuple[tuple[str, Any], ...]) -> Traini
             f"{type(made).__name__}"
         )
     return made
+
+
+def _require_kind(name: str, value: Any, default: Any) -> None:
+    """Check that an option is of its default's kind, where that tells it."""
+    for kinds, expected in (
+        ((bool,), "true or false"),
+        ((int, float), "a number"),
+        ((str,), "text"),
+    ):
+        if isinstance(default, kinds):
+            if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
+                raise ConfigError(f"{name}: {value!r}, expected {expected} (default: {default!r})")
+            return
 
 
 def _module(path: str) -> Any:

@@ -11,7 +11,10 @@ from jax.extend.core import JaxprEqn
 
 from lpgan_jax.transform.graph import Builder, Graph, Node, NotSecure, Place, is_users, structure
 
-_PUBLIC = "what all may know and decides about the program is a static argument (static=)"
+_PUBLIC = (
+    "what all may know and decides about the program is a static argument (static=), or a value of "
+    "the Python program around it"
+)
 
 _ERRORS: dict[type[Exception], tuple[str, str]] = {
     jax.errors.TracerBoolConversionError: (
@@ -43,7 +46,10 @@ _RANDOM = (
 )
 _BITS = "a secret's bits are not at hand: use comparisons and sums of numbers"
 _DECOMPOSED = "use products, sums and divisions of its elements, or do it outside"
-_ONE_HOT = "of one axis it may name whole rows, to be read or added to; else jax.nn.one_hot of it"
+_ONE_HOT = (
+    "one may name whole rows along one axis, to read them or to add to them; anything else is a "
+    "product with jax.nn.one_hot of it"
+)
 _INSTEAD = {
     "fft": "multiply with the real and the imaginary part of jnp.fft.fft(jnp.eye(n))",
     "complex": "keep real and imaginary parts apart",

@@ -84,7 +84,7 @@ def test_it_is_asked(run, tmp_path, capsys):
     assert "answer: 'colour' given, expected one of the program's" in capsys.readouterr().err
     np.save(tmp_path / "q.npy", question[:, :2])
     assert cli.main(command) == 1
-    assert "question: expected ('rows', 3), got (7, 2)" in capsys.readouterr().err
+    assert "question: expected shape (rows, 3), got (7, 2)" in capsys.readouterr().err
 
 
 def test_a_run_goes_on(run, tmp_path, capsys):
@@ -114,6 +114,7 @@ def test_its_step_is_counted_and_audited(capsys):
     [
         (["--set", "colour=1"], "tiny_program.py: colour: no option of its training, expected one"),
         (["--set", "rate=[1]"], "options.rate"),
+        (["--set", "rate=fast"], "tiny_program.py: rate: 'fast', expected a number (default: 0.5)"),
         (["--config", "digits"], "expected --config, of a GAN, or --program, a Python file"),
         (["--batch-size", "4"], "--batch-size: of a GAN"),
         (["--data", "nowhere"], "nowhere: no such file"),
@@ -126,6 +127,39 @@ def test_bad_input_is_named(arguments, message, tmp_path, capsys):
     assert cli.main(["train", "--program", FILE, "--out", str(out), *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("was", "mistaken", "message"),
+    [
+        ("lambda rng: rng.normal(size=(questions, 3))", "np.zeros((4, 3))", "sample.question: exp"),
+        (
+            "(questions, 3)), every",
+            "(questions, 2)), every",
+            "lpgan: sample.question: expected shape (rows, 3), got (4, 2)",
+        ),
+        ("size=(64, 3)", "size=(64, 2)", "(mine.py:31, in feed)"),
+        ('{"x": points,', '{"x": points[:, :2],', "batch['x']: expected shape (8, 3), got (8, 2)"),
+        ("batch_size, seed)", "batch_size - 1, seed)", "expected shape (8, 3), got (7, 3)"),
+        (
+            "def loss(params):",
+            "def loss(params):\n            assert params['b'][0] < 9",
+            "mine.py:21 (loss))",
+        ),
+        ("x @ params", "x.T @ params", "(mine.py:17, in logits)"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(was, mistaken, message, tmp_path, capsys):
+    text = Path(FILE).read_text()
+    assert was in text
+    (tmp_path / "mine.py").write_text(text.replace(was, mistaken))
+    command = ["train", "--program", str(tmp_path / "mine.py"), "--out", str(tmp_path / "run")]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert message in said, said
+    assert said.startswith("lpgan: ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ REFUSED = [
     (lambda x: jax.lax.lgamma(x), "lgamma: .*write it with the operations of docs"),
     (
         lambda x: x[x[:, 0].astype(int), x[:, 1].astype(int)],
-        "gather: a secret index: of one axis .*one_hot",
+        "gather: a secret index: one may name whole rows .*one_hot",
     ),
     (lambda x: jax.lax.dynamic_slice(x, (x[0, 0].astype(int), 0), (1, 4)), "a secret index"),
     (

@@ -162,6 +162,11 @@ def _wide(leaf: Any) -> Any:
     return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
+def _place(order: list[tuple[str, int]], row: dict[str, Any]) -> int:
+    of = (row["model"], row["batch_size"])
+    return order.index(of) if of in order else len(order)
+
+
 def main() -> None:
     """Measure what is not in the table, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -212,9 +217,8 @@ in one process, so that *step* is all their computation and no network). *Larges
 *loss*: of what SP is told, all in LSB of 2^-18; *bits* are the fraction bits; scales are the
 default ones, without examples. Where a ReLU's input is nearer to 0 than its own error, its gradient
 is all or nothing; where Adam begins, an update is the gradient's sign: of such elements is the
-largest error. GANs' losses are sums, SG's after SD's update.
-*LAN*: the messages alone, at 1 Gbit/s and 0.5 ms, by `lpgan cost`.
-
+largest error. GANs' losses are sums, SG's after SD's update. *LAN*: the messages alone, at 1 Gbit/s
+and 0.5 ms, by `lpgan cost`.
 """
 HEADS = (
     *("model", "batch", "parameters", "rounds", "online", "DS", "LAN", "compile", "step"),
@@ -254,13 +258,17 @@ def page(rows: list[dict[str, Any]]) -> str:
     machine = f"{cpu_model()}, {os.cpu_count()} cores"
     lines = [HEAD.format(machine=machine, jax=jax.__version__)]
     lines += [f"| {' | '.join(HEADS)} |", f"|{'---|' * len(HEADS)}"]
-    for row in rows:
+    order = [(name, batch_size) for name, _, batch_size, _ in MODELS]
+    for row in sorted(rows, key=lambda row: _place(order, row)):
         cells = [
             *(row["model"], row["batch_size"], f"{row['parameters']:,}", row["rounds"]),
             *(si(row["online_bytes"], "B"), si(row["dealer_bytes"], "B"), f"{row['lan_s']:.2f} s"),
             *(f"{row['compile_s']:.0f} s", f"{row['step_s']:.3g} s", f"{row['plaintext_s']:.2g} s"),
             *(si(row["peak_bytes"], "B"), row["frac_bits"]),
-            *(f"{row[name]:.2g}" for name in ("largest_lsb", "median_lsb", "told_lsb")),
+            *(
+                f"{row[name]:,.0f}" if row[name] >= 10 else f"{row[name]:.2g}"
+                for name in ("largest_lsb", "median_lsb", "told_lsb")
+            ),
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     largest: dict[str, dict[str, Any]] = {}

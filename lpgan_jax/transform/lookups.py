@@ -67,7 +67,9 @@ def _one_hot(index: jax.Array, size: int, mode: Any, dtype: Any) -> jax.Array:
     """[..., size]: 1 at the index; outside nothing, or 1 at the nearer end, by the mode."""
     filled = mode in (None, lax.GatherScatterMode.FILL_OR_DROP)
     limits = np.arange(0 if filled else 1, size + 1 if filled else size)
-    steps = jnp.where(index[..., None] >= limits.astype(index.dtype), 1, 0).astype(dtype)
+    # Not in the index's own type, in which the last limit may not fit.
+    steps = jnp.where(index.astype(jnp.int32)[..., None] >= limits.astype(np.int32), 1, 0)
+    steps = steps.astype(dtype)
     if not filled:
         ones = jnp.ones((*index.shape, 1), dtype)
         steps = jnp.concatenate([ones, steps, jnp.zeros_like(ones)], -1)
@@ -92,7 +94,11 @@ def _rows(params: Any, one_hot: jax.Array, x: jax.Array) -> jax.Array:
 
 def _gather(params: Any, x: jax.Array, indices: jax.Array) -> jax.Array:
     size = x.shape[params["dimension_numbers"].start_index_map[0]]
-    return _rows(params, _one_hot(indices[..., 0], size, params["mode"], x.dtype), x)
+    one_hot = _one_hot(indices[..., 0], size, params["mode"], x.dtype)
+    found, fill = _rows(params, one_hot, x), params.get("fill_value")
+    if fill is None or fill == 0 or not np.isfinite(fill):  # 0 in the place of NaN
+        return found
+    return found + fill * (1 - _rows(params, one_hot, jnp.ones(x.shape, x.dtype)))
 
 
 def _scatter_add(params: Any, x: jax.Array, indices: jax.Array, updates: jax.Array) -> jax.Array:

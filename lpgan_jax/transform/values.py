@@ -33,6 +33,7 @@ Move = Callable[[jax.Array], jax.Array]
 
 _FACTOR_BITS = 24
 _MUCH_SMALLER = 64
+_RATE_BITS = 6  # of the rate of a running average, however slow, at the least
 _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
 GUARD_BITS = 8  # that what is divided by a root has beyond its format's
@@ -628,7 +629,7 @@ class Values:
         both = [dataclasses.replace(t, coefficient=s) for t, s in ((y, 1.0), (x, -1.0))]
         change = Value(self, value.shape, both, form).stored.raw
         before = source.at(min(source.frac_bits, self.setting.doubled(source.form)))
-        bits = self.frac_bits + 4 + math.ceil(math.log2(c))
+        bits = max(_RATE_BITS, self.frac_bits + 4 + math.ceil(math.log2(c)))
         if change.frac_bits < before.frac_bits:
             change = change.at_scale(before.frac_bits)
         digits = arithmetic.signed_digits(c, bits)

@@ -211,7 +211,7 @@ def logs_have_known_fields_only(trained):
             "line",
         ),
         *("reason", "blames", "phase", "on", "failures", "sender", "peer", "so_far", "rows"),
-        *("steps", "s_per_step", "ahead", "sent", "received", "waited_s"),
+        *("steps", "s_per_step", "ahead", "sent", "received", "waited_s", "questions_of"),
     }
     for file in (trained[0] / "logs").glob("*.jsonl"):
         for line in file.read_text().splitlines():

@@ -30,6 +30,7 @@ def cross_entropy(x, labels):
 LOOKUPS = {
     "negative": (lambda t, i: t[i - 6], TABLE, TOKENS),
     "of another axis": (lambda x, i: x[:, i], RNG.normal(size=(2, 6, 3)), TOKENS),
+    "filled": (lambda t, i: t.at[i + 3].get(mode="fill", fill_value=7.0), TABLE, TOKENS),
     "outside": (lambda t, i: t.at[i + 3].get(mode="fill", fill_value=0), TABLE, TOKENS),
     "clipped": (lambda t, i: jnp.take(t, i * 3 - 5, axis=0, mode="clip"), TABLE, TOKENS),
     "one of each row": (lambda x, i: jnp.take_along_axis(x, i[:, None], 1), X, LABELS),

@@ -745,7 +745,7 @@ def of_a_variance(builder: Builder, node: Node) -> Node | None:
 
 # The largest --------------------------------------------------------------------------------------
 
-_LEAST = -0.75 * 2.0 ** (LOG_RANGE - 1)  # where a softmax is 0, whatever else there is
+_LEAST = 1 - 2.0**LOG_RANGE  # nearly the least that is compared: a mask's must lie below logits
 
 
 @rewrite("exp")

@@ -175,3 +175,19 @@ def test_compositions(steps, public):
         return jax.value_and_grad(composed)(x)
 
     close_eagerly(function, X, Y, lsb=128.0, public=("y",) if public else ())
+
+
+def test_a_mask_lies_below_the_least_logits_that_are_compared():
+    mask = np.array([[True, True, False], [True, False, False]])
+    logits = np.array([[-230.0, -231.0, 5.0], [-240.0, 3.0, 1.0]])
+
+    def masked(x):
+        x = jnp.where(mask, x, -1e9)
+        return jax.nn.softmax(x, -1), jnp.max(x, -1)
+
+    step = lp.secure(masked)
+    k1, k2 = jax.random.split(lp.key())
+    weights, largest = lp.reveal(step(k2, *step.share(k1, logits)))
+    first = 1 / (1 + np.exp(-1.0))
+    np.testing.assert_allclose(weights[0], [first, 1 - first, 0], atol=4 * 2**-18)
+    np.testing.assert_allclose(largest, [-230, -240], atol=2 * 2**-18)

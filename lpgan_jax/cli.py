@@ -623,10 +623,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _place_in_program(error: Exception, program: str | None) -> str:
     """The last line of the user's file that an error came through, as " (model.py:12, in step)"."""
-    name = os.path.basename(program or "")
+    path = os.path.realpath(program or "")
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in frames if os.path.basename(frame.filename) == name]
-    return f" ({name}:{lines[-1].lineno}, in {lines[-1].name})" if lines else ""
+    lines = [frame for frame in frames if frame.filename == path]
+    where = os.path.basename(path)
+    return f" ({where}:{lines[-1].lineno}, in {lines[-1].name})" if lines else ""
 
 
 if __name__ == "__main__":

@@ -162,11 +162,6 @@ def _wide(leaf: Any) -> Any:
     return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def _place(order: list[tuple[str, int]], row: dict[str, Any]) -> int:
-    of = (row["model"], row["batch_size"])
-    return order.index(of) if of in order else len(order)
-
-
 def main() -> None:
     """Measure what is not in the table, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -258,8 +253,9 @@ def page(rows: list[dict[str, Any]]) -> str:
     machine = f"{cpu_model()}, {os.cpu_count()} cores"
     lines = [HEAD.format(machine=machine, jax=jax.__version__)]
     lines += [f"| {' | '.join(HEADS)} |", f"|{'---|' * len(HEADS)}"]
-    order = [(name, batch_size) for name, _, batch_size, _ in MODELS]
-    for row in sorted(rows, key=lambda row: _place(order, row)):
+    order = {(name, batch_size): n for n, (name, _, batch_size, _) in enumerate(MODELS)}
+    rows = sorted(rows, key=lambda r: order.get((r["model"], r["batch_size"]), len(order)))
+    for row in rows:
         cells = [
             *(row["model"], row["batch_size"], f"{row['parameters']:,}", row["rounds"]),
             *(si(row["online_bytes"], "B"), si(row["dealer_bytes"], "B"), f"{row['lan_s']:.2f} s"),
@@ -271,14 +267,11 @@ def page(rows: list[dict[str, Any]]) -> str:
             ),
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    largest: dict[str, dict[str, Any]] = {}
-    for name, file, _, _ in MODELS:
-        for row in sorted(rows, key=lambda r: r["batch_size"]):
-            if row["model"] == name:
-                largest[file] = row
+    of_model = {row["model"]: row for row in sorted(rows, key=lambda r: r["batch_size"])}
+    largest = {file: of_model.get(name) for name, file, _, _ in MODELS}
 
     def ours(file: str) -> str:
-        row = largest.get(file)
+        row = largest[file]
         if row is None:
             return "not measured | |"
         size = f" (batch {row['batch_size']})" if row["batch_size"] != 128 else ""

@@ -128,7 +128,7 @@ def train(
     program.check_batch(first)
     if training.sample is not None:
         try:
-            program.check_question(training.sample.answer, training.sample_question(settings.seed))
+            program.check_rows(training.sample.answer, training.sample_question(settings.seed))
         except ValueError as error:
             raise ValueError(f"sample.{error}") from error
     _, digest = training.columns, _digest(first)

@@ -13,6 +13,9 @@ from typing import Any
 from lpgan_jax.programs import Training
 from lpgan_jax.training.config import ConfigError
 
+# A bool is an int too, hence first.
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+
 
 def load(path: str, options: Mapping[str, Any]) -> Training:
     """Run a file and make its training: once, while the file stays as it is.
@@ -57,15 +60,13 @@ def _training(path: str, _: int, options: tuple[tuple[str, Any], ...]) -> Traini
 
 def _require_kind(name: str, value: Any, default: Any) -> None:
     """Check that an option is of its default's kind, where that tells it."""
-    for kinds, expected in (
-        ((bool,), "true or false"),
-        ((int, float), "a number"),
-        ((str,), "text"),
-    ):
-        if isinstance(default, kinds):
-            if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
-                raise ConfigError(f"{name}: {value!r}, expected {expected} (default: {default!r})")
-            return
+    expected = _kind(default)
+    if expected is not None and _kind(value) != expected:
+        raise ConfigError(f"{name}: {value!r}, expected {expected} (default: {default!r})")
+
+
+def _kind(value: Any) -> str | None:
+    return next((kind for of, kind in _KINDS.items() if isinstance(value, of)), None)
 
 
 def _module(path: str) -> Any:

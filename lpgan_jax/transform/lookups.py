@@ -63,6 +63,14 @@ def _numbers(numbers: Any) -> tuple[Sequence[int], ...]:
     )
 
 
+def filled_with(params: Any) -> float:
+    """What a gather gives where an index lies outside; 0 in the place of NaN, or by the mode."""
+    fill = params.get("fill_value")
+    if params["mode"] != lax.GatherScatterMode.FILL_OR_DROP or fill is None:
+        return 0
+    return fill if np.isfinite(fill) else 0
+
+
 def _one_hot(index: jax.Array, size: int, mode: Any, dtype: Any) -> jax.Array:
     """[..., size]: 1 at the index; outside nothing, or 1 at the nearer end, by the mode."""
     filled = mode in (None, lax.GatherScatterMode.FILL_OR_DROP)
@@ -95,8 +103,8 @@ def _rows(params: Any, one_hot: jax.Array, x: jax.Array) -> jax.Array:
 def _gather(params: Any, x: jax.Array, indices: jax.Array) -> jax.Array:
     size = x.shape[params["dimension_numbers"].start_index_map[0]]
     one_hot = _one_hot(indices[..., 0], size, params["mode"], x.dtype)
-    found, fill = _rows(params, one_hot, x), params.get("fill_value")
-    if fill is None or fill == 0 or not np.isfinite(fill):  # 0 in the place of NaN
+    found, fill = _rows(params, one_hot, x), filled_with(params)
+    if not fill:
         return found
     return found + fill * (1 - _rows(params, one_hot, jnp.ones(x.shape, x.dtype)))
 

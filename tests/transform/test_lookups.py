@@ -27,10 +27,16 @@ def cross_entropy(x, labels):
     return jax.value_and_grad(lambda x: loss(x, labels).mean())(x)
 
 
+ROWS = jax.lax.GatherDimensionNumbers((1,), (0,), (0,))
 LOOKUPS = {
     "negative": (lambda t, i: t[i - 6], TABLE, TOKENS),
     "of another axis": (lambda x, i: x[:, i], RNG.normal(size=(2, 6, 3)), TOKENS),
     "filled": (lambda t, i: t.at[i + 3].get(mode="fill", fill_value=7.0), TABLE, TOKENS),
+    "more rows than the index's type counts": (
+        lambda t, i: jax.lax.gather(t, i[:, None], ROWS, (1, 2), mode="fill", fill_value=0),
+        RNG.normal(size=(128, 2)),
+        np.array([0, 5, 127], np.int8),
+    ),
     "outside": (lambda t, i: t.at[i + 3].get(mode="fill", fill_value=0), TABLE, TOKENS),
     "clipped": (lambda t, i: jnp.take(t, i * 3 - 5, axis=0, mode="clip"), TABLE, TOKENS),
     "one of each row": (lambda x, i: jnp.take_along_axis(x, i[:, None], 1), X, LABELS),

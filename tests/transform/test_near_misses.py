@@ -177,6 +177,16 @@ def test_compositions(steps, public):
     close_eagerly(function, X, Y, lsb=128.0, public=("y",) if public else ())
 
 
+@pytest.mark.parametrize(("frac_bits", "decay"), [(8, 0.9999), (10, 0.99999), (18, 0.9999999)])
+def test_averages_slower_than_an_lsb(frac_bits, decay):
+    step = lp.secure(lambda a, b: decay * a + (1 - decay) * b, frac_bits=frac_bits)
+    a, b = np.full(100, 1.5), np.full(100, -40.0)
+    k1, k2 = jax.random.split(lp.key())
+    average = lp.reveal(step(k2, *step.share(k1, a, b)))
+    # An LSB for each of the rate's digits, of which 6 bits have at most 4.
+    np.testing.assert_allclose(average, decay * a + (1 - decay) * b, atol=4 * 2.0**-frac_bits)
+
+
 def test_a_mask_lies_below_the_least_logits_that_are_compared():
     mask = np.array([[True, True, False], [True, False, False]])
     logits = np.array([[-230.0, -231.0, 5.0], [-240.0, 3.0, 1.0]])

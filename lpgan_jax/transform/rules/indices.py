@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.transform.lookups import filled_with
 from lpgan_jax.transform.plain import scatter
 from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
@@ -26,8 +26,8 @@ def _gather(values: Values, node: Node, x: Any, indices: Any) -> Value:
         return lax.gather(v, indices, **options, fill_value=0 if filled else None)
 
     found = moved(values, x, node.shape, move, part=node.size < x.size)
-    fill = node.params.get("fill_value")
-    if not filled or fill is None or fill == 0 or not np.isfinite(fill):  # 0 in the place of NaN
+    fill = filled_with(node.params)
+    if not fill:
         return found
     outside = 1 - move(jnp.ones(x.shape))
     return found + values.public(fill * outside)

@@ -1,9 +1,9 @@
 """One server's seat in a protocol: its side of the named axis, and the dealer that feeds it.
 
 Every protocol is written once, from the view of one server, as code over that server's own shares.
-The two servers are the two places of the JAX axis `AXIS`; the only way that they talk is `open` and
-`exchange`. The same code then runs simulated (`simulate`: `vmap` over paired arrays) and deployed
-(`online`: under `shard_map` over a mesh of two devices).
+The only way that the two servers talk is `open` and
+`exchange`. The same code then runs simulated (`simulate`: `vmap` over paired arrays, where the two
+servers are the two places of the axis `AXIS`) and deployed (`online`: each server by itself).
 
 The dealer DS hands out two kinds of correlated randomness:
 
@@ -40,6 +40,7 @@ from jaxtyping import Num, PRNGKeyArray
 
 from lpgan_jax.mpc import prng, traces
 from lpgan_jax.mpc.dealt import Dealt, Owed
+from lpgan_jax.mpc.exchange import exchange_p
 from lpgan_jax.mpc.prng import require_cryptographic
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.traces import StaleKey, named
@@ -155,16 +156,16 @@ class Party(Seat):
         source: Source,
         ring: Ring = RING64,
         received: Iterator[jax.Array] | None = None,
-        deployed: bool = False,
+        is_s1: jax.Array | None = None,
     ) -> None:
-        """`received`: S2's corrections, in online mode; `deployed`: a device each."""
+        """`received`: S2's corrections, `is_s1`: which server this is, both in online mode."""
         super().__init__(ring)
-        self.is_s1 = lax.axis_index(AXIS) == 0
+        self._deployed = is_s1
+        self.is_s1 = lax.axis_index(AXIS) == 0 if is_s1 is None else is_s1
         self.messages: list[Message] = []
         self.corrections: list[jax.Array] = []
         self._source = source
         self._received = received
-        self._deployed = deployed
 
     # The servers ------------------------------------------------------------------------------
 
@@ -176,14 +177,11 @@ class Party(Seat):
         """See `Seat.exchange`."""
         self._check_fresh()
         self.messages.append(Message(self._path(name), words))
-        if not self._deployed:
+        if self._deployed is None:
             both = self.marked("exchange", name, lambda w: lax.all_gather(w, AXIS))(words)
             first, second = jnp.unstack(both)
             return first, second
-        # Point to point: over gloo about twice as fast as a reduction (but it stays batched in
-        # vmap).
-        send = self.marked("exchange", name, lambda w: lax.ppermute(w, AXIS, [(0, 1), (1, 0)]))
-        other = send(words)
+        other = self.marked("exchange", name, exchange_p.bind)(words)
         return lax.select(self.is_s1, words, other), lax.select(self.is_s1, other, words)
 
     # The dealer -------------------------------------------------------------------------------
@@ -456,16 +454,18 @@ def deal(
 
 def online(
     function: Callable[..., Any],
+    is_s1: jax.Array,
     seed: PRNGKeyArray,
     corrections: list[Elements],
     secrets: Any,
     public: Any = None,
 ) -> Any:
-    """One server's program, for use under `shard_map` over a mesh with the axis `AXIS`.
+    """One server's program: to be traced, for `rounds`, which puts its exchanges into messages.
 
     Args:
         function: as in `simulate`.
         public: as in `simulate`.
+        is_s1: whether this server is S1, bool[]; both servers run the same program.
         seed: this server's key.
         corrections: what `deal` returned (zeros, or anything, at S1, which ignores them).
         secrets: a pytree of this server's shares.
@@ -476,7 +476,7 @@ def online(
     require_cryptographic(seed)
     corrections, secrets, public = bound(seed, (corrections, secrets, public))
     received = iter(corrections)
-    party = Party(Source(seed), received=received, deployed=True)
+    party = Party(Source(seed), received=received, is_s1=is_s1)
     outputs = _settled(party, function(party, secrets, public))
     if next(received, None) is not None:
         raise ValueError("corrections: more were dealt than this program uses")

@@ -7,12 +7,12 @@ show their differences to the servers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn, get_opaque_trace_state
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, get_opaque_trace_state
 
 
 class StaleKey(RuntimeError):
@@ -128,3 +128,44 @@ def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     call.__name__ = name
     return jax.jit(call)
+
+
+# What an equation holds ---------------------------------------------------------------------------
+
+CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "checkpoint",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vmap_call",
+}
+"""Primitives that run one program, once."""
+
+
+def bodies(params: dict[str, Any]) -> list[tuple[Jaxpr, Sequence[Any]]]:
+    """The programs that an equation holds, each with its constants."""
+    found: list[tuple[Jaxpr, Sequence[Any]]] = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                found.append((item.jaxpr, item.consts))
+            elif isinstance(item, Jaxpr):
+                found.append((item, ()))
+    return found
+
+
+def scan_parts(equation: Any) -> tuple[int, int]:
+    """How many of a scan's last operands are sliced, and how many of its first results carried.
+
+    Its operands are constants, what is carried, and what is sliced; only the last have another rank
+    inside, and so do the results that are not carried.
+    """
+    (body,) = bodies(equation.params)
+    inner: Any = body[0]
+    inputs = zip(equation.invars, inner.invars, strict=True)
+    results = zip(equation.outvars, inner.outvars, strict=True)
+    sliced = sum(a.aval.ndim != b.aval.ndim for a, b in inputs)
+    return sliced, sum(a.aval.ndim == b.aval.ndim for a, b in results)

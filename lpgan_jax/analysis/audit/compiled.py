@@ -12,11 +12,9 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from lpgan_jax.analysis.audit.primitives import bodies
 from lpgan_jax.mpc import party, prng
-from lpgan_jax.mpc.mesh import server_mesh, server_program, whole_sharding
 from lpgan_jax.mpc.party import Party
-from lpgan_jax.mpc.traces import mark
+from lpgan_jax.mpc.traces import bodies, mark
 
 
 def audit_compiled(

@@ -16,19 +16,16 @@ from lpgan_jax.analysis.audit.primitives import (
     BIJECTIVE,
     COMPUTED,
     CUTS,
-    INLINED,
     JOINS,
     KEY_PRIMITIVES,
     MOVES,
     STEERING,
     UNSTEERED,
-    bodies,
     broadcast_in_dim,
     is_key,
     names_axis,
     padded,
     reaches_host,
-    scan_parts,
     summed,
     whole_words,
 )
@@ -42,7 +39,7 @@ from lpgan_jax.analysis.audit.values import (
     join,
     stacked,
 )
-from lpgan_jax.mpc.traces import mark
+from lpgan_jax.mpc.traces import CALLS, bodies, mark, scan_parts
 
 _LARGEST_KNOWN = 2**12  # elements of a public value that is computed
 
@@ -133,7 +130,7 @@ class Interpreter:
             if (made := self.call(call.kind, equation, operands)) is not None:
                 return made
         self.check_rules(equation)
-        if name in INLINED:
+        if name in CALLS:
             return self.run(*bodies(params)[0], operands)
         if name == "cond" and operands[0].known is not None:
             branch = int(np.clip(operands[0].known, 0, len(params["branches"]) - 1))

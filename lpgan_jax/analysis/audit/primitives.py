@@ -108,43 +108,7 @@ UNSTEERED = {
     *("random_bits", "random_split", "random_fold_in", "random_wrap", "random_unwrap"),
 }
 KEY_PRIMITIVES = {"random_bits", "random_split", "random_fold_in"}
-# Calls of one program, once.
-INLINED = {
-    "jit",
-    "closed_call",
-    "checkpoint",
-    "remat2",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vmap_call",
-}
 _HOST = re.compile("callback|debug_print|infeed|outfeed|ffi_call|custom_call")
-
-
-def bodies(params: dict[str, Any]) -> list[tuple[Jaxpr, Sequence[Any]]]:
-    """The programs that an equation holds, each with its constants."""
-    found: list[tuple[Jaxpr, Sequence[Any]]] = []
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                found.append((item.jaxpr, item.consts))
-            elif isinstance(item, Jaxpr):
-                found.append((item, ()))
-    return found
-
-
-def scan_parts(equation: Any) -> tuple[int, int]:
-    """How many of a scan's last operands are sliced, and how many of its first results carried.
-
-    Its operands are constants, what is carried, and what is sliced; only the last have another rank
-    inside, and so do the results that are not carried.
-    """
-    (body,) = bodies(equation.params)
-    inner: Any = body[0]
-    inputs = zip(equation.invars, inner.invars, strict=True)
-    results = zip(equation.outvars, inner.outvars, strict=True)
-    sliced = sum(a.aval.ndim != b.aval.ndim for a, b in inputs)
-    return sliced, sum(a.aval.ndim == b.aval.ndim for a, b in results)
 
 
 def padded(array: np.ndarray, params: dict[str, Any]) -> np.ndarray | None:

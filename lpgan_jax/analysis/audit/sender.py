@@ -11,10 +11,9 @@ from jax.extend.core import Jaxpr
 
 from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import bodies
 from lpgan_jax.analysis.audit.report import Opening, origin
 from lpgan_jax.analysis.audit.values import NO_WORD, Numbering, Rest, Value
-from lpgan_jax.mpc.traces import path_of
+from lpgan_jax.mpc.traces import bodies, path_of
 
 
 class Sender(Interpreter):

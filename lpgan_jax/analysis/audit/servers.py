@@ -12,7 +12,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lpgan_jax.analysis.audit.interpreter import Interpreter
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import bodies
 from lpgan_jax.analysis.audit.report import Opening, Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.tracing import trace_twice
@@ -27,7 +26,7 @@ from lpgan_jax.analysis.audit.values import (
 )
 from lpgan_jax.mpc import party, prng
 from lpgan_jax.mpc.party import AXIS, Party
-from lpgan_jax.mpc.traces import path_of
+from lpgan_jax.mpc.traces import bodies, path_of
 
 
 class Dealer(Interpreter):

@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr
 
 from lpgan_jax.analysis.audit import holders
 from lpgan_jax.analysis.audit.ledger import Ledger
-from lpgan_jax.analysis.audit.primitives import JOINS, MOVES, bodies
+from lpgan_jax.analysis.audit.primitives import JOINS, MOVES
 from lpgan_jax.analysis.audit.report import Report
 from lpgan_jax.analysis.audit.sender import Sender, naming_results
 from lpgan_jax.analysis.audit.servers import audit_program
@@ -30,7 +30,7 @@ from lpgan_jax.analysis.audit.values import (
 )
 from lpgan_jax.analysis.cost import Shape, arguments
 from lpgan_jax.mpc.shares import PARTIES
-from lpgan_jax.mpc.traces import path_of
+from lpgan_jax.mpc.traces import bodies, path_of
 
 
 class Simulated(Sender):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import datetime
 import os
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from lpgan_jax.cluster.settings import ClusterConfig
+from lpgan_jax.cluster.settings import ClusterConfig, ServerName
 from lpgan_jax.common.files import atomic_write, private_directory
 
 _DAYS = 90
@@ -64,6 +65,28 @@ def load_identity(config: ClusterConfig, role: str) -> Identity:
         raise ValueError(f"{key}: others can read it, expected mode 600: chmod 600 {key}")
     authority, certificate, key_pem = (file.read_bytes() for file in files)
     return Identity(authority, certificate, key_pem)
+
+
+def line_context(config: ClusterConfig, server: ServerName) -> ssl.SSLContext:
+    """TLS 1.3 for the line between the servers: both ends show a certificate of the authority.
+
+    Whose it is has to be looked at by who uses it.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `load_identity`.
+        ssl.SSLError: a file is no certificate, or no key.
+    """
+    load_identity(config, server)
+    own = ssl.PROTOCOL_TLS_SERVER if server == "s1" else ssl.PROTOCOL_TLS_CLIENT
+    context, directory = ssl.SSLContext(own), Path(config.certificates)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # the name is the role's, and looked at by `line`
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(directory / AUTHORITY)
+    context.load_cert_chain(directory / f"{server}.pem", directory / f"{server}.key")
+    if server == "s1":
+        context.num_tickets = 0  # nobody resumes
+    return context
 
 
 def make_certificates(out: str | os.PathLike[str], names: Iterable[str]) -> None:

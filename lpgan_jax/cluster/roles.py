@@ -76,7 +76,7 @@ def local_cluster(directory: Path, state: str, **fields: Any) -> Path:
     Returns:
         The file of the configuration.
     """
-    first, second, link = _free_ports(3)
+    first, second, line = _free_ports(3)
     cluster = ClusterConfig.model_validate(
         {
             "session": secrets.token_hex(4),
@@ -84,7 +84,7 @@ def local_cluster(directory: Path, state: str, **fields: Any) -> Path:
                 "s1": {"host": "127.0.0.1", "port": first},
                 "s2": {"host": "127.0.0.1", "port": second},
             },
-            "link": {"s1": "127.0.0.1", "s2": "127.0.0.1", "port": link},
+            "line": {"host": "127.0.0.1", "port": line},
             "certificates": "certificates",
             "state": state,
             **fields,
@@ -177,7 +177,7 @@ def _take_other_ports(file: Path) -> None:
     """Others may have the ports by now that were free when the file was made."""
     fields = config.load_yaml(file.read_bytes(), file.name)
     for place, port in zip(
-        (*fields["servers"].values(), fields["link"]), _free_ports(3), strict=True
+        (*fields["servers"].values(), fields["line"]), _free_ports(3), strict=True
     ):
         place["port"] = port
     atomic_write(file, config.dump(ClusterConfig.model_validate(fields)).encode())

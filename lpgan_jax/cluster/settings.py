@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from pathlib import Path
@@ -26,8 +25,8 @@ DEALER, PROVIDER = "ds", "sp"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 
 
-class ServerAddress(Fields):
-    """Where DS and SP find a server."""
+class Address(Fields):
+    """Where a server is found."""
 
     host: str = Field(min_length=1)
     """A name or an address."""
@@ -53,37 +52,8 @@ def _target(host: str, port: int) -> str:
 class Servers(Fields):
     """Both servers."""
 
-    s1: ServerAddress
-    s2: ServerAddress
-
-
-class Link(Fields):
-    """The line between S1 and S2: of its own, because it should run in an authenticated tunnel."""
-
-    s1: str
-    """S1's IP address on it, where S1 listens."""
-    s2: str
-    port: int = Field(ge=1, le=65535)
-    """Of JAX's coordinator at S1. The servers' messages take another port, at random."""
-
-    @field_validator("s1", "s2")
-    @classmethod
-    def _is_address(cls, address: str) -> str:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            raise expected("an IP address") from None
-        return address
-
-    @property
-    def coordinator(self) -> str:
-        """Where JAX's coordinator listens, and S2 connects to."""
-        return _target(self.s1, self.port)
-
-    @property
-    def on_one_machine(self) -> bool:
-        """Whether it never leaves the machine."""
-        return all(ipaddress.ip_address(getattr(self, name)).is_loopback for name in SERVERS)
+    s1: Address
+    s2: Address
 
 
 class Timeouts(Fields):
@@ -113,7 +83,8 @@ class ClusterConfig(Fields):
     session: str = Field(pattern=_NAME)
     """Its name."""
     servers: Servers
-    link: Link
+    line: Address
+    """Where S1 listens for S2, and S2 finds it: the line between the servers."""
     turns: list[str] = Field(default=[DEALER], min_length=1)
     """Whose images a step takes: the owners, in turn. `ds` deals the randomness of every step."""
     clients: list[str] = Field(default=[])
@@ -183,9 +154,9 @@ class ClusterConfig(Fields):
         rounds, place = divmod(step, len(self.turns))
         return rounds * self.turns.count(owner) + self.turns[:place].count(owner)
 
-    def address(self, server: ServerName) -> ServerAddress:
+    def address(self, server: ServerName) -> Address:
         """Where a server is."""
-        found: ServerAddress = getattr(self.servers, server)
+        found: Address = getattr(self.servers, server)
         return found
 
 
@@ -200,7 +171,15 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected a cluster's configuration")
     with path.open("rb") as file:
-        fields = load_yaml(file.read(LONGEST_YAML + 1), path.name)
+        text = file.read(LONGEST_YAML + 1)
+    fields = load_yaml(text, path.name)
+    if "link" in fields:
+        number = next(n for n, line in enumerate(text.splitlines(), 1) if b"link" in line)
+        raise ConfigError(
+            f"{path.name}: link (line {number}): of an older version. The servers talk over TLS of "
+            "their own now: write `line: {host: HOST, port: PORT}`, where S1 listens for S2, and "
+            "needs no tunnel"
+        )
     config = validated(ClusterConfig, fields, path.name)
     return config.model_copy(
         update={

@@ -173,7 +173,7 @@ def _play_and_report(job: Job, reporter: Reporter) -> None:
         with contextlib.suppress(OSError):  # the disk may be full, and that the reason
             traceback.print_exc()
             sys.stderr.flush()
-        # A collective that broke, say; the phase knows with whom.
+        # The line that broke, say; the phase knows with whom.
         reason, other = f"{type(error).__name__}: {error}", reporter.waits_for
         reporter.fail(f"lost {other}: {reason}" if other else reason, blames=other)
 

@@ -41,9 +41,7 @@ batching.primitive_batchers[exchange_p] = lambda operands, axes: (
 class Line(Protocol):
     """What carries messages between the servers, each for one of the other's."""
 
-    def swap(
-        self, number: int, sent: Sequence[memoryview], received: Sequence[memoryview]
-    ) -> None:
+    def swap(self, number: int, sent: Sequence[memoryview], received: Sequence[memoryview]) -> None:
         """Send a message and receive the other server's, whose parts have the same sizes.
 
         Args:

@@ -11,11 +11,11 @@ no word is changed: the results are the same, bit for bit.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
@@ -95,6 +95,12 @@ class Plan:
     def count(self) -> int:
         """Rounds of a run; messages that each server sends."""
         return sum(times for _, times in self.rounds())
+
+    @property
+    def digest(self) -> str:
+        """Of what its messages are, in order: of one program, the same on any machine."""
+        sites = [(level.messages, times) for level, times in self.rounds()]
+        return hashlib.sha256(repr(sites).encode()).hexdigest()
 
     def run(self, call: RoundCall, token: Any, operands: Iterable[Any]) -> tuple[Any, list[Any]]:
         """Run the program, or trace it: a round is one `call`.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr
 
+from lpgan_jax import native
 from lpgan_jax.mpc import party, prng
+from lpgan_jax.mpc.exchange import ROUND
 from lpgan_jax.mpc.party import Party
-from lpgan_jax.mpc.traces import bodies, mark
+from lpgan_jax.mpc.rounds import Plan
+from lpgan_jax.mpc.server import ServerProgram
 
 
 def audit_compiled(
@@ -30,42 +32,21 @@ def audit_compiled(
     Returns:
         What is wrong: see `check_compiled`.
 
-    Raises:
-        ValueError: there are fewer than two devices.
     """
-    mesh = server_mesh()
     key = prng.abstract_key()
-    seeds = jax.eval_shape(lambda key: jax.random.key_data(party.server_seeds(key)), key)
     dealt = jax.eval_shape(functools.partial(party.deal, function), key, secrets, public)
-    paired = [jax.ShapeDtypeStruct((2, *c.shape), c.dtype) for c in dealt]
-    place = whole_sharding(mesh)
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (seeds, paired, secrets)
-    )
-    traced = server_program(function, mesh).trace(*placed, public)
-    text = traced.lower().compile().as_text()
-    return check_compiled(text or "", _messages(traced.jaxpr.jaxpr))
+    mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), secrets)
+    program = ServerProgram(function, dealt, mine, public)
+    return check_compiled(program.compile().as_text() or "", program.plan)
 
 
-Message = tuple[str, tuple[int, ...], np.dtype]
-
-
-def _messages(program: Jaxpr) -> Iterator[Message]:
-    """Each message that a program sends; in a scan, those of each iteration."""
-    for equation in program.eqns:
-        call = mark(equation)
-        if call is not None and call.kind == "exchange":
-            words: Any = equation.invars[0].aval
-            yield call.path, words.shape, words.dtype
-        else:
-            inside = [m for body, _ in bodies(equation.params) for m in _messages(body)]
-            times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            yield from inside * times
-
-
-_INSTRUCTION = re.compile(r"= (?P<type>.*?) ?(?P<name>[a-z][\w-]*)\(")
-_COLLECTIVE = re.compile("(all-|reduce-scatter|collective-|ragged-|send|recv|infeed|outfeed)")
+_INSTRUCTION = re.compile(r"%(?P<own>\S+) = (?P<type>.*?) ?(?P<name>[a-z][\w-]*)\((?P<operands>.*)")
+_TRANSFER = re.compile("(all-|reduce-scatter|collective-|ragged-|send|recv|infeed|outfeed)")
+_TARGET = re.compile('custom_call_target="([^"]*)"')
+_NUMBER = re.compile(r"backend_config={number = (\d+)")
+_ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
 _KINDS = {"u": "uint", "s": "int", "f": "float", "pred": "bool"}
+_OURS = {native.RING_PRODUCT, native.CHACHA20}
 _COMPUTATION = re.compile(r"(?:ENTRY )?%(\S+) .*{$")
 _CALLED = re.compile(
     "(?:body|condition|calls|to_apply|[a-z]+_computations?)={?(%[^ ,}]+(?:, %[^ ,}]+)*)"
@@ -100,39 +81,61 @@ def _executions(text: str) -> Iterator[tuple[str, int | None]]:
     return ((line, executions(inside)) for inside, line in lines)
 
 
-def check_compiled(text: str, messages: Iterable[Message]) -> list[str]:
-    """Match what a compiled program sends with the messages of the traced one.
+def check_compiled(text: str, plan: Plan) -> list[str]:
+    """Match what a compiled program sends with the rounds of the traced one.
 
     Args:
         text: optimised HLO.
-        messages: (name, shape, dtype) of each; those of a loop, once for each iteration.
+        plan: of the traced program.
 
     Returns:
-        Problems: a collective that is no point-to-point exchange between the two servers, or that
-        belongs to no message (by its name, shape and dtype), or is executed more often than its
-        message is sent, or nobody knows how often; a transfer to the host. Messages that nobody
-        reads may be missing.
+        Problems: a round that is missing, is there twice, sends words in other shapes or types, or
+        another number of times, or does not get its token from another round; a collective, a
+        transfer to the host, or a call of anything but the package's own kernels.
     """
-    left = Counter((name, tuple(shape), np.dtype(dtype)) for name, shape, dtype in messages)
-    problems = []
+    problems: list[str] = []
+    expected = {level.number: (level, times) for level, times in plan.rounds()}
+    tokens: Counter[str] = Counter()
+    sources: dict[str, tuple[str, str]] = {}  # of an instruction: (its name, its first operand)
+    rounds: list[tuple[int, str]] = []
     for line, times in _executions(text):
-        instruction = _INSTRUCTION.search(line)
-        name = instruction["name"] if instruction else ""
-        if name == "custom-call" and re.search('custom_call_target="[^"]*callback', line):
-            problems.append(f"a call of the host: {line[:200]}")
-        if instruction is None or not _COLLECTIVE.match(name) or name.endswith("-done"):
+        found = _INSTRUCTION.search(line)
+        if found is None:
             continue
-        marker = re.search(r'op_name="[^"]*exchange:([^")]*)\)', line)
-        kind = re.search(r"([a-z]+)(\d*)\[([\d,]*)\]", instruction["type"])
-        swaps = name.startswith("collective-permute") and "_pairs={{0,1},{1,0}}" in line
-        if not swaps or marker is None or kind is None:
-            problems.append(f"{name} is no exchange of the protocol: {line[:200]}")
+        operand = re.match(r"[^%]*%([^,) ]+)", found["operands"])
+        sources[found["own"]] = found["name"], operand[1] if operand else ""
+        if _TRANSFER.match(found["name"]):
+            problems.append(f"{found['name']} is no message of the protocol: {line[:200]}")
+        target = _TARGET.search(line)
+        if target is None or target[1] in _OURS:
             continue
-        shape = tuple(int(size) for size in kind[3].split(",") if size)
-        message = marker[1], shape, np.dtype(_KINDS.get(kind[1], kind[1]) + kind[2])
-        if times is None:
-            problems.append(f"{name} sends {marker[1]} nobody knows how often: {line[:200]}")
-        elif left[message] < times:
-            problems.append(f"{name} sends {marker[1]} in another form or too often: {line[:200]}")
-        left[message] -= times or 0
+        number = _NUMBER.search(line)
+        if target[1] != ROUND or number is None or int(number[1]) not in expected:
+            problems.append(f"a call of {target[1]}, which is no round: {line[:200]}")
+            continue
+        level, wanted = expected.pop(int(number[1]))
+        if times != wanted:
+            problems.append(f"round {level.number} takes place {times} times, expected {wanted}")
+        sent = [_array(array) for array in _ARRAY.finditer(_result(found["type"]))]
+        words = [(m.shape, m.dtype) for m in level.messages]
+        if sent != [((2,), np.dtype(np.uint32)), *words]:
+            problems.append(f"round {level.number} sends {sent[1:]}, expected {words}")
+        rounds.append((int(number[1]), found["own"]))
+    problems += [f"round {number} is missing, or there twice" for number in expected]
+    for number, own in rounds:
+        token = sources[own][1]
+        while sources.get(token, ("", ""))[0] in ("get-tuple-element", "copy", "bitcast"):
+            token = sources[token][1]
+        tokens[token] += 1
+        if tokens[token] > 1:
+            problems.append(f"round {number} has the token of another round")
     return problems
+
+
+def _result(text: str) -> str:
+    return re.sub(r"/\*.*?\*/", "", text)
+
+
+def _array(found: re.Match[str]) -> tuple[tuple[int, ...], np.dtype]:
+    shape = tuple(int(size) for size in found[3].split(",") if size)
+    return shape, np.dtype(_KINDS.get(found[1], found[1]) + found[2])

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lpgan_jax.analysis.audit.values import Sum, Value, sum_of
 from lpgan_jax.mpc.party import AXIS

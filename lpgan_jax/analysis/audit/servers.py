@@ -25,7 +25,8 @@ from lpgan_jax.analysis.audit.values import (
     stacked,
 )
 from lpgan_jax.mpc import party, prng
-from lpgan_jax.mpc.party import AXIS, Party
+from lpgan_jax.mpc.exchange import exchange_p
+from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.traces import bodies, path_of
 
 
@@ -86,10 +87,6 @@ class Server(Sender):
         after = f" after {self.openings[-1].name}" if self.openings else ""
         return f"S{self._server + 1}{after}"
 
-    def axis_index(self) -> Value:
-        """This server."""
-        return Value(known=np.asarray(self._server, np.int32))
-
     def serve(self, program: ClosedJaxpr, operands: Sequence[Value], names: Sequence[str]) -> None:
         """Interpret the program; check its messages, and what S1 returns."""
         results = self.run(program.jaxpr, program.consts, operands)
@@ -108,15 +105,10 @@ class Server(Sender):
 
     def is_plain(self, body: Jaxpr) -> bool:
         """See `Sender.is_plain`."""
-        if len(body.eqns) != 1 or body.eqns[0].primitive.name != "ppermute":
+        if len(body.eqns) != 1 or body.eqns[0].primitive is not exchange_p:
             return False
         swap = body.eqns[0]
-        return (
-            list(swap.invars) == list(body.invars)
-            and list(swap.outvars) == list(body.outvars)
-            and sorted(swap.params["perm"]) == [(0, 1), (1, 0)]
-            and tuple(swap.params["axis_name"]) == (AXIS,)
-        )
+        return [*swap.invars] == [*body.invars] and [*swap.outvars] == [*body.outvars]
 
     def send(self, name: str, message: Value, ids: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
         """See `Sender.send`."""
@@ -160,11 +152,12 @@ def audit_program(
     mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), secrets)
     names: list[str] = []
 
-    def serve(seed: jax.Array, corrections: Any, mine: Any, public: Any) -> Any:
-        return party.online(function, seed, corrections, mine, public)
+    def serve(is_s1: jax.Array, seed: jax.Array, *rest: Any) -> Any:
+        return party.online(function, is_s1, seed, *rest)
 
+    which = jax.ShapeDtypeStruct((), np.bool_)
     serving = naming_results(serve, names)
-    online, too = trace_twice("the servers", serving, key, corrections, mine, public)
+    online, too = trace_twice("the servers", serving, which, key, corrections, mine, public)
     dealer = Dealer(numbering, ledger)
     dealt = dealer.deal(
         dealing, [Value(ids=np.asarray(numbering.root)), *[PUBLIC] * (len(dealing.in_avals) - 1)]
@@ -175,7 +168,10 @@ def audit_program(
         shares = [given(share.dtype) for share in jax.tree.leaves(mine)]
         known = [PUBLIC for _ in jax.tree.leaves(public)]
         seed = Value(ids=np.asarray(numbering.seed(numbering.root, number)))
-        server.serve(online, [seed, *dealt, *shares, *known], names)  # S1 takes words instead
+        is_s1 = Value(known=np.asarray(number == 0))
+        server.serve(
+            online, [is_s1, seed, *dealt, *shares, *known], names
+        )  # S1 takes words instead
         sides.append((server.openings, [*server.problems]))  # its ledger may go
     return _merge([*again, *too, *dealer.problems], *sides)
 

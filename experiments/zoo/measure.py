@@ -46,7 +46,7 @@ MODELS: list[Model] = [
 ]
 """(what it is called, file, batch size, options)."""
 COLUMNS = (
-    *("model", "batch_size", "parameters", "rounds", "messages", "online_bytes", "dealer_bytes"),
+    *("model", "batch_size", "parameters", "rounds", "exchanges", "online_bytes", "dealer_bytes"),
     *("lan_s", "trace_s", "compile_s", "step_s", "plaintext_s", "peak_bytes", "frac_bits"),
     *("largest_lsb", "median_lsb", "told_lsb", "processes_s"),
 )
@@ -105,7 +105,7 @@ def measure(file: str, batch_size: int, options: dict[str, Any], data: str | Non
     return {
         "parameters": parameters,
         "rounds": cost.rounds,
-        "messages": cost.messages,
+        "exchanges": cost.exchanges,
         "online_bytes": cost.online_bytes,
         "dealer_bytes": cost.dealer_bytes_s2,
         "lan_s": cost.seconds(*LAN),

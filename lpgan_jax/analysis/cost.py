@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 from lpgan_jax.common.tables import aligned, si
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.prng import KEY_WORDS, abstract_key
+from lpgan_jax.mpc.rounds import planned
 from lpgan_jax.mpc.shares import PARTIES
 from lpgan_jax.mpc.traces import mark
 from lpgan_jax.ring.contraction import ring_product_p
@@ -67,10 +68,9 @@ class Cost:
     """What one execution costs. Bytes are of the words alone, without any framing or encryption.
 
     Attributes:
-        rounds: exchanges in the longest chain of exchanges that depend on each other. (Of a layer:
-            of its own exchanges, in any chain.) This is what servers need that send every message
-            as soon as they can; those of a cluster wait for each, and take `messages` of them.
-        messages: exchanges, that is, messages that each server sends.
+        rounds: messages that each server sends: all exchanges that do not depend on each other
+            travel in one (`mpc.rounds`). Of a layer: exchanges in the longest chain of its own.
+        exchanges: of protocols, of which a round carries one or many.
         online_bytes: bytes that each server sends to the other.
         dealer_bytes_s1: bytes that DS sends S1: its seed.
         dealer_bytes_s2: bytes that DS sends S2: its seed and the corrections.
@@ -82,7 +82,7 @@ class Cost:
     """
 
     rounds: int = 0
-    messages: int = 0
+    exchanges: int = 0
     online_bytes: int = 0
     dealer_bytes_s1: int = 0
     dealer_bytes_s2: int = 0
@@ -95,9 +95,7 @@ class Cost:
     def seconds(self, bandwidth_bits_per_s: float, latency_s: float) -> float:
         """Seconds of communication between the servers of a cluster, without any computation.
 
-        They exchange one message after the other, in both directions at the same time, and gloo
-        waits before each for the notice that the other side is ready: a message takes two one-way
-        latencies.
+        They exchange one message after the other, in both directions at the same time.
 
         Args:
             bandwidth_bits_per_s: in each direction; positive.
@@ -106,11 +104,6 @@ class Cost:
         Raises:
             ValueError: out of range.
         """
-        Network(bandwidth_bits_per_s, latency_s).checked()
-        return 2 * self.messages * latency_s + 8 * self.online_bytes / bandwidth_bits_per_s
-
-    def least_seconds(self, bandwidth_bits_per_s: float, latency_s: float) -> float:
-        """As `seconds`, if servers sent every message as soon as they can: one latency a round."""
         Network(bandwidth_bits_per_s, latency_s).checked()
         return self.rounds * latency_s + 8 * self.online_bytes / bandwidth_bits_per_s
 
@@ -128,7 +121,7 @@ class Cost:
 
     def table(self, networks: Sequence[Network] = (LAN, WAN)) -> str:
         """Layers and totals as aligned text, with the time that messages take on each network."""
-        header = ["layer", "rounds", "messages", "a server sends", "DS to S2", "comparisons"]
+        header = ["layer", "rounds", "exchanges", "a server sends", "DS to S2", "comparisons"]
         header += ["multiply-adds", "DS's"]
         rows = [header, *(row._cells(name) for name, row in self.layers.items())]
         rows.append(self._cells("in all"))
@@ -142,14 +135,13 @@ class Cost:
         )
         for network in networks:
             lines.append(
-                f"At {network}: the servers' messages take {self.seconds(*network):.3g} s "
-                f"(at least {self.least_seconds(*network):.3g} s, sent as soon as they can be), "
+                f"At {network}: the servers' messages take {self.seconds(*network):.3g} s, "
                 f"DS's to S2 {self.dealer_seconds(network.bandwidth_bits_per_s):.3g} s."
             )
         return "\n".join(lines)
 
     def _cells(self, name: str) -> list[str]:
-        exact = [f"{n:,}" for n in (self.rounds, self.messages)]
+        exact = [f"{n:,}" for n in (self.rounds, self.exchanges)]
         volumes = [si(n, "B") for n in (self.online_bytes, self.dealer_bytes_s2)]
         work = [si(n, "") for n in (self.multiply_adds, self.dealer_multiply_adds)]
         return [name, *exact, *volumes, f"{self.comparisons:,}", *work]
@@ -186,7 +178,7 @@ def cost(function: Callable[..., Any], *shapes: Shape) -> Cost:
     """
     if (parts := getattr(function, "parts", None)) is not None:
         return program_cost(*parts(*shapes))
-    return _cost_of_trace(jax.make_jaxpr(function)(*arguments(function, shapes)).jaxpr)
+    return _cost_of_trace(jax.make_jaxpr(function)(*arguments(function, shapes)))
 
 
 def random_words(function: Callable[..., Any], secrets: Any, public: Any) -> float:
@@ -238,7 +230,7 @@ def program_cost(
     program = functools.partial(simulate, function)
     shares = (math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(inputs))
     traced = jax.make_jaxpr(program)(abstract_key(), secrets, public)
-    return _cost_of_trace(traced.jaxpr, sum(shares) // PARTIES)
+    return _cost_of_trace(traced, sum(shares) // PARTIES)
 
 
 def _argument(shape: Shape) -> jax.ShapeDtypeStruct:
@@ -261,10 +253,11 @@ def _argument(shape: Shape) -> jax.ShapeDtypeStruct:
 # From a trace to its cost -------------------------------------------------------------------------
 
 Depth = np.ndarray
-"""Exchanges in the longest chain that ends at a value: in all, then of each layer alone."""
+"""Exchanges of each layer alone in the longest chain that ends at a value."""
 
 
-def _cost_of_trace(program: Jaxpr, input_bytes: int = 0) -> Cost:
+def _cost_of_trace(traced: ClosedJaxpr, input_bytes: int = 0) -> Cost:
+    program = traced.jaxpr
     walk = _Walk(dict.fromkeys(_exchanging_layers(program)))
     walk.count(UNPLACED, "input_bytes", input_bytes)
     walk.follow(program, [walk.start] * len(program.invars), 1)
@@ -276,7 +269,7 @@ def _cost_of_trace(program: Jaxpr, input_bytes: int = 0) -> Cost:
     total: dict[str, Any] = {
         name: sum(getattr(row, name) for row in layers.values()) for name in _ADDITIVE
     }
-    return Cost(rounds=int(walk.deepest[0]), layers=layers, **total)
+    return Cost(rounds=planned(traced).count, layers=layers, **total)
 
 
 def _mark(equation: JaxprEqn) -> tuple[str, str] | None:
@@ -308,8 +301,8 @@ class _Walk:
     """
 
     def __init__(self, layers: Iterable[str]) -> None:
-        self.numbers = {layer: number for number, layer in enumerate(layers, 1)}
-        self.start: Depth = np.zeros(len(self.numbers) + 1, np.int64)
+        self.numbers = {layer: number for number, layer in enumerate(layers)}
+        self.start: Depth = np.zeros(len(self.numbers), np.int64)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.deepest = self.start
         self._layer = UNPLACED  # the one that was named last: products have no name of their own
@@ -337,10 +330,10 @@ class _Walk:
         match _mark(equation):
             case "exchange", layer:
                 # The output holds both servers' messages.
-                self.count(layer, "messages", times)
+                self.count(layer, "exchanges", times)
                 self.count(layer, "online_bytes", times * _nbytes(equation, 0) // PARTIES)
                 after = joined.copy()
-                after[[0, self.numbers[layer]]] += 1
+                after[self.numbers[layer]] += 1
                 self.deepest = np.maximum(self.deepest, after)
                 self._layer = layer
                 return [after]

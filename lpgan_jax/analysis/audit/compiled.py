@@ -31,7 +31,6 @@ def audit_compiled(
 
     Returns:
         What is wrong: see `check_compiled`.
-
     """
     key = prng.abstract_key()
     dealt = jax.eval_shape(functools.partial(party.deal, function), key, secrets, public)

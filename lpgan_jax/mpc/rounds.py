@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from lpgan_jax.mpc.exchange import RoundCall
 from lpgan_jax.mpc.traces import CALLS, bodies, mark, path_of, scan_parts
@@ -141,7 +141,8 @@ class Plan:
 def _evaluate(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     """An equation's results, as a program of its own."""
     given = {a: x for a, x in zip(equation.invars, operands, strict=True) if not _known(a)}
-    alone = Jaxpr([], list(given), equation.outvars, [equation], equation.effects)
+    names = DebugInfo("rounds", "rounds", ("",) * len(given), ("",) * len(equation.outvars))
+    alone = Jaxpr([], [*given], equation.outvars, [equation], equation.effects, debug_info=names)
     results: Sequence[Any] = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
     return results
 

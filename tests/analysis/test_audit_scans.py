@@ -20,7 +20,7 @@ def _agrees_with_the_cost(step, args):
     """Whether no problem is found in as many messages, of as many bytes, as they cost."""
     report, cost = lp.audit(step, *args), lp.cost(step, *args)
     assert report.ok, report.problems[:10]
-    assert len(report.openings) == cost.messages > 0
+    assert len(report.openings) == cost.exchanges > 0
     assert sum(opening.bytes for opening in report.openings) == cost.online_bytes
 
 

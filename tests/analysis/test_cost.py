@@ -30,7 +30,7 @@ from lpgan_jax.ring.words import RING64
 FXP = lp.FixedPoint(18)
 SEED = 32  # bytes
 ADDITIVE = (
-    "messages",
+    "exchanges",
     "online_bytes",
     "dealer_bytes_s1",
     "dealer_bytes_s2",
@@ -61,7 +61,7 @@ def test_a_product_opens_both_factors_and_then_its_truncation():
     n = 640
     assert numbers(cost) == {
         "rounds": 2,
-        "messages": 3,
+        "exchanges": 3,
         "online_bytes": 3 * 8 * n,
         "dealer_bytes_s1": SEED,
         "dealer_bytes_s2": SEED
@@ -76,14 +76,14 @@ def test_a_product_opens_both_factors_and_then_its_truncation():
 
 def test_a_square_opens_one_word_less():
     cost = lp.cost(lambda key, x: P.sec_square(key, x, FXP), (7,))
-    assert (cost.rounds, cost.messages, cost.online_bytes) == (2, 2, 2 * 8 * 7)
+    assert (cost.rounds, cost.exchanges, cost.online_bytes) == (2, 2, 2 * 8 * 7)
     assert cost.dealer_bytes_s2 == SEED + 12 * 7
 
 
 def test_a_matrix_product_opens_matrices_and_multiplies_twice_at_each_server():
     m, k, n = 3, 5, 4
     cost = lp.cost(lambda key, x, y: P.sec_matmul(key, x, y, FXP), (m, k), (k, n))
-    assert (cost.rounds, cost.messages) == (2, 3)
+    assert (cost.rounds, cost.exchanges) == (2, 3)
     assert cost.online_bytes == 8 * (m * k + k * n + m * n)
     assert cost.dealer_bytes_s2 == SEED + 12 * m * n
     assert cost.multiply_adds == 2 * m * k * n  # e [b] and [a] d
@@ -111,7 +111,7 @@ def test_a_relu_opens_its_argument_and_the_bits_of_a_carry_tree():
 
     cost = lp.cost(function, (n,))
     assert cost.rounds == 4  # the argument, two levels of the tree, the bit
-    assert cost.messages == 4
+    assert cost.exchanges == 4
     # 28 and 7 bits in the tree (16 nodes of four bits each, then 4), and the bit itself
     assert cost.online_bytes == 8 * n + (28 + 7 + 1) * n // 8
     assert cost.comparisons == n
@@ -190,7 +190,7 @@ def test_vmap_over_keys_multiplies_volume_and_no_rounds():
 
     once = lp.cost(products, (4, 5), (5, 2))
     many = lp.cost(function, paired(2, 3, 4, 5), paired(3, 2, 5, 2))
-    assert (many.rounds, many.messages) == (once.rounds, once.messages)
+    assert (many.rounds, many.exchanges) == (once.rounds, once.exchanges)
     for name in ADDITIVE[1:]:
         assert getattr(many, name) == 3 * getattr(once, name)
 
@@ -222,7 +222,7 @@ def test_a_scan_starts_after_its_inputs_and_nests():
 
     cost = lp.cost(function, (5,), (5,))
     assert cost.rounds == 2 * (1 + 3 * 2)
-    assert cost.messages == 3 * (1 + 3 * 2)
+    assert cost.exchanges == 3 * (1 + 3 * 2)
 
 
 def test_jit_and_remat_change_nothing():
@@ -265,7 +265,7 @@ def test_a_while_loop_without_protocols_is_free():
 
 def test_empty_arrays_cost_messages_but_no_bytes():
     cost = lp.cost(mul, (0, 3), (0, 3))
-    assert (cost.rounds, cost.messages, cost.online_bytes) == (2, 3, 0)
+    assert (cost.rounds, cost.exchanges, cost.online_bytes) == (2, 3, 0)
     assert cost.dealer_bytes_s2 == SEED
     assert (
         lp.cost(lambda key, x, y: P.sec_matmul(key, x, y, FXP), (2, 0), (0, 3)).online_bytes == 48
@@ -348,7 +348,7 @@ def test_layers_are_the_outermost_places_in_program_order():
 
 
 def test_seconds_are_latency_and_transfer():
-    cost = Cost(rounds=10, messages=12, online_bytes=10**6, dealer_bytes_s2=2 * 10**6)
+    cost = Cost(rounds=10, exchanges=12, online_bytes=10**6, dealer_bytes_s2=2 * 10**6)
     assert cost.seconds(1e6, 0.1) == pytest.approx(2 * 12 * 0.1 + 8.0)
     assert cost.least_seconds(1e6, 0.1) == pytest.approx(10 * 0.1 + 8.0)
     assert cost.seconds(*LAN) < cost.seconds(*WAN)
@@ -389,7 +389,7 @@ def test_the_command(capsys):
     for name in ADDITIVE:
         assert totals[name] == sum(layer[name] for layer in layers.values())
     assert max(layer["rounds"] for layer in layers.values()) < totals["rounds"]
-    assert totals["rounds"] < totals["messages"]
+    assert totals["rounds"] < totals["exchanges"]
     assert totals["input_bytes"] == 4 * 8 * (16 * 16 + 2 * 64)
     assert totals["dealer_bytes_s1"] == SEED
     # Forward D on reals and fakes, and G's step through it; back as much, two kernel gradients and
@@ -550,7 +550,7 @@ def test_a_layer_sends_what_was_predicted(wires):
     np.testing.assert_allclose(real(shares), np.maximum(x @ w, 0), rtol=0, atol=bound)
     cost = program_cost(function, secrets)
     for wire in wires:
-        assert (wire.sent, wire.messages) == (cost.online_bytes, cost.messages)
+        assert (wire.sent, wire.messages) == (cost.online_bytes, cost.exchanges)
 
 
 @pytest.mark.slow
@@ -565,6 +565,6 @@ def test_a_training_step_sends_what_was_predicted(wires):
     np.testing.assert_allclose(real(losses.discriminator), logits * np.log(2), atol=0.1)
     cost = program_cost(*program, inputs=secrets[1])
     for wire in wires:
-        assert (wire.sent, wire.messages) == (cost.online_bytes, cost.messages)
+        assert (wire.sent, wire.messages) == (cost.online_bytes, cost.exchanges)
     assert cost.input_bytes == 8 * sum(np.size(leaf) for leaf in jax.tree.leaves(batch))
     assert cost.dealer_bytes_s2 == SEED + sum(c.nbytes for c in corrections)

@@ -22,7 +22,7 @@ OPTIMIZER = {
 }
 FIGURES = (
     "rounds",
-    "messages",
+    "exchanges",
     "online_bytes",
     "dealer_bytes_s2",
     "comparisons",
@@ -42,7 +42,7 @@ BY_HAND = {
 }  # fmt: skip
 MOST = {  # times that
     "rounds": 1.0,
-    "messages": 1.2,
+    "exchanges": 1.2,
     "online_bytes": 1.02,
     "dealer_bytes_s2": 1.02,
     "comparisons": 1.01,

@@ -29,7 +29,7 @@ TINY = (
 POSITIVE = (
     *("trace_s", "compile_s", "warm_start_s", "step_s", "plaintext_step_s", "slowdown"),
     *("images_per_s", "comparisons_per_s", "multiply_adds_per_s", "peak_bytes"),
-    *("online_bytes", "dealer_bytes", "rounds", "messages", "cores", "memory_bytes"),
+    *("online_bytes", "dealer_bytes", "rounds", "exchanges", "cores", "memory_bytes"),
 )
 
 
@@ -69,7 +69,7 @@ def test_a_training_step():
     settings = bench.config.load("digits", [*TINY, "batch_size=4"])
     function, secrets, public = shapes.step_program(build(settings))
     cost = bench.program_cost(function, secrets, public)
-    for name in ("rounds", "messages", "online_bytes", "comparisons"):
+    for name in ("rounds", "exchanges", "online_bytes", "comparisons"):
         assert report[name] == getattr(cost, name)
     assert report["dealer_bytes"] == cost.dealer_bytes_s1 + cost.dealer_bytes_s2
     products = 2 * cost.multiply_adds + cost.dealer_multiply_adds

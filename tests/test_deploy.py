@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lpgan_jax.cli import _parser
-from lpgan_jax.cluster.settings import ClusterConfig, load_cluster
+from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.training import config
 
 DEPLOY = Path(__file__).parent.parent / "configs" / "deploy"
@@ -111,7 +111,6 @@ def test_the_image_is_made_of_files_that_there_are():
     assert f"ENV XDG_CACHE_HOME={CLUSTER['state']}/cache" in lines
 
 
-@pytest.mark.skipif("line" not in ClusterConfig.model_fields, reason="the line has a tunnel still")
 def test_the_configuration_is_one():
     cluster = load_cluster(DEPLOY / "cluster.yaml")
     assert cluster.state == CLUSTER["state"]

@@ -82,12 +82,12 @@ def _swap_arrays(*operands: jax.Array) -> tuple[np.ndarray, ...]:
     """The same for `io_callback`."""
     arrays = [np.ascontiguousarray(x) for x in operands]
     results = [np.empty_like(x) for x in arrays]
-    _swap(*([memoryview(_bytes(x)) for x in of] for of in (arrays, results)))
+    _swap([_bytes(x) for x in arrays], [_bytes(x) for x in results])
     return tuple(results)
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(np.uint8)
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 @functools.cache

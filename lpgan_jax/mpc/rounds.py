@@ -140,15 +140,15 @@ class Plan:
 
 def _evaluate(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     """An equation's results, as a program of its own."""
-    given = {a: x for a, x in zip(equation.invars, operands, strict=True) if not _known(a)}
+    given: dict[Any, Any] = {
+        atom: value
+        for atom, value in zip(equation.invars, operands, strict=True)
+        if not isinstance(atom, Literal)
+    }
     names = DebugInfo("rounds", "rounds", ("",) * len(given), ("",) * len(equation.outvars))
     alone = Jaxpr([], [*given], equation.outvars, [equation], equation.effects, debug_info=names)
     results: Sequence[Any] = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
     return results
-
-
-def _known(atom: Any) -> bool:
-    return isinstance(atom, Literal)
 
 
 def _scan(

@@ -1,5 +1,8 @@
 """The audit passes on every protocol, and finds every leak that is planted."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +19,12 @@ from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.servers import Dealer
 from lpgan_jax.analysis.audit.values import Numbering, Value
 from lpgan_jax.gan import GENERATE
-from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
+from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, party, patent, prng, roots
+from lpgan_jax.mpc.exchange import ROUND, exchange_p
 from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
+from lpgan_jax.mpc.rounds import planned
 from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.mpc.server import ServerProgram
 from lpgan_jax.mpc.share_trees import shapes_of, tree_of_shapes
 from lpgan_jax.programs import shapes
 from lpgan_jax.ring.words import RING64
@@ -681,7 +687,11 @@ def _permuted(party, x, y):
 
 
 def _disguised(party, x, y):
-    party.marked("exchange", "leak", lambda v: lax.ppermute(v, AXIS, [(0, 1), (1, 0)]) + v)(x)
+    party.marked("exchange", "leak", lambda v: exchange_p.bind(v) + v)(x)
+
+
+def _unmarked(party, x, y):
+    exchange_p.bind(x - _mask(party))
 
 
 def _raw_key(party, x, y):
@@ -739,6 +749,7 @@ OTHERS = [
     (_psum, "talks to the other server outside of an exchange"),
     (_gathered, "all_gather talks to the other server outside of an exchange"),
     (_permuted, "ppermute talks to the other server outside of an exchange"),
+    (_unmarked, "exchange of a private value: what it does with it is not known"),
     (_disguised, "leak is no plain exchange"),
     (_raw_key, "a key enters random_unwrap"),
     (_loop_over_keys, "a key enters while"),
@@ -874,23 +885,15 @@ def test_the_compiled_program_passes():
     assert audit_compiled(program, (PAIR, PAIR)) == []
 
 
-def test_compiled_collectives_without_a_message_are_found():
-    def program(party, shares, _):
-        arithmetic.mul(party, *map(secret, shares))
-        return lax.ppermute(shares[0], AXIS, [(0, 1), (1, 0)]), lax.psum(shares[1], AXIS)
-
-    found = audit_compiled(program, (PAIR, PAIR))
-    assert sorted(p.split()[0] for p in found) == ["all-reduce", "collective-permute"]
-
-
 @pytest.mark.parametrize(
     ("function", "collective"),
     [(lambda x: x.sum(0), "all-reduce"), (lambda x: x[::-1], "collective-permute")],
 )
 def test_what_xla_sends_of_itself_is_found(function, collective):
     """Outside of shard_map, XLA adds up or moves shares as it sees fit."""
-    (problem,) = check_compiled(_compiled(function, np.zeros((2, 3), np.uint64)), [])
-    assert problem.startswith(f"{collective} is no exchange of the protocol")
+    nothing = planned(jax.make_jaxpr(lambda: ())())
+    (problem,) = check_compiled(_compiled(function, np.zeros((2, 3), np.uint64)), nothing)
+    assert problem.startswith(f"{collective} is no message of the protocol")
 
 
 def test_a_callback_in_the_compiled_program_is_found():
@@ -899,73 +902,85 @@ def test_a_callback_in_the_compiled_program_is_found():
         return share
 
     (problem,) = audit_compiled(program, PAIR)
-    assert problem.startswith("a call of the host")
+    assert re.match(r"a call of \S*callback\S*, which is no round", problem)
 
 
-EXCHANGE = (
-    "  %x.1 = {type} collective-permute{start}(%y), channel_id=1, source_target_pairs={pairs}, "
-    'metadata={{op_name="jit(f)/shard_map/jit(exchange:a/mask)/ppermute"}}'
-)
-SWAP = "{{0,1},{1,0}}"
+@pytest.fixture(scope="module")
+def looped():
+    """(HLO, plan) of a program with two rounds, and one in a loop of three."""
+
+    def function(seat, x, _):
+        def body(seat, carry, _):
+            return arithmetic.truncate(seat, Secret(carry, 36), 18).share, None
+
+        product = arithmetic.mul(seat, Secret(x, 18), Secret(x, 18))
+        product = arithmetic.truncate(seat, product, 18)
+        return seat.scan(body, product.share, None, 3)[0]
+
+    key = prng.abstract_key()
+    dealt = jax.eval_shape(functools.partial(party.deal, function), key, PAIR)
+    program = ServerProgram(function, dealt, jax.ShapeDtypeStruct(PAIR.shape[1:], PAIR.dtype))
+    return program.compile().as_text(), program.plan
 
 
-def test_compiled_messages_are_matched_by_name_shape_dtype_and_number():
-    messages = [("a/mask", (2, 3), np.uint64)]
-    good = EXCHANGE.format(type="u64[2,3]{1,0}", start="", pairs=SWAP)
-    pair = "(u64[2,3]{1,0}, u64[2,3]{1,0})"
-    asynchronous = EXCHANGE.format(type=pair, start="-start", pairs=SWAP)
-    done = "  %x.2 = u64[2,3]{1,0} collective-permute-done(%x.1)"
-    assert check_compiled(good, messages) == []
-    assert check_compiled(f"{asynchronous}\n{done}", messages) == []
-    assert check_compiled("", messages) == []
-    for text in (
-        f"{good}\n{good}",
-        good.replace("u64[2,3]", "u64[3,2]"),
-        good.replace("u64[2,3]", "u32[2,3]"),
-        good.replace("a/mask", "b/mask"),
-        good.replace("exchange:", ""),
-        good.replace(SWAP, "{{0,1}}"),
-        good.replace("collective-permute", "all-reduce"),
-        "  %s = (u64[3]{0}, u32[], token[]) send(%y, %t), channel_id=2",
-        "  %o = token[] outfeed(%y, %t)",
-    ):
-        assert len(check_compiled(text, messages)) == 1, text
+def _calls(text):
+    return [line for line in text.splitlines() if f'"{ROUND}"' in line]
 
 
-LOOPS = """
-%inner (p: u64[2]) -> u64[2] {{
-{exchange}
-}}
-%outer (p: u64[2]) -> u64[2] {{
-  %w = u64[2]{{0}} while(%p), condition=%more, body=%inner, backend_config={{{inner}}}
-}}
-ENTRY %main (p: u64[2]) -> u64[2] {{
-  %w = u64[2]{{0}} while(%p), condition=%more, body=%outer, backend_config={{{outer}}}
-}}
-"""
-TRIPS = '"known_trip_count":{{"n":"{}"}}'
+def test_a_compiled_loop_passes(looped):
+    text, plan = looped
+    assert [times for _, times in plan.rounds()] == [1, 1, 3]
+    assert len(_calls(text)) == 3
+    assert check_compiled(text, plan) == []
 
 
-@pytest.mark.parametrize(
-    ("inner", "outer", "text"),
-    [
-        (TRIPS.format(3), TRIPS.format(2), None),
-        (TRIPS.format(3), TRIPS.format(3), "too often"),
-        (TRIPS.format(3), "", "nobody knows how often"),
-        ("", TRIPS.format(1), "nobody knows how often"),
-    ],
-)
-def test_what_compiled_loops_send_is_counted(inner, outer, text):
-    exchange = EXCHANGE.format(type="u64[2,3]{1,0}", start="", pairs=SWAP)
-    program = LOOPS.format(exchange=exchange, inner=inner, outer=outer)
-    problems = check_compiled(program, [("a/mask", (2, 3), np.uint64)] * 6)
-    assert [text in problem for problem in problems] == ([] if text is None else [True])
+def _without(text):
+    return text.replace(_calls(text)[1], "")
 
 
-def test_two_devices_are_needed(monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: [None])
-    with pytest.raises(ValueError, match="jax_num_cpu_devices=2"):
-        audit_compiled(lambda party, share, _: share, PAIR)
+def _twice(text):
+    return text.replace(_calls(text)[1], "\n".join(_calls(text)[1:2] * 2))
+
+
+def _in_another_order(text):
+    """The second round no longer waits for the first."""
+    rounds = sorted(_calls(text), key=lambda line: line[line.index("number") :])
+    tokens = [re.search(r"custom-call\(%([^,)]+)", line)[1] for line in rounds]
+    return text.replace(rounds[1], rounds[1].replace(tokens[1], tokens[0]))
+
+
+CHANGES = [
+    (_without, "round . is missing"),
+    (_twice, "a call of lpgan_round, which is no round|has the token of another"),
+    (_in_another_order, "round 1 has the token of another round"),
+    (lambda text: text.replace(f'"{ROUND}"', '"lpgan_other"'), "a call of lpgan_other"),
+    (lambda text: text.replace(f'"{ROUND}"', '"xla_python_callback"'), "a call of xla_python"),
+    (lambda text: text.replace("number = 2 ", "number = 7 "), "a call of lpgan_round, which is no"),
+    (lambda text: text.replace('"n":"3"', '"n":"4"'), "takes place 4 times, expected 3"),
+    (lambda text: text.replace('"known_trip_count"', '"x"'), "takes place None times"),
+    (
+        lambda text: text.replace(_calls(text)[0], _calls(text)[0].replace("u64[", "u32[", 1)),
+        r"round \d sends .*uint32.*, expected .*uint64",
+    ),
+    (
+        lambda text: text + "\n  %s = (u64[3]{0}, u32[], token[]) send(%y, %t), channel_id=2",
+        "send is no message of the protocol",
+    ),
+    (
+        lambda text: text + "\n  %o = token[] outfeed(%y, %t)",
+        "outfeed is no message of the protocol",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), CHANGES)
+def test_what_is_changed_in_a_compiled_program_is_found(looped, change, problem):
+    text, plan = looped
+    changed = change(text)
+    assert changed != text
+    found = check_compiled(changed, plan)
+    assert found
+    assert any(re.search(problem, text) for text in found), found
 
 
 # Executed: the rank of the messages over the masks ----------------------------------------------

@@ -1,18 +1,13 @@
-"""The cost model: by hand, by its own laws, and against bytes counted on a socket."""
+"""The cost model: by hand, by its own laws, and against bytes counted on a line."""
 
-import functools
 import json
-import socket
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gans import random_batch, shared_batch, small_gan
 from helpers import real, secret
-from jax.experimental import io_callback
-from jax.extend.core import get_opaque_trace_state
+from servers import QUICKLY, dealt, run_servers, server_program
 
 import lpgan_jax as lp
 from lpgan_jax import cli
@@ -20,12 +15,11 @@ from lpgan_jax import protocols as P
 from lpgan_jax.analysis import audit
 from lpgan_jax.analysis.cost import LAN, UNPLACED, WAN, Cost, Network, program_cost
 from lpgan_jax.common.tables import si
-from lpgan_jax.mpc import arithmetic, compare, party
-from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret
-from lpgan_jax.mpc.share_trees import shapes_of, share_tree
+from lpgan_jax.mpc.share_trees import shapes_of
 from lpgan_jax.ring import matmul
-from lpgan_jax.ring.words import RING64
 
 FXP = lp.FixedPoint(18)
 SEED = 32  # bytes
@@ -349,8 +343,7 @@ def test_layers_are_the_outermost_places_in_program_order():
 
 def test_seconds_are_latency_and_transfer():
     cost = Cost(rounds=10, exchanges=12, online_bytes=10**6, dealer_bytes_s2=2 * 10**6)
-    assert cost.seconds(1e6, 0.1) == pytest.approx(2 * 12 * 0.1 + 8.0)
-    assert cost.least_seconds(1e6, 0.1) == pytest.approx(10 * 0.1 + 8.0)
+    assert cost.seconds(1e6, 0.1) == pytest.approx(10 * 0.1 + 8.0)
     assert cost.seconds(*LAN) < cost.seconds(*WAN)
     assert cost.dealer_seconds(1e6) == pytest.approx(16.0)
     for bandwidth, latency in ((0, 0.1), (-1, 0.1), (float("nan"), 0.1), (1e6, -1), (1e6, np.nan)):
@@ -449,122 +442,27 @@ def test_an_audit_takes_the_largest_batch_that_half_of_the_memory_is_enough_for(
     assert audit.largest_batch(program(10**8), 10**8, 1) == 1
 
 
-# Against a socket ---------------------------------------------------------------------------------
+# Against a line ---------------------------------------------------------------------------------
 
 
-class Wire:
-    """One end of a TCP connection; counts what it sends."""
-
-    def __init__(self, end):
-        self._end, self.sent, self.messages = end, 0, 0
-
-    def swap(self, words):
-        """Send words, receive as many."""
-        payload = np.ascontiguousarray(words).tobytes()
-        sender = threading.Thread(target=self._end.sendall, args=(payload,), daemon=True)
-        sender.start()
-        received = bytearray()
-        while len(received) < len(payload):
-            chunk = self._end.recv(len(payload) - len(received))
-            assert chunk, "the other server hung up"
-            received += chunk
-        sender.join()
-        self.sent, self.messages = self.sent + len(payload), self.messages + 1
-        return np.frombuffer(received, words.dtype).reshape(words.shape)
-
-
-@pytest.fixture
-def wires():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        first = socket.create_connection(listener.getsockname(), timeout=60)
-        second, _ = listener.accept()
-    second.settimeout(60)
-    with first, second:
-        yield Wire(first), Wire(second)
-
-
-class Wired(Party):
-    """A seat whose messages go through a socket: S1's or S2's, as `is_s1` says."""
-
-    def __init__(self, is_s1, seed, corrections, wires):
-        self.ring, self.is_s1, self.place = RING64, is_s1, ()
-        self.messages, self.corrections = [], []
-        self._source, self._received, self._deployed = party.Source(seed), iter(corrections), True
-        self._trace = get_opaque_trace_state(convention="flax")
-        self._wires = wires
-
-    def exchange(self, words, name):
-        self._check_fresh()
-
-        def swap(is_s1, words):
-            return self._wires[0 if is_s1 else 1].swap(np.asarray(words))
-
-        shape = jax.ShapeDtypeStruct(words.shape, words.dtype)
-        other = io_callback(swap, shape, self.is_s1, words, ordered=True)
-        return jnp.where(self.is_s1, words, other), jnp.where(self.is_s1, other, words)
-
-
-def run_wired(function, secrets, public, key, wires):
-    """Run both servers, each in a thread; (outputs as paired arrays, DS's corrections)."""
-    corrections = jax.jit(functools.partial(party.deal, function))(key, secrets, public)
-
-    @jax.jit
-    def server(is_s1, seed, corrections, secrets, public):
-        seat = Wired(is_s1, seed, corrections, wires)
-        outputs = function(seat, secrets, public)
-        assert next(seat._received, None) is None
-        return outputs
-
-    outputs = [None, None]
-
-    def run(index):
-        dealt = corrections if index else jax.tree.map(jnp.zeros_like, corrections)
-        mine = jax.tree.map(lambda x: x[index], secrets)
-        seed = party.server_seeds(key)[index]
-        outputs[index] = jax.block_until_ready(compiled(index == 0, seed, dealt, mine, public))
-
-    mine = jax.tree.map(lambda x: x[0], secrets)
-    compiled = server.lower(True, party.server_seeds(key)[0], corrections, mine, public).compile()
-    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert None not in outputs
-    return jax.tree.map(lambda *shares: jnp.stack(shares), *outputs), corrections
-
-
-def test_a_layer_sends_what_was_predicted(wires):
+def test_a_layer_sends_what_was_predicted():
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(6, 7)), rng.normal(size=(7, 5))
-    secrets = (secret(x, seed=1), secret(w, seed=2))
+    secrets, key = (secret(x, seed=1), secret(w, seed=2)), lp.key(0)
 
     def function(seat, s, _):
         product = arithmetic.bilinear(seat, matmul, *s)
         return relu(seat, arithmetic.truncate(seat, product, 18))
 
-    shares, _ = run_wired(function, secrets, None, lp.key(0), wires)
+    program = server_program(function, secrets)
+    corrections = dealt(function, key, secrets, None)
+    run = program.compile(options=QUICKLY)
+    shares, lines = run_servers(program, run, key, corrections, secrets)
     # Half an LSB in each input, times its factors; and the truncation.
     bound = 2.0**-19 * (np.abs(x).sum(1).max() + np.abs(w).sum(0).max()) + 1.01 * 2.0**-18
     assert bound < 1e-4
     np.testing.assert_allclose(real(shares), np.maximum(x @ w, 0), rtol=0, atol=bound)
     cost = program_cost(function, secrets)
-    for wire in wires:
-        assert (wire.sent, wire.messages) == (cost.online_bytes, cost.exchanges)
-
-
-@pytest.mark.slow
-def test_a_training_step_sends_what_was_predicted(wires):
-    gan, rng = small_gan(depth=1), np.random.default_rng(0)
-    batch = random_batch(gan, rng)
-    state = share_tree(lp.key(1), gan.init(rng), gan.scales)
-    secrets = (state, shared_batch(gan, batch))
-    program = gan.train_step, secrets, gan.schedule(0)
-    (_, losses), corrections = run_wired(*program, lp.key(3), wires)
-    logits = 2 * len(batch.images)  # near 0, of real and generated images
-    np.testing.assert_allclose(real(losses.discriminator), logits * np.log(2), atol=0.1)
-    cost = program_cost(*program, inputs=secrets[1])
-    for wire in wires:
-        assert (wire.sent, wire.messages) == (cost.online_bytes, cost.exchanges)
-    assert cost.input_bytes == 8 * sum(np.size(leaf) for leaf in jax.tree.leaves(batch))
+    for line in lines:
+        assert (sum(line.sizes), len(line.sizes)) == (cost.online_bytes, cost.rounds)
     assert cost.dealer_bytes_s2 == SEED + sum(c.nbytes for c in corrections)

@@ -12,6 +12,7 @@ from servers import QUICKLY, dealt, halves, run_servers, server_program
 
 import lpgan_jax as lp
 from lpgan_jax.analysis.cost import program_cost
+from lpgan_jax.mpc import exchange
 from lpgan_jax.mpc.exchange import exchange_p
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.rounds import planned
@@ -94,7 +95,12 @@ def test_any_program_gives_the_same_words_in_as_many_messages_as_it_has_levels(o
         assert sum(line.sizes) == openings * 3 * 8
 
 
-def test_parts_of_a_message_keep_their_shapes_and_types():
+@pytest.mark.parametrize("by_ffi", [True, False])
+def test_parts_of_a_message_keep_their_shapes_and_types(monkeypatch, by_ffi):
+    """Also where XLA's interface is another one, so that the call is JAX's callback."""
+    assert exchange._on_cpu()
+    monkeypatch.setattr(exchange, "_on_cpu", lambda: by_ffi)
+
     def function(seat, inputs, _):
         wide, bits = inputs
         mask = seat.mask(bits.shape, jnp.uint8, bitwise=True)
@@ -111,6 +117,7 @@ def test_parts_of_a_message_keep_their_shapes_and_types():
         ("mask", (0, 3), np.uint64),
     ]
     run = program.compile(options=QUICKLY)
+    assert (exchange.ROUND in run.as_text()) == by_ffi
     outputs, lines = run_servers(program, run, key, [], inputs)
     simulated = simulate(function, key, inputs)
     jax.tree.map(np.testing.assert_array_equal, simulated, outputs)

@@ -120,14 +120,14 @@ def check_compiled(text: str, plan: Plan) -> list[str]:
         if sent != [((2,), np.dtype(np.uint32)), *words]:
             problems.append(f"round {level.number} sends {sent[1:]}, expected {words}")
         rounds.append((int(number[1]), found["own"]))
-    problems += [f"round {number} is missing, or there twice" for number in expected]
-    for number, own in rounds:
+    problems += [f"round {place} is missing" for place in expected]
+    for place, own in rounds:
         token = sources[own][1]
         while sources.get(token, ("", ""))[0] in ("get-tuple-element", "copy", "bitcast"):
             token = sources[token][1]
         tokens[token] += 1
         if tokens[token] > 1:
-            problems.append(f"round {number} has the token of another round")
+            problems.append(f"round {place} has the token of another round")
     return problems
 
 

@@ -117,11 +117,15 @@ class Listener:
                     caller.start()
                 else:
                     connection.close()
-        self._socket.close()
+        self.close()
         done.set()
         if not found:
             raise LineBroken(f"s2 did not call {self._config.line.target} within {limit_s:g} s")
         return found[0]
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.close()
 
 
 def dial(config: ClusterConfig, context: ssl.SSLContext, attempt: int, limit_s: float) -> Line:
@@ -172,20 +176,24 @@ def _greeted(
     connection.settimeout(_HANDSHAKE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     tls = context.wrap_socket(connection, server_side=server == "s1")
-    shown = tls.getpeercert() or {}
-    names: Any = shown.get("subjectAltName", ())
-    wanted = config.certificate_name(other)
-    if ("DNS", wanted) not in names:
-        found = ", ".join(str(name) for _, name in names) or "nobody"
-        raise LineBroken(f"its certificate is of {found}, expected {wanted}")
-    line = Line(tls, other)
-    own = Hello(session=config.session, attempt=attempt)
-    found_hello = line.swap_notes(own, _HANDSHAKE_S)
-    if found_hello != own:
-        raise LineBroken(
-            f"it is in attempt {found_hello.attempt} of {found_hello.session!r}, expected "
-            f"{attempt} of {config.session!r}"
-        )
+    try:
+        shown = tls.getpeercert() or {}
+        names: Any = shown.get("subjectAltName", ())
+        wanted = config.certificate_name(other)
+        if ("DNS", wanted) not in names:
+            found = ", ".join(str(name) for _, name in names) or "nobody"
+            raise LineBroken(f"its certificate is of {found}, expected {wanted}")
+        line = Line(tls, other)
+        own = Hello(session=config.session, attempt=attempt)
+        said = line.swap_notes(own, _HANDSHAKE_S)
+        if said != own:
+            raise LineBroken(
+                f"it is in attempt {said.attempt} of {said.session!r}, expected {attempt} of "
+                f"{config.session!r}"
+            )
+    except BaseException:
+        tls.close()
+        raise
     return line
 
 

@@ -116,7 +116,7 @@ def round_call(number: int, token: jax.Array, *words: jax.Array) -> tuple[jax.Ar
     """
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (token, *words)]
     if _on_cpu():
-        call = jax.ffi.ffi_call(ROUND, shapes, has_side_effect=True)
+        call = jax.ffi.ffi_call(ROUND, shapes)  # the token keeps it alive, and in its place
         results: tuple[jax.Array, ...] = tuple(call(token, *words, number=np.int32(number)))
         return results
     return tuple(io_callback(_swap_arrays, tuple(shapes), token, *words))

@@ -15,7 +15,7 @@ _names = (f"test_host_call_{number}" for number in itertools.count())
 def called(handler, results, *operands):
     name = next(_names)
     host_call.register(name, handler)
-    call = jax.ffi.ffi_call(name, results, has_side_effect=True)
+    call = jax.ffi.ffi_call(name, results)
     return jax.jit(lambda *operands: call(*operands))(*operands)
 
 

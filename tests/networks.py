@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from lpgan_jax.training import config
 
 FORWARDER = Path(__file__).parent / "forwarder.py"
 ROLES = ("s1", "s2", "ds", "sp")
-LINK = {"s1": "10.77.1.1", "s2": "10.77.1.2"}
+LINE = {"s1": "10.77.1.1", "s2": "10.77.1.2"}
 WIDE = {"s1": "10.77.2.1", "s2": "10.77.2.2", "ds": "10.77.2.3", "sp": "10.77.2.4"}
 IP_AND_TCP = 20 + 32  # bytes of headers of a packet, with the timestamps that Linux sends
 
@@ -46,17 +45,10 @@ class Machines:
         self, bits_per_s: float, delay_s: float, mtu: int, record: Path | None = None
     ) -> None:
         self._tag = secrets.token_hex(2)
-        self._etc: list[Path] = []
         for role in ROLES:
             self._ip("netns", "add", self.namespace(role))
             self._ip("-n", self.namespace(role), "link", "set", "lo", "up")
-        for role, address in LINK.items():
-            etc = Path("/etc/netns") / self.namespace(role)
-            etc.mkdir(parents=True)
-            # gloo listens where the machine's name points to
-            (etc / "hosts").write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
-            self._etc.append(etc)
-        ends = [["line", self.namespace(r), a] for r, a in LINK.items()]
+        ends = [["line", self.namespace(r), a] for r, a in LINE.items()]
         ends += [["wide", self.namespace(r), a] for r, a in WIDE.items()]
         recorded = None if record is None else ["line", str(record)]
         settings = {"delay_s": delay_s, "ends": ends, "mtu": mtu, "record": recorded}
@@ -101,7 +93,7 @@ class Machines:
                 "s1": {"host": WIDE["s1"], "port": 7001},
                 "s2": {"host": WIDE["s2"], "port": 7001},
             },
-            "link": {**LINK, "port": 7002},
+            "line": {"host": LINE["s1"], "port": 7002},
             "certificates": str(certificates),
             "state": str(state),
             **fields,
@@ -114,8 +106,6 @@ class Machines:
         for role in ROLES:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self._ip("netns", "del", self.namespace(role))
-        for etc in self._etc:
-            shutil.rmtree(etc)
 
 
 class Roles:

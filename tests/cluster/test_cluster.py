@@ -22,6 +22,7 @@ from PIL import Image
 from lpgan_jax import cli
 from lpgan_jax.analysis.cost import program_cost
 from lpgan_jax.cluster import dealer, roles
+from lpgan_jax.cluster.line import HEAD
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.supervisor import Supervisor
@@ -186,13 +187,16 @@ def byte_counts_agree_with_the_cost_model(trained, settings):
         assert last[server]["received"]["ds"] == sent
         state_and_samples = 2**17 if server == "s1" else 2**20
         assert least < sent < least + state_and_samples + 400 * tasks
-    # The kernel's count of what went over the servers' line, gloo's heads (48 bytes a message and
-    # 48 for each notice) and JAX's coordination included.
-    line = settings.steps * cost.online_bytes
-    heads = settings.steps * cost.messages * 2 * 48
+    # On the servers' line every byte is known: a head for each round, and the two notes before.
+    sample = program_cost(*shapes.answer_program(build(settings), GENERATE))
+    line = sum(
+        times * (of.online_bytes + of.rounds * HEAD.size)
+        for times, of in ((settings.steps, cost), (3, sample))
+    )
     for server, other in (("s1", "s2"), ("s2", "s1")):
-        counted = last[server]["sent"][other]
-        assert line < counted < 1.05 * line + heads + 2**19
+        notes = last[server]["sent"][other] - line
+        assert 0 < notes < 2**12
+        assert last[server]["received"][other] == last[other]["sent"][server]
 
 
 def logs_have_known_fields_only(trained):

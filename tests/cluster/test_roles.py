@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,13 +18,13 @@ from clusters import Deaf, events, tiny
 from flax import serialization
 
 from lpgan_jax import cli
-from lpgan_jax.cluster import provider, servers, tcp
+from lpgan_jax.cluster import provider
 from lpgan_jax.cluster.certificates import make_certificates
 from lpgan_jax.cluster.provider import _Pairs
 from lpgan_jax.cluster.reporting import BadInput
 from lpgan_jax.cluster.roles import local_cluster, up
 from lpgan_jax.cluster.settings import (
-    Link,
+    Address,
     changed_field,
     load_cluster,
 )
@@ -62,10 +61,11 @@ def test_the_guides_example_is_a_configuration(tmp_path):
     ("field", "value", "message"),
     [
         ("session", "two words", "session: 'two words' given"),
+        ("line", {"host": "s1.example.org"}, "line.port: missing"),
         (
             "link",
-            {"s1": "s1.example.org", "s2": "10.8.0.2", "port": 1},
-            "link.s1: 's1.example.org' given, expected an IP",
+            {"s1": "10.8.0.1", "s2": "10.8.0.2", "port": 1},
+            "cluster.yaml: link (line 4): of an older version",
         ),
         ("turns", ["ds", "s1"], "turns: ['ds', 's1'] given, expected names of data owners"),
         ("turns", [], "turns: "),
@@ -99,10 +99,8 @@ def test_turns_are_counted(tmp_path):
 
 
 def test_addresses_of_both_kinds():
-    link = Link(s1="fd00::1", s2="fd00::2", port=7)
-    assert link.coordinator == "[fd00::1]:7"
-    assert not link.on_one_machine
-    assert Link(s1="127.0.0.1", s2="127.0.0.2", port=7).on_one_machine
+    assert Address(host="fd00::1", port=7).target == "[fd00::1]:7"
+    assert Address(host="s1.example.org", port=7, listen="10.0.0.1").place == "10.0.0.1:7"
 
 
 def test_what_others_may_know_and_what_may_change():
@@ -122,52 +120,6 @@ def test_certificates_are_not_written_over(tmp_path):
     assert (tmp_path / "c" / "ds.key").stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError, match="expected a new directory"):
         make_certificates(tmp_path / "c", ["ds"])
-
-
-# A server's line ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("found", [["10.0.0.9"], ["10.8.0.1", "192.0.2.7"], []])
-def test_a_server_starts_only_where_its_messages_take_the_tunnel(tmp_path, monkeypatch, found):
-    file = tmp_path / "cluster.yaml"
-    file.write_text(_guides_example())
-    cluster = load_cluster(file)
-    monkeypatch.setattr(socket, "gethostname", lambda: "edge")
-
-    def lookup(*_):
-        if not found:
-            raise OSError
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in found]
-
-    monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    with pytest.raises(
-        ConfigError, match=r"this machine's name, edge, points to .*10\.8\.0\.1 alone"
-    ):
-        servers._check_host_name(cluster, "10.8.0.1", Deaf("s1"))
-    on_one = cluster.model_copy(update={"link": Link(s1="127.0.0.1", s2="127.0.0.1", port=7)})
-    deaf = Deaf("s1")
-    servers._check_host_name(on_one, "127.0.0.1", deaf)
-    assert bool(found) == any("other machines may reach it" in e["reason"] for e in deaf.lines)
-    found[:] = ["10.8.0.1"]
-    servers._check_host_name(cluster, "10.8.0.1", Deaf("s1"))
-
-
-def test_the_kernel_counts_a_connections_bytes():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as one:
-            other, _ = listening.accept()
-            with other:
-                before = tcp.bytes_with({"127.0.0.1"}, without_port=1)
-                one.sendall(b"x" * 1000)
-                assert len(other.recv(1000, socket.MSG_WAITALL)) == 1000
-                other.sendall(b"y" * 50)
-                assert len(one.recv(50, socket.MSG_WAITALL)) == 50
-                time.sleep(0.1)  # until the last is acknowledged
-                after = tcp.bytes_with({"127.0.0.1"}, without_port=1)
-                assert after[1] - before[1] == 1050  # both ends are in this process
-                assert after[0] - before[0] == 1050
-                assert tcp.bytes_with({"10.0.0.1"}, without_port=1) == (0, 0)
 
 
 # Bytes --------------------------------------------------------------------------------------------

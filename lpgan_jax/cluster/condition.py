@@ -36,9 +36,9 @@ class Condition(Fields):
 def own_condition() -> Condition:
     """Of this machine, now."""
     return Condition(
-        now=time.time(),
         lpgan=version("lpgan-jax"),
         jax=jax.__version__,
         python=platform.python_version(),
         code=agreement.code(),
+        now=time.time(),  # when all else is known
     )

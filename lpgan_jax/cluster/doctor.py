@@ -126,6 +126,11 @@ class _Doctor:
             return False
         return False
 
+    @cached_property
+    def _nobody(self) -> Reporter:
+        """Nobody is told how many bytes a client counts."""
+        return Reporter(self.role, os.open(os.devnull, os.O_WRONLY))
+
     def findings(self) -> Iterator[Finding]:
         """What is here first, then what is elsewhere."""
         session = f"session {self.config.session!r}, {len(self.config.roles)} roles"
@@ -162,7 +167,6 @@ class _Doctor:
         found = f"{own.versions}, code {own.code[:12]}"
         if self.role not in (*SERVERS, *self.config.owners):
             return Finding("OK", "versions", found)
-        self.note("building the native kernels, if they are new")
         if native.available():
             return Finding("OK", "versions", f"{found}, native kernels")
         return Finding(
@@ -360,23 +364,16 @@ class _Doctor:
                 found = f"of {', '.join(names) or 'nobody'}"
                 mend = f"another server listens there, or mend servers.{server} or names"
                 return Finding("failed", check, found, wanted, mend)
-            if trusted:
-                try:
-                    tls.recv(1)  # a server that takes us speaks first
-                except ssl.SSLError as error:
-                    found = f"{server} refuses this role's certificate: {error.reason}"
-                    mend = f"compare {AUTHORITY} and the clocks of both machines"
-                    return Finding("failed", check, found, mend=mend)
-                except OSError:
-                    pass  # gRPC will tell
+            if trusted and not _answered(tls):
+                found = f"{server} does not take this role's certificate"
+                mend = f"compare {AUTHORITY} and the clocks of both machines"
+                return Finding("failed", check, found, mend=mend)
         return None
 
     def _ask(self, server: ServerName, check: str) -> Iterator[Finding]:
         """What the server says of its session and its machine."""
         identity = load_identity(self.config, self.role)
-        with open(os.devnull, "wb") as nobody:
-            reporter = Reporter(self.role, os.dup(nobody.fileno()))
-        client = Client(self.config, identity, self.role, server, reporter)
+        client = Client(self.config, identity, self.role, server, self._nobody)
         try:
             try:
                 known = client.describe()
@@ -404,7 +401,7 @@ class _Doctor:
     def _clock(self, other: str, ahead_s: float, now: float) -> Finding:
         """Certificates are valid or not by each machine's own clock."""
         check, mend = f"{other}: clock", "have both machines set by NTP"
-        found = f"{abs(ahead_s):.2g} s {'ahead' if ahead_s > 0 else 'behind'}"
+        found = f"{abs(ahead_s):.1f} s {'ahead' if ahead_s > 0 else 'behind'}"
         if self.validity is not None:
             start, end = (moment.timestamp() for moment in self.validity)
             if not start <= now <= end:
@@ -459,7 +456,7 @@ def _programs_agree(
             f"{server}: program",
             f"trains with {changed} = {getattr(trained, changed, None)!r}",
             f"{getattr(settings, changed, None)!r}, as here",
-            "another training needs another session and states",
+            "mend --train, --program or --set here; another training needs another session",
         )
     return _same_program(server, own, known.functions)
 
@@ -471,6 +468,16 @@ def _connected(address: Address) -> socket.socket:
     connection = socket.create_connection((address.host, address.port), _ANSWER_S)
     connection.settimeout(_ANSWER_S)
     return connection
+
+
+def _answered(tls: ssl.SSLSocket) -> bool:
+    """Whether a server goes on after the handshake: gRPC speaks first, unless it takes nobody."""
+    try:
+        return bool(tls.recv(1))
+    except TimeoutError:  # it is slow; who asks next will be told why
+        return True
+    except OSError:
+        return False
 
 
 def _unreachable(check: str, server: str, name: str, address: Address, error: OSError) -> Finding:

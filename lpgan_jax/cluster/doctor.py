@@ -154,11 +154,13 @@ class _Doctor:
         elif self._serving:
             found = f"`lpgan serve {server}` runs here, and the line is its own"
             yield Finding("failed", "line", found, mend="stop it to measure")
-        elif trusted:
-            yield from self._trial(server)
-        else:
-            found = f"not tried: {server} cannot show who it is"
+        elif not trusted:
+            found = f"not tried, as {server} cannot show who it is"
             yield Finding("warning", "line", found, mend="mend its certificate first")
+        elif server == "s1" and (here := self._line(server)).status == "failed":
+            yield here
+        else:
+            yield from self._trial(server)
 
     # Here -----------------------------------------------------------------------------------------
 
@@ -213,7 +215,7 @@ class _Doctor:
             found = f"{state}: a link, another user's, or not to be written"
             return Finding("failed", check, found, f"a directory of user {os.geteuid()}")
         free, needed = shutil.disk_usage(there).free, saved + _LOGS
-        found = f"{si(free, 'B')} free in {there}"
+        found = f"{si(free, 'B')} free for {state}"
         if free < needed:
             return Finding("failed", check, found, f"{si(needed, 'B')} or more for checkpoints")
         if free < max(_LITTLE_DISK, 2 * needed):
@@ -283,7 +285,9 @@ class _Doctor:
         try:
             trial = try_line(self.config, server, self.functions, wait_s)
         except (OSError, LineBroken) as error:
-            mend = f"run `lpgan doctor --as {other} --measure` at the same time, without `serve`"
+            mend = (
+                f"run the doctor of {other} with --measure meanwhile, and no `lpgan serve {other}`"
+            )
             yield Finding("failed", "line", str(error), mend=mend)
             return
         yield Finding("OK", "line", f"{other}: mutual TLS, its name is right")

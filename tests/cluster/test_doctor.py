@@ -4,12 +4,14 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +38,7 @@ from lpgan_jax.programs import agreement
 from lpgan_jax.training import config
 from lpgan_jax.training.building import training_of
 
+GUIDE = Path(__file__).parent.parent.parent / "docs" / "deployment.md"
 DAY = datetime.timedelta(days=1)
 PROGRAM = config.program_config(tiny_program.__file__)
 ROLES = ("ds", "s1", "s2", "sp")
@@ -134,6 +137,12 @@ def wrong(findings, status="failed"):
     return {finding.check: finding.text for finding in findings if finding.status == status}
 
 
+def checks(report):
+    """What was looked at, without the numbers of ports."""
+    names = (re.split(r"\s{2,}", line)[1] for line in report.splitlines())
+    return [re.sub(r"\d{4,}", "PORT", name) for name in names]
+
+
 # Nothing is wrong ---------------------------------------------------------------------------------
 
 
@@ -187,6 +196,8 @@ def test_real_processes(tmp_path, capsys):
         assert "warning" not in report
         for line in ("mutual TLS", "clock", "code", "program", "one way", "messages, "):
             assert line in report
+    (shown,) = re.findall(r"```\n(OK .*?)```", GUIDE.read_text(), re.S)[:1]
+    assert checks(shown) == checks(reports[0]), "what the guide shows"
 
 
 # Something is -------------------------------------------------------------------------------------

@@ -785,6 +785,7 @@ def attack(server, count, seed):
     rng = np.random.default_rng(seed)
     valid = {
         "Describe": [Hello(session=server.config.session, role="ds")],
+        "Condition": [Hello(session=server.config.session, role="ds")],
         "Open": [server.opening(1), server.opening(2, session="x")],
         "Send": [server.parcel("state"), server.parcel("train", 2, 0), server.parcel(attempt=9)],
         "Watch": [Watching(session="another", role="ds", attempt=1)],

@@ -33,6 +33,7 @@ from lpgan_jax.cluster.line import LineBroken
 from lpgan_jax.cluster.papers import Validity, look_at_papers
 from lpgan_jax.cluster.parcels import TRAIN, Parcels
 from lpgan_jax.cluster.reporting import Lost, Reporter
+from lpgan_jax.cluster.session import Sizes
 from lpgan_jax.cluster.settings import (
     DEALER,
     SERVERS,
@@ -79,7 +80,7 @@ def examine(
     """
     try:
         config = load_cluster(file)
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, OSError) as error:
         return [Finding("failed", "configuration", str(error))]
     role = _only_role(config) if role is None else require_role(config, role)
     if measure and role not in SERVERS:
@@ -107,6 +108,8 @@ class _Doctor:
     training: Training | None = None
     functions: dict[str, str] = field(default_factory=dict)
     """Of the program (`agreement.short`); none if there is none."""
+    sizes: Sizes | None = None
+    """Bytes that a server takes for it; DS's for S2 are the most that it has at hand."""
     validity: Validity | None = None
 
     @property
@@ -183,8 +186,10 @@ class _Doctor:
         try:
             self.training = training_of(settings)
             self.functions = agreement.short(agreement.digests_of(self.training))
+            if self._server or self.role == DEALER:
+                self.sizes = Parcels(secured(self.training.program), self._server or "s2").sizes
         except Exception as error:  # of a user's file any
-            self.training = None
+            self.training, self.functions = None, {}
             return Finding("failed", "program", f"{type(error).__name__}: {error}")
         return Finding("OK", "program", f"{len(self.functions)} parts, {self._digest}")
 
@@ -195,21 +200,19 @@ class _Doctor:
 
     def _room(self) -> Iterator[Finding]:
         """On the disk, and in memory."""
-        state = Path(self.config.state)
-        there = next(p for p in (state, *state.absolute().parents) if p.exists())
-        sizes = saved = at_hand = 0
-        if self.training is not None and (self._server or self.role == DEALER):
-            program = secured(self.training.program)
-            of = Parcels(program, self._server or "s2").sizes  # DS deals for S2, mostly
-            sizes = of.state
-            saved = (self.training.keep_checkpoints + 1) * sizes if self._server else 0
+        saved = at_hand = 0
+        if self.training is not None and (of := self.sizes) is not None:
+            # The one being written comes before the oldest goes.
+            saved = (self.training.keep_checkpoints + 1) * of.state if self._server else 0
             # What waits, what comes, and what is worked with.
-            at_hand = (self.config.look_ahead + 2) * (of.inputs + of.material[TRAIN]) + 3 * sizes
-        yield self._disk(state, there, saved)
+            steps = self.config.look_ahead + 2
+            at_hand = steps * (of.inputs + of.material[TRAIN]) + 3 * of.state
+        yield self._disk(saved)
         yield self._memory(at_hand)
 
-    def _disk(self, state: Path, there: Path, saved: int) -> Finding:
-        check = "disk of state"
+    def _disk(self, saved: int) -> Finding:
+        check, state = "disk of state", Path(self.config.state)
+        there = next(p for p in (state, *state.absolute().parents) if p.exists())
         owner = state.lstat().st_uid if state.exists() or state.is_symlink() else os.geteuid()
         if state.is_symlink() or owner != os.geteuid() or not os.access(there, os.W_OK):
             found = f"{state}: a link, another user's, or not to be written"
@@ -234,8 +237,10 @@ class _Doctor:
         found += f"; randomness and state take {si(at_hand, 'B')}, and a step's own values beyond"
         mend = "a smaller batch_size, or look_ahead: 1"
         if at_hand > memory:
-            return Finding("failed", "memory", found, "less", mend)
-        return Finding("OK" if 2 * at_hand < memory else "warning", "memory", found)
+            return Finding("failed", "memory", found, "less than all of it", mend)
+        if 2 * at_hand > memory:
+            return Finding("warning", "memory", found, "less than half of it", mend)
+        return Finding("OK", "memory", found)
 
     def _free(self, check: str, name: str, address: Address) -> Finding:
         """Whether this machine may listen there."""
@@ -327,11 +332,10 @@ class _Doctor:
             yield _unreachable(check, server, f"servers.{server}", address, error)
             return
         with connection:
-            if (Path(self.config.certificates) / AUTHORITY).is_file():
-                refused = self._handshake(connection, server, trusted)
-                if refused is not None:
-                    yield refused
-                    return
+            refused = self._handshake(connection, server, trusted)
+        if refused is not None:
+            yield refused
+            return
         if not trusted:
             found = f"{address.target}: reached; not asked, as {self.role} cannot show who it is"
             yield Finding("OK", check, found)
@@ -349,6 +353,9 @@ class _Doctor:
         check = f"{server}: certificate"
         try:
             context.load_verify_locations(directory / AUTHORITY)
+        except OSError:  # which was found before
+            return None
+        try:
             if trusted:
                 context.load_cert_chain(
                     directory / f"{self.role}.pem", directory / f"{self.role}.key"

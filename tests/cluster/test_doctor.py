@@ -252,10 +252,11 @@ def test_a_foreign_authority(machine, role):
     assert found.keys() <= ({"line"} if role == "s2" else set())  # where nobody listens
 
 
-def test_a_file_is_missing(machine):
+def test_a_file_is_damaged_or_missing(machine):
+    (machine.papers / "ca.pem").write_text("none")
+    assert wrong(examine(machine.file, "ds")).keys() == {"ca.pem"}
     (machine.papers / "ca.pem").unlink()
-    found = wrong(examine(machine.file, "ds"))
-    assert found.keys() == {"ca.pem"}
+    assert wrong(examine(machine.file, "ds")).keys() == {"ca.pem"}
 
 
 def test_servers_of_another_authority(machine):

@@ -226,7 +226,7 @@ def _any_settings(args: argparse.Namespace) -> Settings:
     from lpgan_jax.training.run_directory import RunDirectory
 
     program, options = args.program, list(args.set)
-    gan = args.train if args.command == "ds" else args.config
+    gan = args.train if args.command in ("ds", "doctor") else args.config
     fields = {"steps": getattr(args, "steps", None), "data": args.data}
     if gan is None and program is None and getattr(args, "resume", False):
         run = RunDirectory.open(args.out)
@@ -299,6 +299,24 @@ def _add_cluster_commands(commands: Any) -> None:
         "--own-noise", action="store_true", help="SP shares the noise of the images, instead of DS"
     )
     sp.add_argument("--seed", type=int, metavar="N", help="fix SP's own noise, and nothing else")
+
+    doctor = commands.add_parser(
+        "doctor", help="look at all that a role of a cluster needs, before a session"
+    )
+    doctor.add_argument("--config", **cluster)
+    doctor.add_argument(
+        "--as", dest="role", metavar="ROLE", help="of this machine (default: whose key is there)"
+    )
+    known = doctor.add_mutually_exclusive_group()
+    known.add_argument("--train", metavar="FILE", help="the configuration of a GAN's training")
+    known.add_argument("--program", metavar="FILE.py", help="a program instead")
+    _add_set(doctor)
+    doctor.set_defaults(data=None)
+    doctor.add_argument(
+        "--measure",
+        action="store_true",
+        help="at s1 and s2 at the same time: compare them, and measure the line between them",
+    )
 
     certificates = commands.add_parser("certificates", help="make certificates for a try-out")
     certificates.add_argument(
@@ -513,6 +531,27 @@ def _role(args: argparse.Namespace) -> int:
     )
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    """0, or 1 if something will not work."""
+    import jax
+
+    if not getattr(jax.config, "jax_platforms", None):
+        jax.config.update("jax_platforms", "cpu")  # a running server may need all of a GPU
+
+    from rich.console import Console
+
+    from lpgan_jax.cluster.doctor import examine
+    from lpgan_jax.cluster.findings import table
+
+    def note(text: str) -> None:
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+    settings = None if args.train is None and args.program is None else _any_settings(args)
+    findings = examine(args.config, args.role, settings, measure=args.measure, note=note)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table(findings))
+    return 1 if any(finding.status == "failed" for finding in findings) else 0
+
+
 def _ask(args: argparse.Namespace) -> int:
     """0, or 1 if the asking was given up."""
     from lpgan_jax.cluster.roles import play
@@ -555,7 +594,7 @@ def _ask(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    It is 0; 1 for bad input and for an audit that found problems; 130 for Ctrl-C.
+    It is 0; 1 for bad input, and where an audit or the doctor found problems; 130 for Ctrl-C.
     """
     args = _parser().parse_args(argv)
     from lpgan_jax.common.files import use_compilation_cache
@@ -587,6 +626,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _up(args)
         elif args.command in ("serve", "ds", "sp"):
             return _role(args)
+        elif args.command == "doctor":
+            return _doctor(args)
         elif args.command == "certificates":
             from lpgan_jax.cluster.roles import certificates
 

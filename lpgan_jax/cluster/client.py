@@ -11,6 +11,7 @@ import grpc
 
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity
+from lpgan_jax.cluster.condition import Condition
 from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.service import SERVICE, link_options
 from lpgan_jax.cluster.settings import ClusterConfig, ServerName
@@ -93,6 +94,11 @@ class Client:
         """What the server says of itself."""
         limit = self._config.timeouts.silence_s
         return wire.decode(Description, self._answer("Describe", [self._hello()], limit))
+
+    def condition(self) -> Condition:
+        """What the server's machine is like, by itself."""
+        limit = self._config.timeouts.silence_s
+        return wire.decode(Condition, self._answer("Condition", [self._hello()], limit))
 
     def wait_until(
         self, wanted: Callable[[Description], bool], *, patient: bool = False

@@ -15,6 +15,7 @@ import grpc
 
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity
+from lpgan_jax.cluster.condition import own_condition
 from lpgan_jax.cluster.journal import Journal
 from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.session import Session
@@ -92,6 +93,7 @@ class Service:
         owners = config.owners
         methods: dict[str, tuple[Callable[..., Iterator[bytes]], list[str]]] = {
             "Describe": (self._describe, [*owners, *config.askers]),
+            "Condition": (self._condition, [*owners, *config.askers]),
             "Open": (self._open, [DEALER]),
             "Send": (self._send, owners),
             "Watch": (self._watch, owners),
@@ -183,6 +185,10 @@ class Service:
     def _describe(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
         self._read(Hello, sender, frames)
         yield encode(self._session.describe())
+
+    def _condition(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
+        self._read(Hello, sender, frames)
+        yield encode(own_condition())
 
     def _open(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
         self._session.open(self._read(Opening, sender, frames))

@@ -29,7 +29,7 @@ _ROOMS = ("ring", "mpc", "transform", "programs")  # which decide what is sent
 def digests_of(training: Training) -> dict[str, str]:
     """Of the protocols, of step and answers, of public values at the start, of what is opened."""
     program = secured(training.program)
-    found = {PROTOCOLS: _code()}
+    found = {PROTOCOLS: code()}
     found |= {name: digests(traced) for name, traced in program.functions.items()}
     public = hashlib.sha256()
     for value in jax.tree.leaves(program.schedule(0)):
@@ -73,8 +73,8 @@ def _sha(text: str) -> str:
 
 
 @functools.cache
-def _code() -> str:
-    """Two versions may deal differently for the same program."""
+def code() -> str:
+    """A digest of the protocols: two versions may deal differently for the same program."""
     digest, package = hashlib.sha256(), Path(lpgan_jax.__file__).parent
     for room in _ROOMS:
         for file in sorted((package / room).rglob("*.py")):

@@ -32,7 +32,7 @@ from lpgan_jax.training.building import training_of
 SIZES = Sizes(
     state=3000, inputs=200, questions={"generate": 50}, material={"": 5000, "generate": 900}
 )
-METHODS = ("Describe", "Open", "Send", "Watch", "Results", "Ask")
+METHODS = ("Describe", "Condition", "Open", "Send", "Watch", "Results", "Ask")
 SETTINGS = config.to_json(tiny())
 # Each line merges the one before nine times: as YAML, it would take longer than anyone waits.
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
@@ -785,6 +785,7 @@ def attack(server, count, seed):
     rng = np.random.default_rng(seed)
     valid = {
         "Describe": [Hello(session=server.config.session, role="ds")],
+        "Condition": [Hello(session=server.config.session, role="ds")],
         "Open": [server.opening(1), server.opening(2, session="x")],
         "Send": [server.parcel("state"), server.parcel("train", 2, 0), server.parcel(attempt=9)],
         "Watch": [Watching(session="another", role="ds", attempt=1)],

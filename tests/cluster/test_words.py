@@ -14,7 +14,7 @@ from uniformity import byte_counts, correlations, kolmogorov_smirnov
 import lpgan_jax as lp
 from lpgan_jax.mpc.share_trees import share_tree
 
-STEPS = 6
+STEPS = 60
 
 
 def test_messages_look_alike_for_different_images():

@@ -58,10 +58,14 @@ def halves(paired):
     return [jax.tree.map(lambda x, place=place: x[place], paired) for place in (S1, S2)]
 
 
+@functools.lru_cache(4)
+def _dealing(function):
+    return jax.jit(functools.partial(party.deal, function), compiler_options=QUICKLY)
+
+
 def dealt(function, key, secrets, public):
     """DS's corrections."""
-    dealing = jax.jit(functools.partial(party.deal, function), compiler_options=QUICKLY)
-    return dealing(key, secrets, public)
+    return _dealing(function)(key, secrets, public)
 
 
 def server_program(function, secrets, public=None, mesh=None):

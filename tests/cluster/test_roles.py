@@ -65,7 +65,7 @@ def test_the_guides_example_is_a_configuration(tmp_path):
         (
             "link",
             {"s1": "10.8.0.1", "s2": "10.8.0.2", "port": 1},
-            "cluster.yaml: link (line 4): of an older version",
+            "cluster.yaml: link (line 6): of an older version",
         ),
         ("turns", ["ds", "s1"], "turns: ['ds', 's1'] given, expected names of data owners"),
         ("turns", [], "turns: "),

@@ -14,7 +14,7 @@ from uniformity import byte_counts, correlations, kolmogorov_smirnov
 import lpgan_jax as lp
 from lpgan_jax.mpc.share_trees import share_tree
 
-STEPS = 60
+STEPS = 40
 
 
 def test_messages_look_alike_for_different_images():
@@ -27,7 +27,7 @@ def test_messages_look_alike_for_different_images():
     for number, (name, images) in enumerate(pixels.items()):
         sent = [[], []]
         for step in range(STEPS):
-            run_number = 10 * number + step
+            run_number = 1000 * number + step
             key, for_state = jax.random.split(lp.key(run_number))
             state = share_tree(for_state, initial, gan.scales)
             batch = dataclasses.replace(batch, images=images)

@@ -31,7 +31,7 @@ from lpgan_jax.cluster.condition import Condition, own_condition
 from lpgan_jax.cluster.findings import Finding
 from lpgan_jax.cluster.line import LineBroken
 from lpgan_jax.cluster.papers import Validity, look_at_papers
-from lpgan_jax.cluster.parcels import TRAIN, Parcels
+from lpgan_jax.cluster.parcels import TRAIN, Parcels, server_programs
 from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.session import Sizes
 from lpgan_jax.cluster.settings import (
@@ -187,7 +187,9 @@ class _Doctor:
             self.training = training_of(settings)
             self.functions = agreement.short(agreement.digests_of(self.training))
             if self._server or self.role == DEALER:
-                self.sizes = Parcels(secured(self.training.program), self._server or "s2").sizes
+                program = secured(self.training.program)
+                programs = server_programs(program)
+                self.sizes = Parcels(program, self._server or "s2", programs).sizes
         except Exception as error:  # of a user's file any
             self.training, self.functions = None, {}
             return Finding("failed", "program", f"{type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ or `settle`, in the order of the trace. Masks are not sent: S2 expands them from
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,8 +23,8 @@ import numpy as np
 from lpgan_jax.cluster.session import Sizes
 from lpgan_jax.cluster.settings import SERVERS, ServerName
 from lpgan_jax.cluster.wire import Layout, buffers, half_shapes
-from lpgan_jax.mpc.party import deal
-from lpgan_jax.mpc.prng import KEY_WORDS, abstract_key
+from lpgan_jax.mpc.prng import KEY_WORDS
+from lpgan_jax.mpc.server import ServerProgram
 from lpgan_jax.programs import SecureProgram, shapes
 
 Payloads = list[list[np.ndarray]]
@@ -49,6 +49,17 @@ def with_material(inputs: Payloads, seeds: jax.Array, corrections: list[jax.Arra
     return [for_s1, [*inputs[1], *buffers([words[1], *map(np.asarray, corrections)])]]
 
 
+def server_programs(program: SecureProgram) -> dict[str, ServerProgram]:
+    """What a server runs for a step (`TRAIN`) and for each answer, traced."""
+    parts = {TRAIN: shapes.step_program(program)} | {
+        name: shapes.answer_program(program, name) for name in program.program.answers
+    }
+    return {
+        which: ServerProgram(function, half_shapes(secrets), public)
+        for which, (function, secrets, public) in parts.items()
+    }
+
+
 class Parcels:
     """How a server reads them.
 
@@ -59,12 +70,12 @@ class Parcels:
         sizes: bytes of each.
     """
 
-    def __init__(self, program: SecureProgram, server: ServerName) -> None:
-        """`server`: whose."""
+    def __init__(
+        self, program: SecureProgram, server: ServerName, programs: Mapping[str, ServerProgram]
+    ) -> None:
+        """`server`: whose; `programs`: of `server_programs`."""
         names = list(program.program.answers)
-        self.corrections = {TRAIN: _dealt(*shapes.step_program(program))} | {
-            name: _dealt(*shapes.answer_program(program, name)) for name in names
-        }
+        self.corrections = {which: made.corrections for which, made in programs.items()}
         self.state = half_shapes(shapes.state_shapes(program))
         self.inputs = half_shapes(shapes.batch_shapes(program))
         self.questions = {
@@ -86,10 +97,3 @@ class Parcels:
         """(the seed's words, S2's corrections) of a task."""
         seed, *corrections = self._material[which].split(payload)
         return seed, corrections
-
-
-def _dealt(function: Any, secrets: Any, public: Any) -> list[Any]:
-    """The shapes of the corrections of a program."""
-    key = abstract_key()
-    dealt: list[Any] = jax.eval_shape(functools.partial(deal, function), key, secrets, public)
-    return dealt

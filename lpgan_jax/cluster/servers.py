@@ -22,17 +22,16 @@ import numpy as np
 from lpgan_jax.cluster.certificates import line_context, load_identity
 from lpgan_jax.cluster.journal import Journal
 from lpgan_jax.cluster.line import Line, Listener, dial
-from lpgan_jax.cluster.parcels import TRAIN, Parcels
+from lpgan_jax.cluster.parcels import TRAIN, Parcels, server_programs
 from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import Session, Task
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
-from lpgan_jax.cluster.wire import Layout, Opening, Result, buffers, half_shapes
+from lpgan_jax.cluster.wire import Layout, Opening, Result, buffers
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import carrying
 from lpgan_jax.mpc.secret import is_secret
-from lpgan_jax.mpc.server import ServerProgram
-from lpgan_jax.programs import SecureProgram, Training, agreement, secured, shapes
+from lpgan_jax.programs import SecureProgram, Training, agreement, secured
 from lpgan_jax.programs.simulation import Tree, by_name, restore_state
 from lpgan_jax.training import checkpoint
 from lpgan_jax.training.building import training_of
@@ -51,23 +50,20 @@ class Programs:
         self._place = np.asarray([SERVERS.index(server), line], np.uint32)
         self._corrected = server == "s2"
         options = options_to_run_often()
-        self._parcels = Parcels(program, server)
+        programs = server_programs(program)
+        self._parcels = Parcels(program, server, programs)
         self.sizes = self._parcels.sizes
-        dealt = self._parcels.corrections
         # S1 has no use for corrections, but its program has a place for them.
         self._nothing = {
-            which: [] if self._corrected else [jnp.zeros(x.shape, x.dtype) for x in of]
-            for which, of in dealt.items()
+            which: [] if self._corrected else [jnp.zeros(x.shape, x.dtype) for x in of.corrections]
+            for which, of in programs.items()
         }
-        parts = {TRAIN: shapes.step_program(program)} | {
-            name: shapes.answer_program(program, name) for name in program.program.answers
+        self._plans = {which: of.plan for which, of in programs.items()}
+        # Only a step's secrets are replaced.
+        self._compiled = {
+            which: of.compile(donate=which == TRAIN, options=options)
+            for which, of in programs.items()
         }
-        self._plans, self._compiled = {}, {}
-        for which, (function, secrets, public) in parts.items():
-            made = ServerProgram(function, dealt[which], half_shapes(secrets), public)
-            self._plans[which] = made.plan
-            # Only a step's secrets are replaced.
-            self._compiled[which] = made.compile(donate=which == TRAIN, options=options)
         self.rounds = {
             f"the rounds of {which or 'step'}": plan.digest for which, plan in self._plans.items()
         }

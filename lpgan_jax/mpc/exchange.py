@@ -37,6 +37,10 @@ batching.primitive_batchers[exchange_p] = lambda operands, axes: (
     axes[0],
 )
 
+correction_p = Primitive("correction")
+"""A correction that the server will get: `rounds` makes an input of it. Without code too."""
+correction_p.def_abstract_eval(lambda *, like: like)
+
 
 class Line(Protocol):
     """What carries messages between the servers, each for one of the other's."""

@@ -35,12 +35,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.custom_batching import custom_vmap
 from jaxtyping import Num, PRNGKeyArray
 
 from lpgan_jax.mpc import prng, traces
 from lpgan_jax.mpc.dealt import Dealt, Owed
-from lpgan_jax.mpc.exchange import exchange_p
+from lpgan_jax.mpc.exchange import correction_p, exchange_p
 from lpgan_jax.mpc.prng import require_cryptographic
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.traces import StaleKey, named
@@ -252,7 +253,7 @@ class Party(Seat):
 
     def _child(self, seed: Any, received: Sequence[jax.Array]) -> Party:
         """The party of an iteration; `received`: its corrections, in online mode."""
-        queue = None if self._received is None else iter(received)
+        queue = None if self._deployed is None else iter(received)
         party = Party(Source(seed), self.ring, queue, self._deployed)
         party.place = self.place
         return party
@@ -261,7 +262,7 @@ class Party(Seat):
         self, body: Callable[..., Any], carry: Any, rows: Any, length: int
     ) -> list[jax.ShapeDtypeStruct]:
         """The corrections that S2 receives for an iteration, in online mode."""
-        if self._received is None:
+        if self._deployed is None:
             return []
         needed: list[jax.ShapeDtypeStruct] = []
 
@@ -296,6 +297,9 @@ class Party(Seat):
         return Dealt(lax.select(self.is_s1, first, correction), plain)
 
     def _next_correction(self, expected: jax.ShapeDtypeStruct) -> jax.Array:
+        if self._deployed is not None and self._received is None:
+            later: jax.Array = correction_p.bind(like=ShapedArray(expected.shape, expected.dtype))
+            return later
         correction = next(self._received or iter(()), None)
         if correction is None:
             raise ValueError("corrections: fewer were dealt than this program uses")
@@ -456,7 +460,7 @@ def online(
     function: Callable[..., Any],
     is_s1: jax.Array,
     seed: PRNGKeyArray,
-    corrections: list[Elements],
+    corrections: list[Elements] | None,
     secrets: Any,
     public: Any = None,
 ) -> Any:
@@ -467,7 +471,8 @@ def online(
         public: as in `simulate`.
         is_s1: whether this server is S1, bool[]; both servers run the same program.
         seed: this server's key.
-        corrections: what `deal` returned (zeros, or anything, at S1, which ignores them).
+        corrections: what `deal` returned (zeros, or anything, at S1, which ignores them). None:
+            `rounds` will make inputs of those that the program asks for.
         secrets: a pytree of this server's shares.
 
     Returns:
@@ -475,9 +480,9 @@ def online(
     """
     require_cryptographic(seed)
     corrections, secrets, public = bound(seed, (corrections, secrets, public))
-    received = iter(corrections)
+    received = None if corrections is None else iter(corrections)
     party = Party(Source(seed), received=received, is_s1=is_s1)
     outputs = _settled(party, function(party, secrets, public))
-    if next(received, None) is not None:
+    if received is not None and next(received, None) is not None:
         raise ValueError("corrections: more were dealt than this program uses")
     return outputs

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from lpgan_jax.mpc.exchange import RoundCall
+from lpgan_jax.mpc.exchange import RoundCall, correction_p
 from lpgan_jax.mpc.traces import CALLS, bodies, mark, path_of, scan_parts
 
 
@@ -72,13 +72,15 @@ class Plan:
 
     Attributes:
         constants: by their numbers.
-        inputs: numbers of its inputs.
+        inputs: numbers of its inputs, and of its corrections after them.
+        corrections: shapes and types.
         outputs: numbers (or literals) of its results.
         levels: in order; the last one is followed by no cut.
     """
 
     constants: dict[int, Any]
     inputs: tuple[int, ...]
+    corrections: list[Any]
     outputs: tuple[int | Literal, ...]
     levels: list[Level]
 
@@ -108,7 +110,7 @@ class Plan:
         Args:
             call: see `exchange.round_call`.
             token: of its first message.
-            operands: the program's inputs.
+            operands: the program's inputs, and then its corrections.
 
         Returns:
             (the token of the next message, results).
@@ -197,6 +199,7 @@ def _planned(jaxpr: Jaxpr, consts: Sequence[Any]) -> Plan:
     flat = _Flat()
     inputs = flat.numbered(len(jaxpr.invars))
     outputs = flat.inline(jaxpr, consts, inputs)
+    inputs = (*inputs, *flat.corrections)
     levels, level_of = [Level()], dict.fromkeys([*inputs, *flat.constants], 0)
     for step in flat.steps:
         level = max((level_of[n] for n in step.inputs if not isinstance(n, Literal)), default=0)
@@ -209,7 +212,7 @@ def _planned(jaxpr: Jaxpr, consts: Sequence[Any]) -> Plan:
         else:
             (levels[level].exchanges if cuts else levels[level].steps).append(step)
         level_of.update(dict.fromkeys(step.outputs, level + cuts))
-    return Plan(flat.constants, inputs, outputs, levels)
+    return Plan(flat.constants, inputs, [*flat.corrections.values()], outputs, levels)
 
 
 def _longest(equation: JaxprEqn, inner: list[tuple[Jaxpr, Sequence[Any]]]) -> Plan:
@@ -243,11 +246,13 @@ class _Flat:
     Attributes:
         steps: its equations.
         constants: by their numbers.
+        corrections: shapes and types, by their numbers.
     """
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.constants: dict[int, Any] = {}
+        self.corrections: dict[int, Any] = {}
         self._count = 0
 
     def numbered(self, count: int) -> tuple[int, ...]:
@@ -276,6 +281,9 @@ class _Flat:
                 made = self.inline(*inner[0], given)
             else:
                 made = self.numbered(len(equation.outvars))
-                self.steps.append(Step(equation, given, made))
+                if equation.primitive is correction_p:
+                    self.corrections[made[0]] = equation.params["like"]
+                else:
+                    self.steps.append(Step(equation, given, made))
             numbers.update(zip(equation.outvars, made, strict=True))
         return read(jaxpr.outvars)

@@ -46,13 +46,13 @@ class ServerProgram:
 
     Attributes:
         plan: its rounds.
+        corrections: shapes of what S2 needs of DS, as `party.deal` gives it.
         shapes: of all that `run` takes but its first argument.
     """
 
     def __init__(
         self,
         function: Callable[[Party, Any, Any], Any],
-        corrections: Any,
         secrets: Any,
         public: Any = None,
         mesh: Mesh | None = None,
@@ -61,7 +61,6 @@ class ServerProgram:
 
         Args:
             function: as in `party.simulate`.
-            corrections: `party.deal`'s.
             secrets: a pytree of one server's shares.
             public: what both servers know.
             mesh: from `server_mesh`, if the server has several devices.
@@ -70,16 +69,17 @@ class ServerProgram:
             ValueError: something is exchanged in a branch, or in a loop of unknown length.
         """
 
-        def server(is_s1: jax.Array, words: jax.Array, *rest: Any) -> Any:
+        def server(is_s1: jax.Array, words: jax.Array, secrets: Any, public: Any) -> Any:
             seed = jax.random.wrap_key_data(words, impl=CHACHA20)
-            return online(function, is_s1, seed, *rest)
+            return online(function, is_s1, seed, None, secrets, public)
 
+        is_s1 = jax.ShapeDtypeStruct((), jnp.bool_)
         words = jax.ShapeDtypeStruct((KEY_WORDS,), jnp.uint32)
-        self.shapes = (words, corrections, secrets, public)
-        traced, outputs = jax.make_jaxpr(server, return_shape=True)(
-            jax.ShapeDtypeStruct((), jnp.bool_), *self.shapes
-        )
+        tracing = jax.make_jaxpr(server, return_shape=True)
+        traced, outputs = tracing(is_s1, words, secrets, public)
         self.plan = planned(traced)
+        self.corrections = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.plan.corrections]
+        self.shapes = (words, self.corrections, secrets, public)
         self._structure = jax.tree.structure(outputs)
         self._call = round_call if mesh is None else round_call_on(mesh, BATCH_AXIS)
 
@@ -98,7 +98,7 @@ class ServerProgram:
         Returns:
             (the number of messages, this server's outputs).
         """
-        operands = jax.tree.leaves((place[0] == S1, words, corrections, secrets, public))
+        operands = jax.tree.leaves((place[0] == S1, words, secrets, public, corrections))
         token, results = self.plan.run(self._call, first_token(place[1]), operands)
         return token[1], jax.tree.unflatten(self._structure, results)
 

@@ -1,6 +1,5 @@
 """The audit passes on every protocol, and finds every leak that is planted."""
 
-import functools
 import re
 
 import jax
@@ -19,7 +18,7 @@ from lpgan_jax.analysis.audit.ledger import Ledger
 from lpgan_jax.analysis.audit.servers import Dealer
 from lpgan_jax.analysis.audit.values import Numbering, Value
 from lpgan_jax.gan import GENERATE
-from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, party, patent, prng, roots
+from lpgan_jax.mpc import arithmetic, boolean, compare, elementary, patent, roots
 from lpgan_jax.mpc.exchange import ROUND, exchange_p
 from lpgan_jax.mpc.party import AXIS, Dealt, Party, Source, Words, simulate
 from lpgan_jax.mpc.rounds import planned
@@ -917,9 +916,7 @@ def looped():
         product = arithmetic.truncate(seat, product, 18)
         return seat.scan(body, product.share, None, 3)[0]
 
-    key = prng.abstract_key()
-    dealt = jax.eval_shape(functools.partial(party.deal, function), key, PAIR)
-    program = ServerProgram(function, dealt, jax.ShapeDtypeStruct(PAIR.shape[1:], PAIR.dtype))
+    program = ServerProgram(function, jax.ShapeDtypeStruct(PAIR.shape[1:], PAIR.dtype))
     return program.compile().as_text(), program.plan
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from gans import random_batch, shared_batch, small_gan
 from scipy import stats
-from servers import QUICKLY, dealt, run_servers, server_program
+from servers import QUICKLY, dealing, run_servers, server_program
 from uniformity import byte_counts, correlations, kolmogorov_smirnov
 
 import lpgan_jax as lp
@@ -23,7 +23,7 @@ def test_messages_look_alike_for_different_images():
     initial, batch = gan.init(rng), random_batch(gan, rng)
     shape = batch.images.shape
     pixels = {"black": np.full(shape, -1.0), "noise": rng.choice([-1.0, 1.0], shape)}
-    words, sizes, program = {}, {}, None
+    words, sizes, program, deal = {}, {}, None, dealing(gan.train_step)
     for number, (name, images) in enumerate(pixels.items()):
         sent = [[], []]
         for step in range(STEPS):
@@ -36,7 +36,7 @@ def test_messages_look_alike_for_different_images():
             if program is None:
                 program = server_program(gan.train_step, secrets, public)
                 run = program.compile(options=QUICKLY)
-            corrections = dealt(gan.train_step, key, secrets, public)
+            corrections = deal(key, secrets, public)
             _, lines = run_servers(program, run, key, corrections, secrets, public)
             for place, line in enumerate(lines):
                 sent[place] += [part for parts in line.sent for part in parts]

@@ -147,12 +147,12 @@ def test_what_is_exchanged_in_a_branch_is_refused():
         return jax.lax.cond(flag, send, lambda v: v, x)
 
     inputs, flag = shares(1)[0], jnp.asarray(True)
-    program = ServerProgram(marked, [], halves(inputs)[0], flag)
+    program = ServerProgram(marked, halves(inputs)[0], flag)
     with pytest.raises(ValueError, match="cond: something is exchanged in it"):
         program.lower()
     # And what is exchanged without a mark has no code.
     with pytest.raises(NotImplementedError):
-        ServerProgram(function, [], halves(inputs)[0], flag).lower()
+        ServerProgram(function, halves(inputs)[0], flag).lower()
 
 
 def test_what_is_exchanged_an_unknown_number_of_times_is_refused():
@@ -161,7 +161,7 @@ def test_what_is_exchanged_an_unknown_number_of_times_is_refused():
         return jax.lax.while_loop(lambda v: v[0] > 0, send, x)
 
     with pytest.raises(ValueError, match="while: a protocol runs inside it"):
-        ServerProgram(function, [], halves(shares(1)[0])[0])
+        ServerProgram(function, halves(shares(1)[0])[0])
 
 
 def test_calls_of_one_function_have_values_of_their_own():
@@ -172,7 +172,7 @@ def test_calls_of_one_function_have_values_of_their_own():
         return [send(x) for x in inputs] if seat._deployed is not None else inputs
 
     inputs = shares(3)
-    program = ServerProgram(function, [], halves(inputs)[0])
+    program = ServerProgram(function, halves(inputs)[0])
     ((level, _),) = program.plan.rounds()
     assert len(level.messages) == 3
     outputs, _ = run_servers(program, program.compile(options=QUICKLY), lp.key(0), [], inputs)

@@ -423,7 +423,7 @@ def range_conversion(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Normalise
     require_shares("u", u)
 
     def function(party: Seat, share: jax.Array, public: None) -> Normalised:
-        normalised, exponent, _ = range_reduction.normalise(party, Secret(share, f), 1)
+        normalised, exponent, _ = range_reduction.normalise(party, Secret(share, f))
         return Normalised(normalised.share, exponent.power(party, 1).share)
 
     return simulate(function, key, jnp.asarray(u))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc import arithmetic, compare, series
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 
@@ -136,6 +136,12 @@ def _bilinear(party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secr
 @arithmetic.mul.register
 def _mul(party: PlainSeat, x: Secret, y: Secret) -> Secret:
     return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
+
+
+@series.evaluate.register
+def _evaluate(party: PlainSeat, function: series.Series, x: Secret, frac_bits: int) -> Secret:
+    with party.filling_the_range():
+        return series.evaluate.dispatch(Seat)(party, function, x, frac_bits)
 
 
 @compare.b2a.register

@@ -530,7 +530,7 @@ def test_comparison(bits):
 def test_comparison_with_a_level_that_opens(monkeypatch):
     """As on 64 bits: local leaves, a level above them, the conversion; in Ring(4) with radix 2."""
     sign_bit = boolean.sign_bit
-    monkeypatch.setattr(compare, "sign_bit", lambda *arguments: sign_bit(*arguments, radix=2))
+    monkeypatch.setattr(compare, "sign_bit", lambda *a, **k: sign_bit(*a, radix=2, **k))
     cases = [(0, 0), (1, 0), (0, 1), (15, 12), (12, 15), (5, 11)]
     protocol = _comparison(compare.greater, 4)
     assert leaks_to_each(protocol, Ring(4), (4, 4), cases, _greater(4)) == set()

@@ -64,12 +64,12 @@ class Root:
         logs = [TOP - 2 * (known + j + 1) for j in range(steps)]
         # The power of two by which the series' value of each piece is multiplied.
         self._exponents = [sign * (TOP // 2 - known - j - bits // 2) for j in range(steps + 1)]
-        u = masked(party, u)
+        u = masked(party, u.settled(party))
         self._bits: Bit | None = None
         if logs:
             low = max(0, logs[-1] - _SLACK_BITS)
             self._bits = less_than_public(party, u, [1 << k for k in logs], TOP + 1, low)
-        pieces = u.unowed().rearrange(lambda v: v[None])
+        pieces = u.rearrange(lambda v: v[None])
         pieces = pieces.times_ints([1 << (2 * (known + j)) for j in range(steps + 1)])
         series = _series(sign * 0.5, factor if odd else 1.0, zero=not inverse)
         self._waves = waves(party, series, dataclasses.replace(pieces, frac_bits=TOP))

@@ -140,10 +140,6 @@ class Secret:
         """Only the share: for a value that leaves the program or starts another life."""
         return Secret(self.words, self.frac_bits, owed=self.owed)
 
-    def unowed(self) -> Secret:
-        """For what looks at the opening and the mask alone: with 0 for the share, and no debt."""
-        return dataclasses.replace(self, words=jnp.zeros_like(self.words), owed=None)
-
     def reshape(self, *shape: int) -> Secret:
         """As `jnp.reshape`."""
         return self.rearrange(lambda v: v.reshape(shape))

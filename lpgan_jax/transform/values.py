@@ -431,20 +431,23 @@ class Value:
         """(a public factor, a value): what a linear map may take instead, and give it back after.
 
         Of a sum (a leaky ReLU, say) that leaves whole multiples of its terms, which need no
-        truncation. Larger factors stay inside, where the value has bits below its scale.
+        truncation. Larger factors stay inside, where the value has bits below its scale; of smaller
+        ones their power of two.
         """
-        if len(self.terms) == 1 and self.terms[0].is_plain:
-            (term,) = self.terms
-            assert isinstance(term.source, Stored)
-            if _SMALLEST <= abs(term.coefficient) <= _LARGEST and term.source.shape == self.shape:
-                return term.coefficient, term.source
-        elif (common := self._common) is not None:
-            return common
-        return 1.0, self.stored
+        return self._common or (1.0, self.stored)
 
     @functools.cached_property
     def _common(self) -> tuple[float, Stored] | None:
         """(a factor, the rest) where all else are small integers or powers of two."""
+        if len(self.terms) == 1 and self.terms[0].is_plain:
+            (term,) = self.terms
+            assert isinstance(term.source, Stored)
+            factor, exponent = math.frexp(term.coefficient)
+            if term.source.shape != self.shape or abs(term.coefficient) > _LARGEST:
+                return None
+            if abs(term.coefficient) >= _SMALLEST:
+                return term.coefficient, term.source
+            return factor, self._of.stored(term.source, 2.0**exponent).stored
         secret = [t for t in self.terms if t.source is not None or t.bit is not None]
         coefficients = [abs(t.coefficient) for t in secret]
         if not secret or any(isinstance(t.source, Public) for t in secret):

@@ -102,8 +102,6 @@ def times_public(values: Values, x: Value, factor: Any) -> Value:
     c, source = x.factored()
     if isinstance(factor, np.ndarray) and set(np.unique(factor)) <= {0.0, 1.0}:
         return masked_by(values, x, factor)
-    if power_of_two(c) is None:  # two public factors are one
-        c, factor = 1.0, factor * c
     shape = np.broadcast_shapes(x.shape, np.shape(factor))
     form = source.form
     f = form.frac_bits

@@ -258,6 +258,8 @@ def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
 def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Value:
     """x / sqrt(v + eps); of eps, 1 LSB of v at the least, so that v may be 0."""
     factor, numerator = x.factored()
+    if power_of_two(factor) is None:  # which would have to be multiplied in after
+        factor, numerator = 1.0, x.stored
     f = values.form.frac_bits + _QUOTIENT_GUARD
 
     def squares(stored: Stored) -> Secret:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.mpc.arithmetic import masked, mul, truncate, truncate_by

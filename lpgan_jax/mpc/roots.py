@@ -127,7 +127,7 @@ def sqrt(party: Seat, u: Secret, frac_bits: int) -> Secret:
     """SSqrt: the root of integers u in [0, 2^62) at any scale; like `inverse_sqrt`.
 
     Returns:
-        sqrt(u) at frac_bits, within 2^-24 relative, and 1 LSB; 0 within 1 LSB at u = 0; meaningless
+        sqrt(u) at frac_bits, within 2^-25 relative, and 1 LSB; 0 within 1 LSB at u = 0; meaningless
         for u < 0. 4 rounds.
     """
     return Root(party, u, False).value(frac_bits)

@@ -241,8 +241,8 @@ what to do beyond.
 Operations without a row are inlined (calls, `jax.checkpoint`, custom derivatives), made of these
 (`pow`, `tan`, `cumprod` and others of `transform/definitions`; rows that a secret index names,
 `transform/lookups`), or refused by name. Names are JAX's, as errors show them; `winner`, `inner`,
-`times_root`, `over_root`, `reciprocal`, `softplus` and `permute` are ours, for what JAX writes in several
-operations.
+`times_root`, `over_root`, `reciprocal`, `softplus` and `permute` are ours, for what JAX writes in
+several operations.
 """
 
 FIELDS = ("operation", "error_lsb")

@@ -476,6 +476,55 @@ def test_sign_bit_with_a_level_that_opens():
     assert leaks_to_each(protocol, Ring(4), (4,), cases, lambda x: [x >> 3]) == set()
 
 
+def test_sign_of_a_truncated_value():
+    """Its bits below what wraps are those of a public and one dealt part: nothing is opened."""
+
+    def protocol(party, x):
+        x = arithmetic.truncate(party, Secret(x, 2), 0)
+        sent = len(party.messages)
+        sign = boolean.sign_bit(party, x, bits=2)
+        assert len(party.messages) == sent
+        return [(sign, 1), (x.share, 4)]
+
+    def expected(x):
+        quarters = _halves(x, 4, 2)
+        return quarters and [[int(q < 0) for q in quarters], quarters]
+
+    assert leaks_to_each(protocol, Ring(4), (4,), everything(Ring(4), 1), expected) == set()
+
+
+def test_sign_without_the_lowest_bit():
+    """The carry out of it is left out: x counts as up to 2 less."""
+
+    def protocol(party, x):
+        return [(boolean.sign_bit(party, _masked(party, x), offsets=(-2,), low=1), 1)]
+
+    def expected(x):
+        half = _signed(x, 4) // 2 - 1
+        return [[int(half < 0), int(half - 1 < 0)]] if half > -4 else None
+
+    experiment = Experiment(protocol, Ring(4), (4,))
+    assert experiment.leaks(everything(Ring(4), 1), expected) == set()
+
+
+def test_selection_of_one_of_two_truncations():
+    """Of one opening, as the pieces of a root (whose shifts differ, for which Ring(3) is small)."""
+
+    def protocol(party, d, x):
+        x = arithmetic.masked(party, Secret(x, 0))
+        both = x.rearrange(lambda v: jnp.stack([v, v]))
+        first, second = (arithmetic.truncate_by(party, both, np.array([1, 1]))[i] for i in (0, 1))
+        chosen = compare.select(party, _bit(party, d), first)
+        return [(chosen.share, 3), (second.share, 3)]
+
+    def expected(d, x):
+        halves = _halves(x, 3, 1)
+        return halves and [[d * h for h in halves], halves]
+
+    cases = [(0, 0), (1, 0), (0, 1), (1, 7), (1, 6)]
+    assert leaks_to_each(protocol, Ring(3), (1, 3), cases, expected) == set()
+
+
 def test_decompose():
     def protocol(party, x):
         rows = boolean.decompose(party, _masked(party, x), radix=2)

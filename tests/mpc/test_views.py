@@ -507,19 +507,28 @@ def test_sign_without_the_lowest_bit():
     assert experiment.leaks(everything(Ring(4), 1), expected) == set()
 
 
-def test_selection_of_one_of_two_truncations():
-    """Of one opening, as the pieces of a root (whose shifts differ, for which Ring(3) is small)."""
+def test_two_truncations_of_one_opening():
+    """As the pieces of a root (whose shifts differ, for which Ring(3) is too small)."""
 
+    def protocol(party, x):
+        both = arithmetic.masked(party, Secret(x, 0)).rearrange(lambda v: jnp.stack([v, v]))
+        halves = arithmetic.truncate_by(party, both, np.array([1, 1])).share
+        return [(halves[0], 3), (halves[1], 3)]
+
+    def expected(x):
+        return _halves(x, 3, 1) and [_halves(x, 3, 1)] * 2
+
+    experiment = Experiment(protocol, Ring(3), (3,))
+    assert experiment.leaks(everything(Ring(3), 1), expected) == set()
+
+
+def test_selection_of_a_value_truncated_by_a_shift_of_its_own():
     def protocol(party, d, x):
-        x = arithmetic.masked(party, Secret(x, 0))
-        both = x.rearrange(lambda v: jnp.stack([v, v]))
-        first, second = (arithmetic.truncate_by(party, both, np.array([1, 1]))[i] for i in (0, 1))
-        chosen = compare.select(party, _bit(party, d), first)
-        return [(chosen.share, 3), (second.share, 3)]
+        halved = arithmetic.truncate_by(party, Secret(x, 0), np.array(1))
+        return [(compare.select(party, _bit(party, d), halved).share, 3)]
 
     def expected(d, x):
-        halves = _halves(x, 3, 1)
-        return halves and [[d * h for h in halves], halves]
+        return _products_of_halves(x, lambda half: [d * half])
 
     cases = [(0, 0), (1, 0), (0, 1), (1, 7), (1, 6)]
     assert leaks_to_each(protocol, Ring(3), (1, 3), cases, expected) == set()

@@ -111,7 +111,7 @@ class PlainSeat(Seat):
 
     def saw_comparison(self, value: Secret, bits: int | None) -> None:
         """Record a comparison of values below 2^(bits-1) (as integers), or of any."""
-        by_design = bits in (None, self.ring.bits)
+        by_design = bits is None or bits > RANGE_BITS
         range_bits = RANGE_BITS if by_design else (bits or 0) - 1
         self.seen.append(Seen("/".join(self.place), value, None, range_bits, by_design))
 

@@ -240,7 +240,10 @@ def _reciprocal(values: Values, node: Node, x: Value) -> Value:
             return division.inverse_positive(party, u, f, **_range(interval, u.frac_bits))
         return division.inverse(party, u, f, positive=low >= 0)
 
-    return together(values, node, run, (x.stored, lambda s: s.masked()))
+    def form(stored: Stored) -> Secret:
+        return stored.opened(min(stored.frac_bits, range_reduction.TOP))
+
+    return together(values, node, run, (x.stored, form))
 
 
 @rule("div", together=True)

@@ -157,6 +157,7 @@ EXAMPLES: dict[str, Example] = {
     "log1p": _one("log1p(x)", jnp.log1p, (-0.99, 64.0)),
     "sqrt": _one("sqrt(x)", jnp.sqrt, POSITIVE),
     "rsqrt": _one("rsqrt(x)", lax.rsqrt, POSITIVE),
+    "times_root": _many("x * rsqrt(v)", lambda x, v: x * lax.rsqrt(v), SIGNED, POSITIVE),
     "over_root": _many("x / (sqrt(v) + eps)", _over_root, UNIT, POSITIVE),
     "reciprocal": _one("1 / x", lambda x: 1 / x, POSITIVE),
     "div": _many("x / y", jnp.divide, SIGNED, POSITIVE),
@@ -240,8 +241,8 @@ what to do beyond.
 Operations without a row are inlined (calls, `jax.checkpoint`, custom derivatives), made of these
 (`pow`, `tan`, `cumprod` and others of `transform/definitions`; rows that a secret index names,
 `transform/lookups`), or refused by name. Names are JAX's, as errors show them; `winner`, `inner`,
-`over_root`, `reciprocal`, `softplus` and `permute` are ours, for what JAX writes in several
-operations.
+`times_root`, `over_root`, `reciprocal`, `softplus` and `permute` are ours, for what JAX writes in
+several operations.
 """
 
 FIELDS = ("operation", "error_lsb")

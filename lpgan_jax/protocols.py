@@ -376,7 +376,7 @@ def sec_cmp(key: PRNGKeyArray, u: Broadcast, v: Broadcast, variant: str = "ring"
 
     Source: LP-GAN patent.
 
-    Cost: 4 rounds; 100 bits online; 407 bits from DS.
+    Cost: 4 rounds; 99 bits online; 407 bits from DS.
 
     Raises:
         ValueError: the variant is neither "ring" nor "patent".
@@ -416,14 +416,14 @@ def range_conversion(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Normalise
     finds p from each server's own share: that needs small shares, sends the size of each share to
     the other server, and misses [1/2, 1) where shares cancel. Source: LP-GAN patent, `normalise`.
 
-    Cost: 4 rounds; 2260 bits online; 14331 bits from DS.
+    Cost: 4 rounds; 2199 bits online; 14331 bits from DS.
     """
     f = fxp.frac_bits
     require_cryptographic(key)
     require_shares("u", u)
 
     def function(party: Seat, share: jax.Array, public: None) -> Normalised:
-        normalised, exponent, _ = range_reduction.normalise(party, Secret(share, f), 1)
+        normalised, exponent, _ = range_reduction.normalise(party, Secret(share, f))
         return Normalised(normalised.share, exponent.power(party, 1).share)
 
     return simulate(function, key, jnp.asarray(u))
@@ -433,11 +433,11 @@ def range_conversion(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Normalise
 def sec_sqrt(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     """SSqrt: sqrt(u) for u from 0 up to 2^(62-f).
 
-    Error: 1 LSB and 2^-25 relative. u < 0 gives a meaningless value. u = m 4^p by comparisons, as
-    `range_conversion`; sqrt(m) by one trigonometric series where the published protocol iterates.
+    Error: 1 LSB and 2^-25 relative. u < 0 gives a meaningless value. u = m 4^p by comparisons; for
+    each p beside them, sqrt(m) by one trigonometric series where the published protocol iterates.
     Source: LP-GAN patent, `roots.sqrt`.
 
-    Cost: 7 rounds; 1336 bits online; 11778 bits from DS.
+    Cost: 4 rounds; 3098 bits online; 64513 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.sqrt(p, s["u"], f), key, f, u=u)
@@ -450,7 +450,7 @@ def sec_inv_sqrt(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     Error: 1 LSB and 2^-24 relative. u = 0 gives a large finite value, u < 0 a meaningless one. As
     `sec_sqrt`. Source: LP-GAN patent, `roots.inverse_sqrt`.
 
-    Cost: 7 rounds; 1336 bits online; 11778 bits from DS.
+    Cost: 4 rounds; 3098 bits online; 56577 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.inverse_sqrt(p, s["u"], f), key, f, u=u)
@@ -464,7 +464,7 @@ def sec_inv(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     comparisons, 1/m by a series. (The published iteration x (2 - u x) from a fixed start diverges
     for large u.) Source: LP-GAN patent, `division.inverse`.
 
-    Cost: 8 rounds; 4748 bits online; 54093 bits from DS.
+    Cost: 8 rounds; 4625 bits online; 54093 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: division.inverse(p, s["u"], f), key, f, u=u)
@@ -477,7 +477,7 @@ def sec_div(key: PRNGKeyArray, x: Broadcast, y: Broadcast, fxp: FixedPoint) -> B
     |x| < 2^(62-f). Error: 2 LSB and 2^-23 relative, also where x and y are small. y = 0 gives a
     meaningless, finite value. Source: LP-GAN patent, `division.divide`.
 
-    Cost: 7 rounds; 3660 bits online; 28973 bits from DS.
+    Cost: 7 rounds; 3569 bits online; 28973 bits from DS.
     """
     _check_broadcast(x=x, y=y)
     x, y = jnp.broadcast_arrays(*_align(x, y))
@@ -496,7 +496,7 @@ def sec_log(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     2, ln m by a series on [1/2, 1). (The published series of 11 terms without range reduction errs
     by 0.16 at u = 0.1.) Source: LP-GAN patent, `elementary.log`.
 
-    Cost: 6 rounds; 2452 bits online; 16091 bits from DS.
+    Cost: 6 rounds; 2391 bits online; 16091 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.log(p, s["u"], f), key, f, u=u)
@@ -511,7 +511,7 @@ def sec_exp(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     opened times a dealt one of its mask. (The published product e^(u') e^(u'') fails for shares
     that wrap.) Source: LP-GAN patent, `elementary.exp`, `exponential`.
 
-    Cost: 4 rounds; 200 bits online; 2910 bits from DS.
+    Cost: 4 rounds; 198 bits online; 2910 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.exp(p, s["x"], f), key, f, x=x)
@@ -524,7 +524,7 @@ def sec_sigmoid(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     Error: 2 LSB up to f = 24, 4 beyond. Two comparisons tell where it saturates, a series of sines
     does the rest. Source: LP-GAN patent, `elementary.sigmoid`.
 
-    Cost: 4 rounds; 200 bits online; 4030 bits from DS.
+    Cost: 4 rounds; 198 bits online; 3902 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.sigmoid(p, s["x"], f), key, f, x=x)
@@ -537,7 +537,7 @@ def sec_tanh(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     Error: 2 LSB up to f = 24, 4 beyond. As `sec_sigmoid`. Source: LP-GAN patent,
     `elementary.tanh`.
 
-    Cost: 4 rounds; 200 bits online; 4030 bits from DS.
+    Cost: 4 rounds; 198 bits online; 3902 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.tanh(p, s["x"], f), key, f, x=x)
@@ -549,7 +549,7 @@ def sec_softplus(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
 
     Error: 3 LSB up to f = 18 and 2^-19 beyond. Source: `elementary.softplus`.
 
-    Cost: 5 rounds; 264 bits online; 3742 bits from DS.
+    Cost: 5 rounds; 262 bits online; 3614 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.softplus(p, s["x"], f), key, f, x=x)
@@ -565,7 +565,7 @@ def sec_relu(key: PRNGKeyArray, x: Shares) -> Shares:
     x is opened once, masked, for the comparison and the selection. Source: LP-GAN patent,
     `compare.positive`.
 
-    Cost: 4 rounds; 100 bits online; 471 bits from DS.
+    Cost: 4 rounds; 99 bits online; 471 bits from DS.
     """
 
     def function(party: Seat, s: dict[str, Secret]) -> Secret:
@@ -582,7 +582,7 @@ def sec_leaky_relu(key: PRNGKeyArray, x: Shares, fxp: FixedPoint, alpha: float =
     Error below 1 LSB and 2^-25 |x| (alpha's own rounding). Source: LP-GAN patent,
     `mpc.activation.leaky`.
 
-    Cost: 5 rounds; 164 bits online; 567 bits from DS.
+    Cost: 5 rounds; 163 bits online; 567 bits from DS.
 
     Raises:
         ValueError: alpha is not between 0 and 1.
@@ -724,8 +724,8 @@ def sec_batch_norm(
 
     x [..., C], gamma and beta [C]. Range: the squares of a channel's centred values sum to less
     than 2^(62-2f). Error: (1 + |gamma|) |x - mean| LSB and a few more, since 1/sqrt and its product
-    with gamma have 1 LSB each, and 2^-17 relative. 13 rounds; 2 words online per element and 80 per
-    channel; DS: 3 words per element and 350 per channel. Source: LP-GAN patent.
+    with gamma have 1 LSB each, and 2^-17 relative. 6 rounds; 3 words online per element and 53 per
+    channel; DS: 3.5 words per element and 750 per channel. Source: LP-GAN patent.
 
     Raises:
         ValueError: eps is below 1 LSB at double fraction.

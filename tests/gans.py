@@ -11,7 +11,16 @@ import optax
 from helpers import same_scale
 
 import lpgan_jax as lp
-from lpgan_jax.gan import LOSSES, LPGAN, NETWORKS, Batch, Discriminator, Generator, gan_program
+from lpgan_jax.gan import (
+    LOSSES,
+    LPGAN,
+    NETWORKS,
+    Batch,
+    Discriminator,
+    Generator,
+    Updates,
+    gan_program,
+)
 from lpgan_jax.gan.losses import LossName
 from lpgan_jax.mpc.share_trees import share_tree
 from lpgan_jax.programs import SecureProgram
@@ -34,6 +43,7 @@ def small_lpgan(
     base_size: int = 2,
     loss: LossName = "logistic",
     opens_losses: bool = True,
+    updates: Updates = "alternating",
     of_sd: Mapping[str, Any] | None = None,
     **networks: Any,
 ) -> LPGAN:
@@ -53,6 +63,7 @@ def small_lpgan(
         noise_size,
         (size, size, channels),
         opens_losses,
+        updates=updates,
     )
 
 
@@ -77,7 +88,7 @@ def random_batch(gan: SecureProgram, rng: np.random.Generator) -> Batch:
     return Batch(
         rounded(rng.uniform(-1, 1, shapes.images.shape)),
         rounded(rng.normal(size=shapes.noise_d.shape)),
-        rounded(rng.normal(size=shapes.noise_g.shape)),
+        None if shapes.noise_g is None else rounded(rng.normal(size=shapes.noise_g.shape)),
         None if shapes.mix is None else rounded(rng.uniform(size=shapes.mix.shape)),
     )
 

@@ -8,6 +8,7 @@ from lpgan_jax.gan.lpgan import (
     Losses,
     MeanLosses,
     State,
+    Updates,
     mean_losses,
 )
 from lpgan_jax.gan.networks import Discriminator, Generator
@@ -26,6 +27,7 @@ __all__ = [
     "Losses",
     "MeanLosses",
     "State",
+    "Updates",
     "gan_program",
     "mean_losses",
 ]

@@ -7,6 +7,9 @@ The patent's steps: (1) DS shares the parameters; (2) SD is trained on m images 
 ones; (3) SG is trained through SD on m generated images; (4) the servers return their shares to SP.
 SG does not change between (2) and (3), so both of its batches are generated in one pass, each
 normalised with its own statistics; SD's real and generated batches likewise.
+
+With simultaneous updates, which are not the patent's, SG is trained through SD as it was before
+(2), and on the same m images: a pass of each of the two is saved, and half of the rounds of (3).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import functools
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,6 +32,7 @@ from lpgan_jax.mpc.prng import CHACHA20, KEY_WORDS
 NETWORKS = ("generator", "discriminator")
 
 Variables = Mapping[str, Any]
+Updates = Literal["alternating", "simultaneous"]
 
 
 @jax.tree_util.register_dataclass
@@ -59,14 +63,14 @@ class Batch:
     Attributes:
         images: [m, H, W, C], in [-1, 1].
         noise_d: [m, noise_size], for the images that SD is trained on.
-        noise_g: [m, noise_size], for those that SG is trained on.
+        noise_g: [m, noise_size], for those that SG is trained on; None if they are the same.
         mix: [m], between 0 and 1: where between an image and a generated one SD's gradient is
             looked at; None if the loss does not.
     """
 
     images: Any
     noise_d: Any
-    noise_g: Any
+    noise_g: Any = None
     mix: Any = None
 
 
@@ -111,6 +115,7 @@ class LPGAN:
         image_shape: height, width, channels.
         opens_losses: whether a step computes the losses (training itself needs none).
         penalty: weight of a gradient penalty.
+        updates: whether SG is trained through SD as it is after its update, or as it was before.
     """
 
     generator: nn.Module
@@ -121,6 +126,7 @@ class LPGAN:
     image_shape: tuple[int, int, int]
     opens_losses: bool = True
     penalty: float = 10.0
+    updates: Updates = "alternating"
 
     def init(self, rng: np.random.Generator) -> State:
         """DS's initial state, float32.
@@ -196,37 +202,32 @@ class LPGAN:
         Returns:
             (the state after the step, losses or None).
         """
-        params, stats = state.params, state.stats
-        m = batch.images.shape[0]
+        simultaneous = self.updates == "simultaneous"
+        after, losses = (self._both if simultaneous else self._in_turn)(state, batch)
+        return after, losses if self.opens_losses else None
 
+    def _in_turn(self, state: State, batch: Batch) -> tuple[State, Losses]:
+        """SD's update, then SG's through the new SD."""
         # SG-FP, of both batches.
-        def generated(noise: jax.Array) -> Any:
-            forward = lambda p: self._apply("generator", p, stats["generator"], noise)  # noqa: E731
-            return jax.vjp(forward, params["generator"], has_aux=True)
-
         noise = jnp.stack([batch.noise_d, batch.noise_g])
-        fakes, backward, g_stats = jax.vmap(generated)(noise)
+        fakes, backward, g_stats = jax.vmap(functools.partial(self._generated, state))(noise)
 
         # SD-FP and SD-BP.
         def d_loss(p: Any) -> tuple[jax.Array, Any]:
-            pair = jnp.stack([batch.images, fakes[0]])
-            logits, after = jax.vmap(
-                lambda x: self._apply("discriminator", p, stats["discriminator"], x)
-            )(pair)
-            loss = self.loss.real(logits[0]).sum() + self.loss.fake(logits[1]).sum()
-            if self.loss.penalised:
-                loss += self.penalty * self._penalty(p, stats["discriminator"], batch, fakes[0])
-            return loss / m, (loss, after)
+            logits, after = self._judged(p, state, batch.images, fakes[0])
+            loss = self._d_loss(p, state, batch, fakes[0], logits)
+            return loss / len(batch.images), (loss, after)
 
         d_gradients = jax.grad(d_loss, has_aux=True)
-        gradients, (d_sum, d_stats) = d_gradients(params["discriminator"])
+        gradients, (d_sum, d_stats) = d_gradients(state.params["discriminator"])
         d_params, d_optimizer = self._update("discriminator", state, gradients)
 
         # SG-BP, through SD as it is now.
         def g_loss(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits, _ = self._apply("discriminator", d_params, stats["discriminator"], images)
+            stats = state.stats["discriminator"]
+            logits, _ = self._apply("discriminator", d_params, stats, images)
             loss = self.loss.generator(logits).sum()
-            return loss / m, loss
+            return loss / len(images), loss
 
         d_fakes, g_sum = jax.grad(g_loss, has_aux=True)(fakes[1])
         second = jax.tree.map(lambda residual: residual[1], backward)
@@ -238,7 +239,56 @@ class LPGAN:
             jax.tree.map(lambda two: two.mean(0), both),
             {"generator": g_optimizer, "discriminator": d_optimizer},
         )
-        return after, Losses(d_sum, g_sum) if self.opens_losses else None
+        return after, Losses(d_sum, g_sum)
+
+    def _both(self, state: State, batch: Batch) -> tuple[State, Losses]:
+        """Both updates from one pass of SG and one of SD, as they were."""
+        fakes, backward, g_stats = self._generated(state, batch.noise_d)
+
+        def losses(p: Any, images: jax.Array) -> tuple[Any, Any]:
+            logits, after = self._judged(p, state, batch.images, images)
+            sums = (
+                self._d_loss(p, state, batch, images, logits),
+                self.loss.generator(logits[1]).sum(),
+            )
+            return tuple(loss / len(images) for loss in sums), (sums, after)
+
+        params = state.params["discriminator"]
+        (one, _), pullback, (sums, d_stats) = jax.vjp(losses, params, fakes, has_aux=True)
+        unit, nothing = jnp.ones_like(one), jnp.zeros_like(one)
+        gradients, _ = pullback((unit, nothing))
+        _, d_fakes = pullback((nothing, unit))
+        d_params, d_optimizer = self._update("discriminator", state, gradients)
+        g_params, g_optimizer = self._update("generator", state, backward(d_fakes)[0])
+        d_stats = jax.tree.map(lambda two: two.mean(0), d_stats)
+        after = State(
+            {"generator": g_params, "discriminator": d_params},
+            {"generator": g_stats, "discriminator": d_stats},
+            {"generator": g_optimizer, "discriminator": d_optimizer},
+        )
+        return after, Losses(*sums)
+
+    def _generated(self, state: State, noise: jax.Array) -> Any:
+        """(images, the derivative by SG's parameters, running statistics after it)."""
+        stats = state.stats["generator"]
+        forward = lambda p: self._apply("generator", p, stats, noise)  # noqa: E731
+        return jax.vjp(forward, state.params["generator"], has_aux=True)
+
+    def _judged(self, params: Any, state: State, images: Any, fakes: jax.Array) -> tuple[Any, Any]:
+        """SD's logits of images and generated ones, and running statistics after each."""
+        stats = state.stats["discriminator"]
+        return jax.vmap(lambda x: self._apply("discriminator", params, stats, x))(
+            jnp.concatenate([images[None], fakes[None]])
+        )
+
+    def _d_loss(
+        self, params: Any, state: State, batch: Batch, fakes: jax.Array, logits: jax.Array
+    ) -> jax.Array:
+        loss = self.loss.real(logits[0]).sum() + self.loss.fake(logits[1]).sum()
+        if self.loss.penalised:
+            stats = state.stats["discriminator"]
+            loss += self.penalty * self._penalty(params, stats, batch, fakes)
+        return loss
 
     def _penalty(self, params: Any, stats: Any, batch: Batch, fakes: jax.Array) -> jax.Array:
         mix = batch.mix.reshape(-1, 1, 1, 1)

@@ -39,7 +39,7 @@ def gan_program(
     return Program(
         init=gan.init,
         step=gan.train_step,
-        batch=Batch(images, noise, noise, mix),
+        batch=Batch(images, noise, None if gan.updates == "simultaneous" else noise, mix),
         learnt=lambda state: state.learnt(results),
         answers={GENERATE: Answer(gan.generate, asked, lambda s: s.learnt()["generator"])},
         frac_bits=frac_bits,

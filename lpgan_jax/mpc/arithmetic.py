@@ -227,25 +227,29 @@ def signed_digits(value: float, significant_bits: int) -> Digits:
 
 @functools.singledispatch
 @jax.named_scope("truncation")
-def truncate_by(party: Seat, x: Secret, shift: jax.Array) -> Secret:
-    """x / 2^shift for a public shift that is not known while tracing; x's scale stays.
+def truncate_by(party: Seat, x: Secret, shift: jax.Array | np.ndarray) -> Secret:
+    """x / 2^shift for a shift that is not known while tracing, or not the same everywhere.
 
     Args:
         party: this server's seat.
         x: |x| < 2^62 as an integer; outside, the error is about 2^(64-shift) LSB.
-        shift: integers 1 to 62 that broadcast to x.
+        shift: public integers 1 to 62 that broadcast to x.
 
     Returns:
-        As `truncate`, without a mask. 1 round, one word per element unless x is masked; DS -> S2:
-        two words per element.
+        As `truncate`, at x's scale; of a shift that is known it has its parts. 1 round, one word
+        per element unless x is masked; DS -> S2: two words per element.
     """
     ring = party.ring
     words = jnp.broadcast_to(shift, x.shape).astype(ring.dtype)
     public, minus_high, wrap, flag = _truncated(
         party, x, lambda values: ring.shift_right(values, words), ring.dtype
     )
-    up = ring.shift_left(wrap.share, jnp.asarray(ring.constant(ring.bits)) - words)
-    share = party.public_share(public) + minus_high.share + jnp.where(flag, up, jnp.zeros_like(up))
+    left = jnp.asarray(ring.constant(ring.bits)) - words
+    up = wrap.map(lambda values: ring.shift_left(values, left))
+    parts = Part(minus_high), Part(up, 0, (flag,))
+    share = sum((part.share(ring) for part in parts), party.public_share(public))
+    if isinstance(shift, np.ndarray):
+        return Secret(share, x.frac_bits, public, parts)
     return Secret(share, x.frac_bits)
 
 

@@ -23,10 +23,11 @@ from jax import lax
 
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.seat import Seat
-from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.mpc.secret import Part, Secret
 from lpgan_jax.ring.words import Ring, bit_and, bit_xor
 
 RADIX = 4  # segments that a node of a tree combines
+_WIDEST_LEAF, _WIDEST_NODE = 6, 7  # of a tree with one level above its leaves
 
 
 def _lane_count(ring: Ring, size: int) -> int:
@@ -214,18 +215,23 @@ def complement(party: Seat, rows: jax.Array) -> jax.Array:
     return rows ^ party.public_share(~jnp.zeros_like(rows))
 
 
-def _parts(party: Seat, x: Secret, offsets: Sequence[int]) -> Masked:
+def _parts(party: Seat, x: Secret, offsets: Sequence[int], bits: int, low: int = 0) -> Masked:
     """The bits of the two parts of x + offset, lowest first: rows [bits, offsets, words] each.
 
     The offsets go to the public part, so that the bits of the mask are dealt once for all of them.
+    Of each, `bits` bits above the `low` lowest.
     """
-    assert x.mask is not None
     assert x.opened is not None
     ring = party.ring
     column = (-1,) + (1,) * len(x.shape)
-    sums = x.opened[None] + np.stack([ring.constant(o) for o in offsets]).reshape(column)
-    opened = jax.vmap(lambda words: bit_slice(ring, words), out_axes=1)(sums)
-    dealt = party.correlate(lambda words: bit_slice(ring, words)[:, None], x.mask, bitwise=True)
+    added = np.stack([ring.constant(o >> low) for o in offsets]).reshape(column)
+    sums = ring.shift_right(x.opened, low)[None] + added
+    opened = jax.vmap(lambda words: bit_slice(ring, words)[:bits], out_axes=1)(sums)
+    dealt = party.correlate(
+        lambda words: bit_slice(ring, ring.shift_right(words, low))[:bits, None],
+        x.parts[0].dealt,
+        bitwise=True,
+    )
     return Masked(dealt, opened)
 
 
@@ -239,13 +245,14 @@ def _digits(segments: jax.Array, digits: int) -> jax.Array:
     return padded.reshape(padded.shape[0] // digits, digits, *segments.shape[1:])
 
 
-def _carry_terms(digits: int, generate: int | None) -> list[Term]:
+def _carry_terms(digits: int, generate: int | None, above_first: bool = False) -> list[Term]:
     """The carry out of the highest of `digits` segments: from those below, and its own.
 
-    g_top ^ p_top g ^ p_top p g ^ ...: bits 0 to digits - 1 propagate; bit generate + d is the carry
-    of segment d (and the highest one's is left out). None: each segment's bit generates for itself.
+    g_top ^ p_top g ^ p_top p g ^ ...: bits 0 to digits - 1 propagate (`above_first`: those of all
+    segments but the lowest, from 0 on); bit generate + d is the carry of segment d (and the highest
+    one's is left out). None: each segment's bit generates for itself.
     """
-    above = [tuple(range(d + 1, digits)) for d in range(digits)]
+    above = [tuple(range(d + 1 - above_first, digits - above_first)) for d in range(digits)]
     if generate is None:
         return [Term(above[d], d) for d in range(digits)]
     return [Term((*above[d], generate + d)) for d in range(digits - 1)]
@@ -256,51 +263,93 @@ def sign_bit(
     x: Secret,
     offsets: Sequence[int] = (0,),
     bits: int | None = None,
-    radix: int = RADIX,
+    radix: int | None = None,
+    low: int = 0,
 ) -> jax.Array:
     """The top bits of a masked x + offset, by carry trees (exact for every x).
 
-    A node combines `radix` segments: g = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, p = p3 p2 p1 p0. The
-    bits of e and a need no opening, so that the first level is local (its segments are as short as
-    the rounds allow: less is dealt for them); on 64 bits, two more follow.
+    A node combines up to `radix` segments: g = g3 ^ p3 g2 ^ p3 p2 g1 ^ p3 p2 p1 g0, p = p3 p2 p1
+    p0. The bits of e and a need no opening, so that the first level is local (its segments are as
+    short as the rounds allow: less is dealt for them); on 64 bits, two more follow, and one on 43
+    or fewer.
 
     Args:
         party: this server's seat.
-        x: masked (`arithmetic.masked`): e = x - a is open. n elements.
+        x: masked (`arithmetic.masked`): e = x - a is open. Or truncated, where `bits` stop below
+            what wraps (`is_comparable`). n elements.
         offsets: public integers to add.
         bits: width of the sum; exact for |x + offset| < 2^(bits-1). The ring's by default.
-        radix: 2 or more.
+        radix: 2 or more; chosen by the width if it is not given.
+        low: leave out so many of the lowest bits, of the offsets' too, and their carry: x + offset
+            then counts as up to 2^low less.
 
     Returns:
         XOR-shared packed bits [offsets, ceil(n / lanes)], in the order of `bit_slice`. On 64 bits,
         without the opening of x: 2 rounds, and 35 opened bits per element and offset; DS -> S2: 240
-        bits per element, and 103 for each offset.
+        bits per element, and 103 for each offset. On 27 bits (an activation's): 1 round, 11 bits;
+        DS -> S2: 186 and 83.
     """
-    bits = bits or party.ring.bits
-    rows = _parts(party, x, offsets)[:bits]
+    bits = (bits or party.ring.bits) - low
+    rows = _parts(party, x, offsets, bits, low)
     top = party.public_share(rows.opened[-1]) ^ rows.mask.share[-1]
-    digits = _first_digits(bits - 1, radix)
-    low = Masked(
+    if radix is None:
+        digits, radix = _tree(bits - 1, len(offsets))
+    else:
+        digits = _first_digits(bits - 1, radix)
+    low_rows = Masked(
         rows.mask.map(lambda v: _digits(v[:-1], digits)), _digits(rows.opened[:-1], digits)
     )
-    last = low.opened.shape[0] == 1  # of whose one node nobody asks whether it propagates
+    last = low_rows.opened.shape[0] == 1  # of whose one node nobody asks whether it propagates
     generate, *propagate = combine(
         party,
-        low.unstack(1),
+        low_rows.unstack(1),
         [_carry_terms(digits, None), [Term(tuple(range(digits)))]][: 2 - last],
     )
     while (nodes := generate.shape[0]) > 1:
         digits = min(radix, nodes)
         g, p = _digits(generate, digits), _digits(propagate[0], digits)
         last = g.shape[0] == 1
+        if last:  # whether the lowest segment propagates does not matter
+            p = p[:, 1:]
         opened = open_masked(party, jnp.concatenate([p, g[:, :-1]], axis=1))
         carried, *propagate = combine(
             party,
             opened.unstack(1),
-            [_carry_terms(digits, digits), [Term(tuple(range(digits)))]][: 2 - last],
+            [_carry_terms(digits, digits - last, last), [Term(tuple(range(digits)))]][: 2 - last],
         )
         generate = g[:, -1] ^ carried
     return top ^ generate[0]
+
+
+def is_comparable(party: Seat, x: Secret, bits: int | None) -> bool:
+    """Whether the lowest bits of x are those of a public and one dealt part.
+
+    Of a truncated value the second part counts above 2^(64 - shift) only.
+    """
+
+    def is_above(part: Part) -> bool:
+        return part.shift >= (bits or party.ring.bits)
+
+    return x.opened is not None and all(map(is_above, x.parts[1:]))
+
+
+def _tree(bits: int, offsets: int) -> tuple[int, int]:
+    """(bits of a leaf, segments of a node) of the carry tree of so many bits.
+
+    With one level above the leaves, if they and its node stay small: of these, where DS deals the
+    least. Else of `RADIX`.
+    """
+
+    def dealt(leaf: int) -> int:
+        node = -(-bits // leaf)
+        carries = 2**node + 2 ** (node - 1) - 2 * node - 1 if node > 1 else 0
+        return node * (2**leaf - 1 - leaf) + offsets * carries
+
+    leaves = [d for d in range(1, _WIDEST_LEAF + 1) if -(-bits // d) <= _WIDEST_NODE]
+    if not leaves:
+        return _first_digits(bits, RADIX), RADIX
+    leaf = bits if bits <= RADIX else min(leaves, key=dealt)
+    return leaf, max(2, -(-bits // leaf))
 
 
 def _first_digits(bits: int, radix: int) -> int:
@@ -328,7 +377,7 @@ def decompose(party: Seat, x: Secret, radix: int = RADIX) -> jax.Array:
         XOR-shared rows [ring.bits, ceil(n / lanes)], the lowest bit first. On 64 bits, without the
         opening of x: 2 rounds.
     """
-    rows = _parts(party, x, (0,))[:, 0]
+    rows = _parts(party, x, (0,), party.ring.bits)[:, 0]
     size = rows.opened.shape[0]
     digits = min(radix, size)
 

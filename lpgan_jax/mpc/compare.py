@@ -16,7 +16,7 @@ from lpgan_jax.mpc.arithmetic import (
     truncate,
     with_public_part,
 )
-from lpgan_jax.mpc.boolean import sign_bit, unpack
+from lpgan_jax.mpc.boolean import is_comparable, sign_bit, unpack
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Part, Secret
@@ -43,17 +43,22 @@ class Bit:
 @functools.singledispatch
 @jax.named_scope("comparison")
 def less_than_public(
-    party: Seat, x: Secret, thresholds: Sequence[int], bits: int | None = None
+    party: Seat, x: Secret, thresholds: Sequence[int], bits: int | None = None, low: int = 0
 ) -> Bit:
     """[x < t] for each public t, along a new leading axis; exact for |x - t| < 2^63 as integers.
 
-    With `bits`, exact for |x - t| < 2^(bits-1) only, and cheaper.
+    With `bits`, exact for |x - t| < 2^(bits-1) only, and cheaper. With `low`, x may count as up to
+    2^low less than it is, and the lowest bits of x and t do not count: thresholds far apart need no
+    more.
 
     All comparisons share x's opening and its dealt bits. 4 rounds (3 if x is masked: mask it first
-    if it is used otherwise), one word per element unless x is masked, and 36 bits for each
-    threshold; DS -> S2: 240 bits, and one word and 103 bits for each threshold.
+    if it is used otherwise, or was truncated and the bits that that dropped are not more than
+    those beyond `bits`; one less on 43 bits or fewer), one word per element unless x is masked, and
+    36 bits for each threshold; DS -> S2: 240 bits, and one word and 103 bits for each threshold.
     """
-    sign = sign_bit(party, masked(party, x), [-t for t in thresholds], bits)
+    if not is_comparable(party, x, bits):
+        x = masked(party, x)
+    sign = sign_bit(party, x, [-t for t in thresholds], bits, low=low)
     return bit_of_rows(party, sign, x.shape, "compare")
 
 

@@ -66,7 +66,7 @@ def inverse_positive(
     """
     if largest - smallest > TOP - MANTISSA_BITS - 2:
         raise ValueError(f"smallest, largest: {smallest} and {largest} are more than 32 apart")
-    normalised, exponent, known = normalise(party, u, 1, smallest, largest)
+    normalised, exponent, known = normalise(party, u, smallest, largest)
     series = fit(np.reciprocal, 0.5, 1.0, "general")
     y = evaluate(party, series, Secret(normalised.share, TOP), MANTISSA_BITS)
     # 1/u = 2^(j + known - TOP) / m in LSB of u.

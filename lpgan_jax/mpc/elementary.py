@@ -7,7 +7,9 @@ product of the servers' own exponentials (the sum wraps), so the published forms
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,8 +19,9 @@ from lpgan_jax.mpc.compare import Bit, b2a, less_than_public, select
 from lpgan_jax.mpc.range_reduction import TOP, normalise
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, add_public
-from lpgan_jax.mpc.series import Series, evaluate, fit
+from lpgan_jax.mpc.series import evaluate, fit
 
+_PLACE_BITS = 3  # fraction bits that a saturating function's argument is compared with
 _GUARD_BITS = 8  # of an exponential's argument beyond its scale
 
 
@@ -35,18 +38,41 @@ def _piecewise(party: Seat, bits: Bit, inside: Secret, below: float, above: floa
     return chosen.times_ints([-1, 1]).sum((0,)) + outside
 
 
-def _placed(party: Seat, x: Secret, bound: float) -> tuple[Secret, Bit]:
-    """(x masked, [x < -bound] and [x < bound])."""
+def _placed(party: Seat, x: Secret, bound: float) -> tuple[Secret, Bit, float]:
+    """(x masked, [x < -b] and [x < b], b) for a b a little above the bound.
+
+    x counts as up to 2^-3 less than it is: only bits above that are compared.
+    """
     x = masked(party, x.settled(party))
-    limits = [_integer(-bound, x.frac_bits), _integer(bound, x.frac_bits)]
-    return x, less_than_public(party, x, limits)
+    low = max(0, x.frac_bits - _PLACE_BITS)
+    high = (_integer(bound, x.frac_bits) >> low) + 1
+    limits = [-(high + 1) << low, high << low]
+    bits = less_than_public(party, x, limits, TOP + 1, low)
+    return x, bits, ((high + 1) << low) * 2.0**-x.frac_bits
+
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+@functools.cache
+def _of_multiple(function: Function, factor: float) -> Function:
+    """function(factor x); cached, since series are cached by their function."""
+    return function if factor == 1 else lambda x: function(factor * x)
 
 
 def _saturating(
-    party: Seat, series: Series, x: Secret, bound: float, end: float, frac_bits: int
+    party: Seat,
+    function: Function,
+    x: Secret,
+    bound: float,
+    end: float,
+    frac_bits: int,
+    factor: float,
 ) -> Secret:
-    """The series where |x| < bound, -end below and end above."""
-    x, bits = _placed(party, x, bound)
+    """An odd function of factor x: a series where |factor x| < bound, else -end or end."""
+    x, bits, bound = _placed(party, x, bound / abs(factor))
+    series = fit(_of_multiple(function, factor), -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
+    end = math.copysign(end, factor)
     return _piecewise(party, bits, evaluate(party, series, x, frac_bits), -end, end)
 
 
@@ -55,33 +81,34 @@ def _saturation(frac_bits: int) -> float:
     return (frac_bits + 2) * math.log(2) / 2
 
 
-def tanh(party: Seat, x: Secret, frac_bits: int) -> Secret:
-    """The hyperbolic tangent, saturating, everywhere. 4 rounds, 2 comparisons."""
+def tanh(party: Seat, x: Secret, frac_bits: int, factor: float = 1.0) -> Secret:
+    """The hyperbolic tangent of a public factor times x, saturating, everywhere.
+
+    4 rounds, 2 comparisons; a factor costs nothing, since it makes another series.
+    """
     bound = _saturation(frac_bits)
-    series = fit(np.tanh, -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
-    return _saturating(party, series, x, bound, 1.0, frac_bits)
+    return _saturating(party, np.tanh, x, bound, 1.0, frac_bits, factor)
 
 
 def _centred_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.tanh(x / 2) / 2
 
 
-def sigmoid(party: Seat, x: Secret, frac_bits: int) -> Secret:
-    """1/(1 + e^-x) = 1/2 + tanh(x/2)/2, saturating, everywhere. 4 rounds, 2 comparisons."""
+def sigmoid(party: Seat, x: Secret, frac_bits: int, factor: float = 1.0) -> Secret:
+    """1/(1 + e^-x) = 1/2 + tanh(x/2)/2, as `tanh`."""
     bound = 2 * _saturation(frac_bits)
-    series = fit(_centred_sigmoid, -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
-    return add_public(party, _saturating(party, series, x, bound, 0.5, frac_bits), 0.5)
+    centred = _saturating(party, _centred_sigmoid, x, bound, 0.5, frac_bits, factor)
+    return add_public(party, centred, 0.5)
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
     return np.array([math.erf(v) for v in np.ravel(x)]).reshape(np.shape(x))
 
 
-def erf(party: Seat, x: Secret, frac_bits: int) -> Secret:
-    """The error function, saturating, everywhere. 4 rounds, 2 comparisons."""
+def erf(party: Seat, x: Secret, frac_bits: int, factor: float = 1.0) -> Secret:
+    """The error function, as `tanh`."""
     bound = math.sqrt((frac_bits + 2) * math.log(2))  # 1 - erf(x) < e^(-x^2)
-    series = fit(_erf, -bound, bound, "odd", 2.0 ** -(frac_bits + 2))
-    return _saturating(party, series, x, bound, 1.0, frac_bits)
+    return _saturating(party, _erf, x, bound, 1.0, frac_bits, factor)
 
 
 def _log_two_cosh_half(x: np.ndarray) -> np.ndarray:
@@ -93,9 +120,8 @@ def softplus(party: Seat, x: Secret, frac_bits: int) -> Secret:
 
     5 rounds, 2 comparisons.
     """
-    bound = 2 * _saturation(frac_bits)
+    x, bits, bound = _placed(party, x, 2 * _saturation(frac_bits))
     series = fit(_log_two_cosh_half, -bound, bound, "even", 2.0 ** -(frac_bits + 2))
-    x, bits = _placed(party, x, bound)
     half = x.divided_by_power_of_two(1)
     scale = max(frac_bits, half.frac_bits)
     inside = evaluate(party, series, x, scale)
@@ -154,15 +180,14 @@ def log(party: Seat, u: Secret, frac_bits: int, smallest: int = 0, largest: int 
         range). The published series of 11 terms has no range reduction and errs by 0.16 at u = 0.1.
     """
     scale = max(frac_bits, 30)
-    normalised, exponent, known = normalise(party, u, 1, smallest, largest)
+    normalised, exponent, known = normalise(party, u, smallest, largest)
     mantissa = Secret(normalised.share, TOP)
     log_m = evaluate(party, fit(np.log, 0.5, 1.0, "general"), mantissa, frac_bits)
     # p = 62 - u.frac_bits - known - j
     ln2 = _integer(math.log(2), scale)
     offset = (TOP - u.frac_bits - known) * math.log(2)
-    if not exponent.levels:
+    if (thermometer := exponent.thermometer) is None:
         return add_public(party, log_m, offset)
-    ((thermometer, _),) = exponent.levels
     power = thermometer.lookup(party, [-ln2 * j for j in range(thermometer.count + 1)])
     whole = add_public(party, Secret(power.share, scale), offset)
     return truncate(party, whole, frac_bits) + log_m.unmasked()

@@ -176,13 +176,22 @@ def _times_small(
 
 @compare.less_than_public.register
 def _less_than_public(
-    party: EmulatedSeat, x: Secret, thresholds: Sequence[int], bits: int | None = None
+    party: EmulatedSeat,
+    x: Secret,
+    thresholds: Sequence[int],
+    bits: int | None = None,
+    low: int = 0,
 ) -> compare.Bit:
     party.saw_comparison(x, bits)
     ring = party.ring
-    limits = np.stack([ring.constant(t) for t in thresholds]).reshape((-1,) + (1,) * len(x.shape))
+    limits = np.stack([ring.constant(t >> low) for t in thresholds])
+    limits = limits.reshape((-1,) + (1,) * len(x.shape))
+    words = x.share
+    if low:  # the carry out of the lowest bits is lost
+        a, e = arithmetic.opening(arithmetic.masked(party, x))
+        words = ring.shift_right(e, low) + ring.shift_right(a.share, low)
     # The top bit of the narrower sum, as the carry tree computes it: also out of range.
-    top = ring.shift_right(x.share[None] - limits, (bits or ring.bits) - 1) & ring.constant(1)
+    top = ring.shift_right(words[None] - limits, (bits or ring.bits) - low - 1) & ring.constant(1)
     return compare.Bit(top != 0, Dealt(jnp.zeros(top.shape, ring.dtype), None))
 
 
@@ -191,15 +200,18 @@ def _less_than_public(
 _COARSE_BITS = 22
 
 
-@series.evaluate.register
-def _evaluate(party: EmulatedSeat, function: series.Series, x: Secret, frac_bits: int) -> Secret:
-    with party.filling_the_range():
-        if frac_bits > _COARSE_BITS:
-            return series.evaluate.dispatch(Seat)(party, function, x, frac_bits)
-        total = _series_at(function, _turns(x.share, x.frac_bits + function.log_period))
-        words = jnp.round((total + function.constant) * 2.0**series.WAVE_BITS).astype(jnp.int64)
-        waves = Secret(words.astype(party.ring.dtype), series.WAVE_BITS)
-        return arithmetic.truncate(party, waves, frac_bits)
+@series.waves.register
+def _waves(
+    party: EmulatedSeat,
+    function: series.Series,
+    x: Secret,
+    frac_bits: int = series.WAVE_BITS,
+) -> Secret:
+    if frac_bits > _COARSE_BITS:
+        return series.waves.dispatch(Seat)(party, function, x, frac_bits)
+    total = _series_at(function, _turns(x.share, x.frac_bits + function.log_period))
+    words = jnp.round((total + function.constant) * 2.0**series.WAVE_BITS).astype(jnp.int64)
+    return Secret(words.astype(party.ring.dtype), series.WAVE_BITS)
 
 
 @exponential.evaluate.register

@@ -77,7 +77,11 @@ def _truncate_by(party: ExactSeat, x: Secret, shift: jax.Array) -> Secret:
 
 @compare.less_than_public.register
 def _less_than_public(
-    party: ExactSeat, x: Secret, thresholds: Sequence[int], bits: int | None = None
+    party: ExactSeat,
+    x: Secret,
+    thresholds: Sequence[int],
+    bits: int | None = None,
+    low: int = 0,
 ) -> compare.Bit:
     party.saw_comparison(x, bits)
     limits = jnp.asarray(thresholds, jnp.float64).reshape((-1,) + (1,) * len(x.shape))
@@ -90,18 +94,17 @@ def _floor(party: ExactSeat, x: Secret) -> Secret:
     return Secret(jnp.floor(party.real(x)), 0)
 
 
-@series.evaluate.register
-def _evaluate(party: ExactSeat, function: series.Series, x: Secret, frac_bits: int) -> Secret:
+@series.waves.register
+def _waves(
+    party: ExactSeat, function: series.Series, x: Secret, frac_bits: int = series.WAVE_BITS
+) -> Secret:
     real = party.real(x)
     angles = jnp.asarray(function.multiples).reshape((-1,) + (1,) * real.ndim) * (
         2 * jnp.pi / 2.0**function.log_period * real
     )
     total = jnp.tensordot(jnp.asarray(function.cosines), jnp.cos(angles), axes=1)
     total += jnp.tensordot(jnp.asarray(function.sines), jnp.sin(angles), axes=1)
-    with party.filling_the_range():
-        return arithmetic.truncate(
-            party, scaled(total + function.constant, series.WAVE_BITS), frac_bits
-        )
+    return scaled(total + function.constant, series.WAVE_BITS)
 
 
 @exponential.evaluate.register

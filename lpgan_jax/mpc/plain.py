@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc import arithmetic, compare, series
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 
@@ -111,7 +111,7 @@ class PlainSeat(Seat):
 
     def saw_comparison(self, value: Secret, bits: int | None) -> None:
         """Record a comparison of values below 2^(bits-1) (as integers), or of any."""
-        by_design = bits in (None, self.ring.bits)
+        by_design = bits is None or bits > RANGE_BITS
         range_bits = RANGE_BITS if by_design else (bits or 0) - 1
         self.seen.append(Seen("/".join(self.place), value, None, range_bits, by_design))
 
@@ -136,6 +136,12 @@ def _bilinear(party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secr
 @arithmetic.mul.register
 def _mul(party: PlainSeat, x: Secret, y: Secret) -> Secret:
     return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
+
+
+@series.evaluate.register
+def _evaluate(party: PlainSeat, function: series.Series, x: Secret, frac_bits: int) -> Secret:
+    with party.filling_the_range():
+        return series.evaluate.dispatch(Seat)(party, function, x, frac_bits)
 
 
 @compare.b2a.register

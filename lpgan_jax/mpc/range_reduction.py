@@ -8,7 +8,7 @@ sharing: it holds for every value in the range, and nothing is revealed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,80 +69,49 @@ class Thermometer:
 
 
 @dataclass(frozen=True)
-class Level:
-    """One step of a search for the exponent: `count` thresholds at once, in units of `unit`."""
-
-    count: int
-    unit: int
-
-
-Search = Callable[[int], tuple[Level, ...]]
-
-
-def parallel_levels(steps: int) -> tuple[Level, ...]:
-    """All thresholds at once: few rounds, `steps` comparisons per value."""
-    return (Level(steps, 1),) if steps else ()
-
-
-def binary_levels(steps: int) -> tuple[Level, ...]:
-    """A binary search: log2(steps + 1) comparisons per value, one after the other."""
-    return tuple(Level(1, 2**i) for i in reversed(range(steps.bit_length())))
-
-
-@dataclass(frozen=True)
 class Exponent:
-    """A secret exponent j, as the sum of thermometers of several units."""
+    """A secret exponent j, as a thermometer."""
 
-    levels: tuple[tuple[Thermometer, int], ...]
+    thermometer: Thermometer | None
 
     def times_power(self, party: Seat, y: Secret, log_base: int) -> Secret:
-        """y * 2^(log_base * j); exact. A round a level but the first, if y is masked."""
-        for thermometer, unit in self.levels:
-            powers = [1 << (log_base * unit * j) for j in range(thermometer.count + 1)]
-            y = thermometer.times(party, y, powers)
-        return y
+        """y * 2^(log_base * j); exact. No round if y is masked or was truncated."""
+        if self.thermometer is None:
+            return y
+        return self.thermometer.times(party, y, self._powers(self.thermometer, log_base))
 
     def power(self, party: Seat, log_base: int) -> Secret:
-        """2^(log_base * j) itself, of a search with one level; exact, local."""
-        ((thermometer, unit),) = self.levels
-        return thermometer.lookup(
-            party, [1 << (log_base * unit * j) for j in range(thermometer.count + 1)]
-        )
+        """2^(log_base * j) itself; exact, local."""
+        assert self.thermometer is not None
+        return self.thermometer.lookup(party, self._powers(self.thermometer, log_base))
+
+    @staticmethod
+    def _powers(of: Thermometer, log_base: int) -> list[int]:
+        return [1 << (log_base * j) for j in range(of.count + 1)]
 
 
 def normalise(
-    party: Seat,
-    x: Secret,
-    log_base: int,
-    smallest: int = 0,
-    largest: int = TOP,
-    search: Search = parallel_levels,
+    party: Seat, x: Secret, smallest: int = 0, largest: int = TOP
 ) -> tuple[Secret, Exponent, int]:
-    """Multiply a positive x by the power of 2^log_base that brings it just below 2^62.
+    """Multiply a positive x by the power of two that brings it just below 2^62.
 
     Args:
         party: this server's seat.
         x: integers (its scale is ignored) in [2^smallest, 2^largest). 0 gives 0.
-        log_base: 1 or 2.
         smallest: 0 to 61.
         largest: up to 62.
-        search: how the exponent is found; all thresholds at once by default.
 
     Returns:
-        (x * 2^(log_base * (j + known)), in [2^(62 - log_base), 2^62); j; known, which is public).
-        Exact. Per level: 4 rounds.
+        (x * 2^(j + known), in [2^61, 2^62); j; known, which is public). Exact. 4 rounds.
     """
-    known = (TOP - largest) // log_base
-    x = x.times_int(1 << (log_base * known))
-    steps = max(0, -(-(TOP - log_base * (known + 1) - smallest) // log_base))
-    levels = []
-    for level in search(steps):
-        x = masked(party, x)
-        thresholds = [1 << (TOP - log_base * level.unit * (j + 1)) for j in range(level.count)]
-        thermometer = Thermometer(less_than_public(party, x, thresholds), level.count)
-        x = Exponent(((thermometer, level.unit),)).times_power(party, x, log_base)
-        levels.append((thermometer, level.unit))
-    return x.settled(party), Exponent(tuple(levels)), known
+    known = TOP - largest
+    x = masked(party, x.times_int(1 << known))
+    thresholds = [1 << (TOP - j - 1) for j in range(max(0, TOP - known - 1 - smallest))]
+    if not thresholds:
+        return x.settled(party), Exponent(None), known
+    found = Thermometer(less_than_public(party, x, thresholds), len(thresholds))
+    exponent = Exponent(found)
+    return exponent.times_power(party, x, 1).settled(party), exponent, known
 
 
 def normalise_magnitude(

@@ -161,12 +161,26 @@ def evaluate(party: Seat, series: Series, x: Secret, frac_bits: int) -> Secret:
     Returns:
         The series' value, |.| < 2^4, within 2^-26 and 1 LSB.
     """
+    return truncate(party, waves(party, series, x, frac_bits), frac_bits)
+
+
+@functools.singledispatch
+def waves(party: Seat, series: Series, x: Secret, frac_bits: int = WAVE_BITS) -> Secret:
+    """The series at x, at `WAVE_BITS` fraction bits. Local if x is masked.
+
+    DS -> S2: two words per multiple and element.
+
+    Args:
+        party: this server's seat.
+        series: as of `evaluate`.
+        x: as of `evaluate`.
+        frac_bits: what it will be rounded to (which a plain seat may look at).
+    """
     a, e = opening(masked(party, x))
     log_turn = x.frac_bits + series.log_period
     dealt_factors = party.correlate(lambda mask: dealt_waves(series, mask, log_turn), a)
     total = (dealt_factors.share * public_waves(series, e, log_turn)).sum((0, 1), dtype=jnp.uint64)
-    sum_of_waves = Secret(total, WAVE_BITS)
-    return truncate(party, add_public(party, sum_of_waves, series.constant), frac_bits)
+    return add_public(party, Secret(total, WAVE_BITS), series.constant)
 
 
 def dealt_waves(series: Series, mask: jax.Array, log_turn: int) -> jax.Array:

@@ -20,6 +20,7 @@ from lpgan_jax.gan import (
     Generator,
     Losses,
     LossName,
+    Updates,
     gan_program,
     mean_losses,
 )
@@ -124,6 +125,7 @@ def build_gan(
         settings.model.noise_size,
         (settings.data.image_size, settings.data.image_size, settings.data.channels),
         settings.open_losses,
+        settings.updates,
     )
 
 
@@ -183,6 +185,7 @@ def _gan(
     noise_size: int,
     image_shape: tuple[int, int, int],
     open_losses: bool,
+    updates: Updates,
 ) -> LPGAN:
     both = dict(zip(NETWORKS, map(optimizer, optimizers), strict=True))
     return LPGAN(
@@ -194,6 +197,7 @@ def _gan(
         image_shape,
         open_losses,
         penalty,
+        updates,
     )
 
 

@@ -135,6 +135,10 @@ class TrainConfig(Fields):
     model: ModelConfig
     generator_optimizer: OptimizerConfig
     discriminator_optimizer: OptimizerConfig
+    updates: Literal["alternating", "simultaneous"] = "alternating"
+    """`alternating`, as the patent has it: the generator is trained through the discriminator that
+    was updated before, on images of its own. `simultaneous`: through the one before its update, on
+    the same generated images, which takes fewer rounds and less of everything."""
     frac_bits: int = Field(default=18, ge=1, le=28)
     """Fraction bits of the fixed-point numbers."""
     batch_size: int = Field(ge=1)

@@ -27,9 +27,10 @@ class DataSource:
         rng = random_stream(self._seed, Stream.NOISE, step)
         size, noise_size = self._settings.batch_size, self._settings.model.noise_size
         penalised = LOSSES[self._settings.model.loss].penalised
+        once = self._settings.updates == "simultaneous"
         return Batch(
             self._images[self._order.indices(step)],
             rng.normal(size=(size, noise_size)),
-            rng.normal(size=(size, noise_size)),
+            None if once else rng.normal(size=(size, noise_size)),
             rng.uniform(size=size) if penalised else None,
         )

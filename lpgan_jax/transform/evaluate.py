@@ -98,7 +98,8 @@ class Evaluation:
         except NotImplementedError as error:
             raise NotSecure(f"{node.operation}: {error} ({node.place})") from None
         if isinstance(result, Value) and len(result.terms) > 1 and self._uses[id(node)] > 1:
-            return self.values.stored(result.stored)  # put together once, for all that take it
+            factor, rest = result.factored()  # put together once, for all that take it
+            return self.values.stored(rest, factor)
         return result
 
     def words(self, node: Node, frac_bits: int) -> Secret:

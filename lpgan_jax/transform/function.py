@@ -29,7 +29,7 @@ from lpgan_jax.transform import (  # noqa: F401
 from lpgan_jax.transform.arguments import Arguments, Declaration, Leaf
 from lpgan_jax.transform.check import Difference, first_difference
 from lpgan_jax.transform.explain import Explanation, explained
-from lpgan_jax.transform.fuse import fuse_sums
+from lpgan_jax.transform.fuse import fuse_roots, fuse_sums
 from lpgan_jax.transform.graph import Builder, Graph, Node, argument
 from lpgan_jax.transform.plain import opened, widened
 from lpgan_jax.transform.plan import Plan, input_scales
@@ -258,6 +258,7 @@ class Secure:
                 counters.append((result, own))
         graph = Graph(inputs, outputs)
         builder.hits["fuse_sums"] = fuse_sums(graph)
+        builder.hits["fuse_roots"] = fuse_roots(graph)
         require_rules(graph, RULES)
         structure = jax.tree.structure(results)
         plan = Plan.default(graph, self._fxp.frac_bits)

@@ -1,4 +1,4 @@
-"""Products that are only summed: one dealt word for each sum, instead of one for each product."""
+"""Pairs of operations that are cheaper as one."""
 
 from __future__ import annotations
 
@@ -36,4 +36,31 @@ def fuse_sums(graph: Graph) -> int:
 
         node.operation, node.inputs, node.plain = "inner", (x, y), plain
         count += 1
+    return count
+
+
+def fuse_roots(graph: Graph) -> int:
+    """Turn x * rsqrt(v) into one operation, "times_root", where x is known before (a scale, say).
+
+    Returns:
+        How often.
+    """
+    nodes = graph.nodes()
+    count = 0
+    for root in [n for n in nodes if n.operation == "rsqrt" and n.secret]:
+        after = {id(root)}
+        for node in nodes:
+            known = [n for n in node.inputs if id(n) not in after]
+            if len(known) == len(node.inputs):
+                continue
+            after.add(id(node))
+            is_product = node.operation == "mul" and node.shape == root.shape
+            if not (is_product and root in node.inputs and known and known[0].secret):
+                continue
+
+            def plain(x: Any, v: Any) -> Any:
+                return jnp.asarray(x) / jnp.sqrt(jnp.asarray(v))
+
+            node.operation, node.inputs, node.plain = "times_root", (known[0], *root.inputs), plain
+            count += 1
     return count

@@ -342,6 +342,8 @@ def _reached(graph: Graph) -> tuple[set[int], set[int]]:
     for node in graph.nodes():
         if node.operation in ("sqrt", "rsqrt"):
             wide.append(node.inputs[0])
+        elif node.operation == "times_root":
+            wide.append(node.inputs[1])
         elif node.operation == "over_root":
             guarded.append(node.inputs[0])
             wide.append(node.inputs[1])
@@ -368,4 +370,5 @@ def _back(starts: Iterable[Node]) -> set[int]:
 
 def _is_product(node: Node) -> bool:
     """Whether a node depends on more than one secret, and not as a sum does."""
-    return node.operation in ("mul", "div", "over_root") and sum(n.secret for n in node.inputs) > 1
+    products = "mul", "div", "over_root", "times_root"
+    return node.operation in products and sum(n.secret for n in node.inputs) > 1

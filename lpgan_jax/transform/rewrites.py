@@ -586,10 +586,10 @@ def tanh_derivative(builder: Builder, node: Node) -> Node | None:
 
 @rewrite("mul")
 def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
-    """t * c r^3 with an inverse root r, as three products with r, one by one, which stay small.
+    """t * c r^3 with an inverse root r, as (t r) (r r): factors that stay small.
 
-    Of t = g * s, where r * s is there already (a normalisation's scale), it is ((g r) r) (r s): a
-    product less, and g r is the gradient of that scale.
+    The second is known before t is. Of t = g * s with a parameter s (a normalisation's scale), or
+    where r * s is there already, it is (g r) (r (r s)): g r is the gradient of that scale.
     """
     for t, slope in (node.inputs, node.inputs[::-1]):
         power, factor = _multiple(slope)
@@ -598,13 +598,14 @@ def rsqrt_derivative(builder: Builder, node: Node) -> Node | None:
         (r,) = power.inputs
         if not _is(_picked(r)[0], "rsqrt"):
             continue
-        result, factors = t, [r, r, r]
+        result, last = t, r
         for g, s in (t.inputs, t.inputs[::-1]) if _is(t, "mul") else ():
-            if g.secret and s.secret and (scale := builder.known("mul", r, s)) is not None:
-                result, factors = g, [r, r, scale]
+            scale = builder.known("mul", r, s) if g.secret and s.secret else None
+            if scale is not None or (s.secret and _is(_source(s)[0], "input")):
+                result, last = g, make(builder, "mul", r, s) if scale is None else scale
                 break
-        for other in factors:
-            result = make(builder, "mul", result, other)
+        result = make(builder, "mul", result, r)
+        result = make(builder, "mul", result, make(builder, "mul", r, last))
         return make(builder, "mul", result, number(builder, factor, result))
     return None
 

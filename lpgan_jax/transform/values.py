@@ -38,6 +38,10 @@ _FEW = 4
 _NARROW = 32  # fraction bits that a truncation drops with narrow words
 GUARD_BITS = 8  # that what is divided by a root has beyond its format's
 _SQUARE_BITS = 6  # that a running average, or what a root is taken of, has beyond 2f
+_SMALLEST, _LARGEST = 2.0**-16, 4.0  # public factors that a linear map leaves for later
+_TINY = 2.0**-40  # of a sum, at the least
+_MOST_MULTIPLE = 16  # of a term of a sum that is left without its common factor
+_ROUNDING = 2.0**-40
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
@@ -419,21 +423,49 @@ class Value:
             if term.source.shape == self.shape:
                 if term.coefficient == 1:
                     return term.source
-                if (exponent := _exponent(term.coefficient)) is not None:
+                if (exponent := power_of_two(term.coefficient)) is not None:
                     return Scaled(term.source, term.coefficient < 0, -exponent)
         return Stored(self._of.party, self.shape, lambda: self._of.combined(self), self.form)
 
     def factored(self) -> tuple[float, Stored]:
         """(a public factor, a value): what a linear map may take instead, and give it back after.
 
-        Larger factors stay inside, where the value has bits below its scale.
+        Of a sum (a leaky ReLU, say) that leaves whole multiples of its terms, which need no
+        truncation. Larger factors stay inside, where the value has bits below its scale; of smaller
+        ones their power of two.
         """
+        return self._common or (1.0, self.stored)
+
+    @functools.cached_property
+    def _common(self) -> tuple[float, Stored] | None:
+        """(a factor, the rest) where all else are small integers or powers of two."""
         if len(self.terms) == 1 and self.terms[0].is_plain:
             (term,) = self.terms
             assert isinstance(term.source, Stored)
-            if 2.0**-16 <= abs(term.coefficient) <= 4 and term.source.shape == self.shape:
+            factor, exponent = math.frexp(term.coefficient)
+            if term.source.shape != self.shape or abs(term.coefficient) > _LARGEST:
+                return None
+            if abs(term.coefficient) >= _SMALLEST:
                 return term.coefficient, term.source
-        return 1.0, self.stored
+            return factor, self._of.stored(term.source, 2.0**exponent).stored
+        secret = [t for t in self.terms if t.source is not None or t.bit is not None]
+        coefficients = [abs(t.coefficient) for t in secret]
+        if not secret or any(isinstance(t.source, Public) for t in secret):
+            return None
+        exact = all(power_of_two(c) is not None for c in coefficients)
+        if exact:
+            return None
+        for factor, simple in ((min(coefficients), _small_integer), (max(coefficients), _power)):
+            ratios = [simple(t.coefficient / factor) for t in secret]
+            if _TINY <= factor <= _LARGEST and None not in ratios:
+                whole = {id(t): r for t, r in zip(secret, ratios, strict=True)}
+                terms = [
+                    dataclasses.replace(t, coefficient=whole.get(id(t)) or t.coefficient / factor)
+                    for t in self.terms
+                ]
+                rest = Value(self._of, self.shape, terms, self.form.times(1 / factor))
+                return factor, rest.stored
+        return None
 
     def times(self, factor: float) -> Value:
         """The value times a public factor."""
@@ -465,10 +497,25 @@ class Value:
         return None
 
 
-def _exponent(factor: float) -> int | None:
-    """k if the factor is plus or minus 2^k."""
+def power_of_two(factor: float) -> int | None:
+    """k if the factor is plus or minus 2^k (but for rounding errors of public factors)."""
     mantissa, exponent = math.frexp(abs(factor))
-    return exponent - 1 if mantissa == 0.5 else None
+    if abs(mantissa - 0.5) < _ROUNDING:
+        return exponent - 1
+    return exponent if 1 - mantissa < _ROUNDING else None
+
+
+def _power(ratio: float) -> float | None:
+    """The power of two that a ratio is."""
+    exponent = power_of_two(ratio)
+    return None if exponent is None else math.copysign(2.0**exponent, ratio)
+
+
+def _small_integer(ratio: float) -> float | None:
+    """The small integer that a ratio is, as far as ordinary code knows."""
+    nearest = float(round(ratio))
+    close = 0 < abs(nearest) <= _MOST_MULTIPLE and abs(ratio / nearest - 1) <= _EQUAL
+    return nearest if close else None
 
 
 class Values:
@@ -553,7 +600,7 @@ class Values:
         """A value that is made at its scale now if it is a multiple that takes a truncation."""
         if len(value.terms) != 1 or not value.terms[0].is_plain:
             return value
-        if _exponent(value.terms[0].coefficient) is not None:
+        if power_of_two(value.terms[0].coefficient) is not None:
             return value
         return self.stored(_at_scale(value.stored, value.form.frac_bits))
 
@@ -581,11 +628,12 @@ class Values:
             else:
                 offset += term.coefficient
         factors = [t.coefficient for t in (*secrets, *bits)]
-        exact = all(_exponent(c) is not None for c in factors)
+        exact = all(power_of_two(c) is not None for c in factors)
         room = TOP - _log_range(form, secrets, exact)
         finest = room if exact else room - self.frac_bits
-        # A pure selection comes after the truncation: it leaves no bits to drop.
-        if exact and any(t.bit is not None for t in secrets):
+        # A selection with whole factors comes after the truncation: it leaves no bits to drop.
+        whole = exact or all(c == round(c) for c in factors)
+        if whole and any(t.bit is not None for t in secrets):
             finest = f
         parts = [self._part(term, finest, exact) for term in secrets]
         parts += [t.bit.number(self.party) for t in bits if t.bit is not None]
@@ -648,7 +696,7 @@ class Values:
         others = [t for t in value.terms if t.is_plain and not is_few(t)]
         if not others:
             return list(value.terms)
-        scale = max(_stored(t).frac_bits - (_exponent(t.coefficient) or 0) for t in others)
+        scale = max(_stored(t).frac_bits - (power_of_two(t.coefficient) or 0) for t in others)
         terms = []
         for term in value.terms:
             if is_few(term) and abs(term.coefficient) != 1:
@@ -661,7 +709,7 @@ class Values:
     def _by_size(self, value: Value) -> tuple[list[Term], list[Term]]:
         """(the terms, those whose factors are so much smaller that they need bits of their own)."""
         factors = [abs(t.coefficient) for t in value.terms if t.source is not None]
-        exact = all(_exponent(c) is not None for c in factors)
+        exact = all(power_of_two(c) is not None for c in factors)
         largest = max(factors, default=0.0)
         small = [
             t
@@ -680,7 +728,7 @@ class Values:
     def _part(self, term: Term, finest: int, exact: bool) -> Secret:
         """A term without its factor."""
         assert isinstance(term.source, Stored)
-        exponent = 0 if not exact else -(_exponent(term.coefficient) or 0)
+        exponent = 0 if not exact else -(power_of_two(term.coefficient) or 0)
         scale = term.source.frac_bits
         if scale + exponent > finest:
             form = term.source.form
@@ -735,7 +783,7 @@ def _weighted(
 
     Tiny factors make it finer than that, as fine as can be truncated.
     """
-    exponents = [_exponent(c) for c in factors]
+    exponents = [power_of_two(c) for c in factors]
     finest = max((p.frac_bits for p in parts), default=0)
     if all(e is not None for e in exponents):
         scaled = [

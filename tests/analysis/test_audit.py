@@ -86,6 +86,8 @@ PROTOCOLS = {
     "decompose": lambda party, x, y: _bits(party, x),
     "most significant": lambda party, x, y: boolean.most_significant(party, _bits(party, x)),
     "inverse root": lambda party, x, y: roots.inverse_sqrt(party, secret(x), 18),
+    "a root times a factor": lambda party, x, y: roots.Root(party, secret(x)).times(secret(y), 18),
+    "over a root": lambda party, x, y: roots.over_root(party, secret(y), secret(x), 20),
     "tanh": lambda party, x, y: elementary.tanh(party, secret(x), 18),
 }
 

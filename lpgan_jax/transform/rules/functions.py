@@ -15,14 +15,19 @@ from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.mpc.series import Series, evaluate
 from lpgan_jax.transform.bounds import Interval
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
-from lpgan_jax.transform.values import GUARD_BITS, Stored, Term
+from lpgan_jax.transform.values import Stored, Term, at, power_of_two
 
 Form = Callable[[Stored], Secret]
 Run = Callable[..., Secret]
 
 
 def together(
-    values: Values, node: Node, run: Run, *operands: tuple[Stored, Form], factor: float = 1.0
+    values: Values,
+    node: Node,
+    run: Run,
+    *operands: tuple[Stored, Form],
+    factor: float = 1.0,
+    kind: float = 1.0,
 ) -> Value:
     """A function of values of one shape, which runs with others of its kind in one.
 
@@ -32,10 +37,11 @@ def together(
         run: (party, *secrets) -> result.
         operands: (value, the form in which it is taken) of each argument.
         factor: of the result.
+        kind: what else tells runs apart.
     """
     # What bounds tell, of the argument or the divisor, changes how it is run.
-    kind = node.operation, values.levels[id(node)], values.interval(node.inputs[-1])
-    key = *kind, values.form.frac_bits
+    bounds = values.interval(node.inputs[-1])
+    key = node.operation, values.levels[id(node)], bounds, kind, values.form.frac_bits
     request = values.pending.setdefault(key, Requests(run)).add(node, operands)
     return values.later(node.shape, lambda: request(values.party), factor)
 
@@ -86,8 +92,9 @@ class Requests:
 
 
 _FINEST = 22
+_QUOTIENT_GUARD = 2  # bits of x / sqrt(v)'s factors beyond its format's
 
-_SATURATING: dict[str, Callable[[Seat, Secret, int], Secret]] = {
+_SATURATING: dict[str, Callable[..., Secret]] = {
     "tanh": elementary.tanh,
     "logistic": elementary.sigmoid,
     "softplus": elementary.softplus,
@@ -100,10 +107,10 @@ def _saturating(values: Values, node: Node, x: Value) -> Value:
     return _clamped(values, node, x, _SATURATING[node.operation])
 
 
-def _clamped(
-    values: Values, node: Node, x: Value, function: Callable[[Seat, Secret, int], Secret]
-) -> Value:
-    f = _fraction(values)
+def _clamped(values: Values, node: Node, x: Value, function: Callable[..., Secret]) -> Value:
+    f, (factor, source) = _fraction(values), x.factored()
+    if power_of_two(factor) is not None or function is elementary.softplus:
+        factor, source = 1.0, x.stored
 
     def form(stored: Stored) -> Secret:
         """At its own scale, unless that leaves a clamp and its series no room."""
@@ -111,7 +118,10 @@ def _clamped(
         has_room = stored.frac_bits <= own + values.frac_bits
         return stored.opened(stored.frac_bits if has_room else own)
 
-    return together(values, node, lambda p, u: function(p, u, f), (x.stored, form))
+    def run(party: Seat, u: Secret) -> Secret:
+        return function(party, u, f) if factor == 1 else function(party, u, f, factor)
+
+    return together(values, node, run, (source, form), kind=factor)
 
 
 def _fraction(values: Values) -> int:
@@ -170,14 +180,46 @@ def _logarithm(values: Values, node: Node, x: Value, interval: Interval) -> Valu
     )
 
 
-@rule("rsqrt", together=True)
+@rule("rsqrt")
 def _rsqrt(values: Values, node: Node, x: Value) -> Value:
-    f, interval = values.form.frac_bits, values.interval(node.inputs[0])
+    (factor, root), f = _root(values, node, x), values.form.frac_bits
+    return values.later(node.shape, lambda: root().value(f), factor)
 
-    def run(party: Seat, u: Secret) -> Secret:
-        return roots.inverse_sqrt(party, u, f, **_range(interval, u.frac_bits))
 
-    return together(values, node, run, (x.stored, lambda s: s.masked()))
+@rule("times_root")
+def _times_root(values: Values, node: Node, x: Value, v: Value) -> Value:
+    """x / sqrt(v), where 1 / sqrt(v) may be wanted too: both from the same pieces."""
+    (factor, root), f = _root(values, node, v), values.form.frac_bits
+    c, other = x.factored()
+    scale = min(other.frac_bits, other.form.frac_bits)
+    return values.later(node.shape, lambda: root().times(other.opened(scale), f), c * factor)
+
+
+def _root(values: Values, node: Node, x: Value) -> tuple[float, Callable[[], roots.Root]]:
+    """(a factor, the inverse root of the rest); once.
+
+    A factor of the value comes out as its root: powers of four stay inside, where they are exact.
+    """
+    factor, source = x.factored()
+    if factor <= 0 or power_of_two(factor) is not None:
+        factor, source = 1.0, x.stored
+    log = math.floor(math.log(factor, 4))
+    factor /= 4.0**log
+    low, high = values.interval(node.inputs[-1])
+    interval = low / factor, high / factor
+    party, place = values.party, values.party.place
+    key = "root", id(source), log
+
+    def make() -> roots.Root:
+        if key not in values.kept:
+            with at(party, place):
+                u = values.stored(source, 4.0**log).stored.masked()
+                root = roots.Root(party, u, **_range(interval, u.frac_bits))
+            values.kept[key] = source, root
+        found: roots.Root = values.kept[key][1]
+        return found
+
+    return factor**-0.5, make
 
 
 @rule("sqrt", together=True)
@@ -198,7 +240,10 @@ def _reciprocal(values: Values, node: Node, x: Value) -> Value:
             return division.inverse_positive(party, u, f, **_range(interval, u.frac_bits))
         return division.inverse(party, u, f, positive=low >= 0)
 
-    return together(values, node, run, (x.stored, lambda s: s.masked()))
+    def form(stored: Stored) -> Secret:
+        return stored.opened(min(stored.frac_bits, range_reduction.TOP))
+
+    return together(values, node, run, (x.stored, form))
 
 
 @rule("div", together=True)
@@ -216,23 +261,19 @@ def _div(values: Values, node: Node, x: Value, y: Value) -> Value:
 def _over_root(values: Values, node: Node, x: Value, v: Value, eps: Any) -> Value:
     """x / sqrt(v + eps); of eps, 1 LSB of v at the least, so that v may be 0."""
     factor, numerator = x.factored()
-    nominal = values.frac_bits + GUARD_BITS  # at which a numerator of ordinary size is multiplied
+    if power_of_two(factor) is None:  # which would have to be multiplied in after
+        factor, numerator = 1.0, x.stored
+    f = values.form.frac_bits + _QUOTIENT_GUARD
 
     def squares(stored: Stored) -> Secret:
         u = stored.at(_square_bits(values, stored)).settled(values.party).unmasked()
         least = at_least(values, stored, eps)
         return Secret(u.words + values.words_of(least, u.frac_bits, u.shape), u.frac_bits)
 
-    def run(party: Seat, times: Secret, u: Secret) -> Secret:
-        finer = times.frac_bits - nominal
-        times = times.divided_by_power_of_two(-finer)
-        root = roots.inverse_sqrt(party, u, None, times=times, search=range_reduction.binary_levels)
-        return root.divided_by_power_of_two(finer)
-
     return together(
         values,
         node,
-        run,
+        lambda p, times, u: roots.over_root(p, times, u, f),
         (numerator, lambda s: s.at(min(s.frac_bits, values.setting.guarded(s.form))).unmasked()),
         (v.stored, squares),
         factor=factor,

@@ -31,7 +31,8 @@ def moved(
             return Value(values, shape, [Term(term.coefficient, Public(array))])
         if term.is_plain and term.source.shape == x.shape:
             return values.stored(_view(term.source, shape, move, part), term.coefficient)
-    return values.stored(_view(x.stored, shape, move, part))
+    factor, source = x.factored()
+    return values.stored(_view(source, shape, move, part), factor)
 
 
 def _view(source: Stored, shape: tuple[int, ...], move: Move, part: bool) -> Stored:

@@ -24,7 +24,7 @@ from lpgan_jax.cluster.parcels import TRAIN, Parcels
 from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import Session, Task
-from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
+from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, ServerName
 from lpgan_jax.cluster.wire import Layout, Opening, Result, buffers
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.mesh import server_mesh, server_program, whole_sharding
@@ -163,7 +163,7 @@ def serve(
         program_file,
         lambda role, reason: reporter.fail(f"lost {role}: {reason}", blames=role),
     )
-    journal = Journal(f"{config.state}/results/{server}.msgpack")
+    journal = Journal(f"{config.state}/results/{server}")
     service = Service(config, load_identity(config, server), session, journal, reporter)
     reporter.event("listening", port=service.port, attempt=session.describe().attempt)
     with reporter.phase("idle, no attempt yet of", on=DEALER, limit_s=None):
@@ -271,6 +271,8 @@ class _Work:
     session: Session
     journal: Journal
     reporter: Reporter
+    many: int = 2**28
+    """Bytes of results that wait for SP, beyond which the log says so."""
 
     def run(self, state: Any, attempt: int) -> None:
         """Do what DS says, until this process ends."""
@@ -350,6 +352,13 @@ class _Work:
             size=len(payload),
         )
         self.journal.append(result, payload)
+        if (waiting := self.journal.waiting) > self.many:
+            self.many = 2 * waiting
+            self.reporter.event(
+                "warning",
+                reason=f"{waiting / 1e6:.0f} MB of results wait for {PROVIDER}, and stay on this "
+                "disk until it has come for them",
+            )
 
     def _save(self, state: Any, step: int, name: str) -> None:
         share = own_half(by_name(state))

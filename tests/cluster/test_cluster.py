@@ -137,7 +137,7 @@ def sp_gets_no_word_of_the_discriminator(trained, simulated):
     """Of all that the servers have for SP, and of what they say that it weighs."""
     final = simulated.shares[12]
     for place, server in enumerate(("s1", "s2")):
-        journal = (trained[0] / "results" / f"{server}.msgpack").read_bytes()
+        journal = (trained[0] / "results" / server / "00000000.msgpack").read_bytes()
 
         def there(network, place=place, journal=journal):
             parts = f"params.{network}.", f"stats.{network}."
@@ -155,7 +155,14 @@ def sp_gets_no_word_of_the_discriminator(trained, simulated):
 def others_can_read_nothing(trained):
     directory = trained[0]
     names = {path.name for path in directory.rglob("*") if path.is_file()}
-    assert {"s1.lock", "s1.msgpack", "session-s1.json", "s1.out", "metrics.csv", "s1.key"} < names
+    assert {
+        "s1.lock",
+        "00000000.msgpack",
+        "session-s1.json",
+        "s1.out",
+        "metrics.csv",
+        "s1.key",
+    } < names
     for part in ("state", "run", "cluster"):
         assert not open_to_others(directory / part)
 

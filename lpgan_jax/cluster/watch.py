@@ -37,11 +37,32 @@ from lpgan_jax.training.run_directory import RunDirectory
 
 _LOG_TAIL = 2**19  # bytes: half an hour
 _RECENT_S = 120.0  # over which speed is measured
-_STATUS = ("time", "step", "steps", "phase", "received", "waited_s")
+_MOST_ROWS = 20_000  # of the table: of a longer one, rows at even distances
 _TOLD = {"restarting", "failed", "gave up", "ended", "warning", "results begin again", "collected"}
 
 Curve = list[tuple[int, float]]
 """Steps and values; values are finite."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What SP said of itself.
+
+    Attributes:
+        time: seconds since 1970.
+        step: that is done; None before it knows.
+        steps: of the training; likewise.
+        doing: what, and with whom.
+        received: bytes, by server, since SP was last started.
+        waited: seconds, likewise.
+    """
+
+    time: float
+    step: int | None
+    steps: int | None
+    doing: str
+    received: dict[str, int]
+    waited: dict[str, float]
 
 
 @dataclass
@@ -58,7 +79,7 @@ class Seen:
         curves: what SP is told, by column; empty where nothing is opened.
         seconds: that each logged step took.
         sample: the newest one's step and file.
-        log: SP's last status, if it has a log: phase, bytes, waits.
+        status: SP's last, if it has a log.
         events: of SP, newest last: seconds since 1970, what happened.
         attempt: the number of the attempt that the last result is of; None without a cluster.
         changed: when something was last written, in seconds since 1970.
@@ -73,7 +94,7 @@ class Seen:
     curves: dict[str, Curve] = field(default_factory=dict)
     seconds: Curve = field(default_factory=list)
     sample: tuple[int, Path] | None = None
-    log: dict[str, Any] | None = None
+    status: Status | None = None
     events: list[tuple[float, str]] = field(default_factory=list)
     attempt: int | None = None
     changed: float = 0.0
@@ -103,9 +124,9 @@ def look(path: str | os.PathLike[str], log: str | os.PathLike[str] | None = None
     if isinstance(done, int) and done >= max(seen.step, seen.steps or 0):
         seen.finished, seen.step, seen.steps = True, done, done
     statuses = _read_log(Path(log or run.path / "logs" / f"{PROVIDER}.jsonl"), seen)
-    if statuses and not seen.finished:
-        seen.step = max(seen.step, statuses[-1]["step"] or 0)
-        seen.steps = statuses[-1]["steps"] or seen.steps
+    if seen.status is not None and not seen.finished:
+        seen.step = seen.step if seen.status.step is None else seen.status.step
+        seen.steps = seen.status.steps or seen.steps
     if run.received_file.exists():
         with suppress(OSError, ValueError, KeyError, TypeError):
             seen.attempt = int(json.loads(run.received_file.read_bytes())["attempt"])
@@ -123,7 +144,8 @@ def _read_table(run: RunDirectory, seen: Seen) -> None:
     head, *lines = run.metrics_file.read_text(errors="replace").split("\n")[:-1] or [""]
     columns = head.split(",")
     curves: dict[str, Curve] = {name: [] for name in columns[1:-1]}
-    for line in lines:
+    every, newest = 1 + len(lines) // _MOST_ROWS, len(lines) - 20
+    for line in (line for n, line in enumerate(lines) if n % every == 0 or n > newest):
         cells = line.split(",")
         if len(cells) != len(columns) or not cells[0].isdecimal():
             continue
@@ -137,17 +159,14 @@ def _read_table(run: RunDirectory, seen: Seen) -> None:
 
 
 def _read_samples(run: RunDirectory, seen: Seen) -> None:
-    found = {}
-    for file in (run.path / "samples").glob("step_*"):
+    # The one that was written last: an attempt may have begun again at an earlier step.
+    files = {file: file.stat().st_mtime_ns for file in (run.path / "samples").glob("step_*")}
+    for file in sorted(files, key=lambda file: (files[file], file.name)):
         if match := re.fullmatch(r"step_(\d{6,})\.\w+", file.name):
-            found[int(match[1])] = file
-    if found:
-        newest = max(found)
-        seen.sample = newest, found[newest]
-        seen.step = max(seen.step, newest)
+            seen.sample = int(match[1]), file
 
 
-def _read_log(file: Path, seen: Seen) -> list[dict[str, Any]]:
+def _read_log(file: Path, seen: Seen) -> list[Status]:
     """SP's last statuses; of a finished run those before its end: SP may ask questions later."""
     data = b""
     for part in (predecessor(file), file):
@@ -155,30 +174,44 @@ def _read_log(file: Path, seen: Seen) -> list[dict[str, Any]]:
             with part.open("rb") as opened:
                 opened.seek(max(0, part.stat().st_size - _LOG_TAIL))
                 data += opened.read(_LOG_TAIL)
-    statuses: list[dict[str, Any]] = []
+    statuses: list[Status] = []
     end = None
     for line in data[-_LOG_TAIL:].split(b"\n"):
-        with suppress(ValueError, KeyError, TypeError):  # the first line, and one that is written
+        with suppress(
+            ValueError, KeyError, TypeError, OverflowError
+        ):  # the first line, and one that is written
             report = json.loads(line)
             seen.changed = max(seen.changed, float(report["time"]))
             if report["kind"] == "status":
-                statuses.append({name: report[name] for name in _STATUS})
+                statuses.append(_status(report))
             elif report["event"] in _TOLD:
                 text = f"{report['event']}: {report.get('reason') or ''}".rstrip(": ")
                 seen.events.append((float(report["time"]), text))
                 end = len(statuses) if report["event"] == "collected" else end
     if seen.finished:
         statuses = statuses[:end]
-    seen.log = statuses[-1] if statuses else None
+    seen.status = statuses[-1] if statuses else None
     return statuses
 
 
-def _speed(statuses: Sequence[dict[str, Any]], seen: Seen) -> float | None:
+def _status(report: dict[str, Any]) -> Status:
+    step, steps, phase = report["step"], report["steps"], report["phase"]
+    return Status(
+        float(report["time"]),
+        None if step is None else int(step),
+        None if steps is None else int(steps),
+        f"{phase['name']} {phase['on'] or ''}",
+        {str(peer): int(count) for peer, count in dict(report["received"]).items()},
+        {str(peer): float(seconds) for peer, seconds in dict(report["waited_s"]).items()},
+    )
+
+
+def _speed(statuses: Sequence[Status], seen: Seen) -> float | None:
     """Seconds a step: of the clock, where there is a log, else as the last rows say."""
-    known = [s for s in statuses if s["step"] and s["time"] > statuses[-1]["time"] - _RECENT_S]
-    if known and known[-1]["step"] > known[0]["step"]:
-        elapsed = known[-1]["time"] - known[0]["time"]
-        return float(elapsed / (known[-1]["step"] - known[0]["step"]))
+    known = [(s.time, s.step) for s in statuses if s.step]
+    recent = [(when, step) for when, step in known if when > known[-1][0] - _RECENT_S]
+    if recent and recent[-1][1] > recent[0][1]:
+        return (recent[-1][0] - recent[0][0]) / (recent[-1][1] - recent[0][1])
     return statistics.median(s for _, s in seen.seconds[-20:]) if seen.seconds else None
 
 
@@ -382,13 +415,11 @@ def _sample(seen: Seen, image: str) -> _Html:
 
 
 def _from_servers(seen: Seen) -> _Html:
-    if seen.log is None:
+    if (status := seen.status) is None:
         return _Html("")
-    phase, received, waited = (seen.log[name] for name in ("phase", "received", "waited_s"))
-    doing = f"{phase['name']} {phase['on'] or ''}"
-    rows = [("doing", "finished" if seen.finished else doing)]
-    rows += [(f"received from {peer}", _bytes(n)) for peer, n in sorted(received.items()) if n]
-    rows += [(f"waited for {peer}", _duration(s)) for peer, s in sorted(waited.items()) if s >= 1]
+    rows = [("doing", "finished" if seen.finished else status.doing)]
+    rows += [(f"received from {p}", _bytes(n)) for p, n in sorted(status.received.items()) if n]
+    rows += [(f"waited for {p}", _duration(s)) for p, s in sorted(status.waited.items()) if s >= 1]
     return _tag("section", _tag("h2", "SP, since it was last started"), _table(rows))
 
 
@@ -576,7 +607,11 @@ class Watcher:
     def _page(self) -> bytes:
         try:
             return page(look(self._path, self._log), time.time(), "sample.png")
-        except (OSError, ValueError) as error:  # while it is moved, perhaps: look again
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+        ) as error:  # while it is moved, perhaps: look again
             body = _tag("main", _tag("h1", "This run cannot be read"), _tag("p", str(error)))
             return _document(self._path.name, body, _REFRESH_S)
 

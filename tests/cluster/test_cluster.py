@@ -25,6 +25,7 @@ from lpgan_jax.cluster import dealer, roles
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.supervisor import Supervisor
+from lpgan_jax.cluster.watch import look
 from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.gan import GENERATE
@@ -95,6 +96,8 @@ def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests, cap
         with subtests.test("images are generated on demand", own_noise=own_noise):
             images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise)
     trained[3].stop()
+    with subtests.test("a page shows what SP has"):
+        a_page_shows_what_sp_has(trained, simulated)
     with subtests.test("a finished training has nothing to do"):
         a_finished_training_has_nothing_to_do(trained, settings, capsys)
 
@@ -326,6 +329,20 @@ def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_n
         expected = np.asarray(Image.open(tmp_path / "expected.png")).astype(int)
         # Roundings differ by some LSB of 18 bits, which can move a pixel of 8 bits by one.
         assert np.abs(ours - expected).max() <= 1
+
+
+def a_page_shows_what_sp_has(trained, simulated):
+    """Also when SP has asked for images since."""
+    seen = look(trained[0])
+    assert (seen.finished, seen.step, seen.steps, seen.attempt) == (True, 12, 12, 1)
+    for place, name in enumerate(("loss_d", "loss_g")):
+        expected = {step: losses[place] for step, losses in simulated.losses.items()}
+        assert dict(seen.curves[name]) == expected
+    assert seen.status.step == 12
+    assert min(seen.status.received.values()) > 0
+    assert seen.sample == (12, trained[0] / "samples" / "step_000012.png")
+    assert [text for _, text in seen.events] == ["collected"]
+    assert seen.seconds_per_step > 0
 
 
 def _files(directory):

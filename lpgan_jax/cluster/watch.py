@@ -343,7 +343,7 @@ def _facts(seen: Seen) -> list[_Html]:
     of = f" of {seen.steps:,}" if seen.steps else ""
     facts = [("step", f"{seen.step:,}", of)]
     speed = seen.seconds_per_step
-    facts.append(("speed", "?" if speed is None else f"{speed:.3g}", " s a step"))
+    facts.append(("speed", "?", "") if speed is None else ("speed", f"{speed:.3g}", " s a step"))
     if seen.finished:
         facts.append(("remaining", "nothing", ""))
     elif speed is not None and seen.steps:
@@ -380,7 +380,8 @@ def _losses(seen: Seen) -> _Html:
     elif seen.curves:
         return _Html("")
     else:
-        plot = _tag("p", "SP has been told of no step yet, or losses are not opened.", class_="dim")
+        why = "They are not opened." if seen.seconds else "SP has been told of no step yet."
+        plot = _tag("p", why, class_="dim")
     return _tag("section", _tag("h2", "Losses"), plot)
 
 

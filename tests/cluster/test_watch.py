@@ -133,7 +133,7 @@ def shown(watcher):
 def test_the_page_says_what_the_files_say_while_the_run_goes_on(run, serve):
     watcher = serve(run.path)
     assert "step 0 of 2,000" in shown(watcher).text
-    assert "SP has been told of no step yet" in shown(watcher).text
+    assert "SP has been told of no step yet." in shown(watcher).text
     now = time.time()
     for step in (1, *range(10, 410, 10)):
         run.row(step, 1.5 - step / 1000, 0.5 + step / 1000)
@@ -170,6 +170,13 @@ def test_the_page_says_what_the_files_say_while_the_run_goes_on(run, serve):
     assert "step 410 of 2,000" in page.text
     assert ask(watcher, "sample.png")[2] == newer.read_bytes()
     assert page.all("meta")[-1] == {"http-equiv": "refresh", "content": "5"}
+
+
+def test_losses_that_are_not_opened_are_not_there(run, serve):
+    run.row(10, None, None)
+    page = shown(serve(run.path))
+    assert "They are not opened." in page.text
+    assert "speed 0.25 s a step" in page.text
 
 
 def test_curves_are_the_tables(run):

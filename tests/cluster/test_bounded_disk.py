@@ -21,7 +21,7 @@ STEPS = int(os.environ.get("LPGAN_STEPS", "20000"))
 KEPT = {"metrics.csv", "samples"}
 """What SP is to have: a row a log, a file a sample."""
 EVERY_S, STEADY_S = 5.0, 60.0
-OPTIONS = {"questions": 1024, "sample_every": 5, "log_every": 50, "checkpoint_every": 100}
+OPTIONS = {"questions": 1024, "every": 5, "log_every": 50, "checkpoint_every": 100}
 ROLES = ("s1", "s2", "ds", "sp")
 
 
@@ -98,7 +98,7 @@ def test_disk_and_memory_do_not_grow(tmp_path):
     rest = [sizes["rest"] + sizes["checkpoints"] for _, _, sizes, _ in steady]
     assert max(rest) < min(rest) + 2**16, rest
     # All that the servers had for SP would not have fitted.
-    assert STEPS < 10_000 or STEPS / OPTIONS["sample_every"] * answer > 5 * 2 * SEGMENT
+    assert STEPS < 10_000 or STEPS / OPTIONS["every"] * answer > 5 * 2 * SEGMENT
     half = len(steady) // 2
     for role in ROLES:
         early, late = (
@@ -106,4 +106,4 @@ def test_disk_and_memory_do_not_grow(tmp_path):
         )
         assert late < 1.1 * early + 2**24, role
     samples = len(list((run / "samples").iterdir()))
-    assert samples == 1 + STEPS // OPTIONS["sample_every"] + (STEPS % OPTIONS["sample_every"] > 0)
+    assert samples == 1 + STEPS // OPTIONS["every"] + (STEPS % OPTIONS["every"] > 0)

@@ -318,6 +318,15 @@ def _add_cluster_commands(commands: Any) -> None:
         help="at s1 and s2 at the same time: compare them, and measure the line between them",
     )
 
+    watch = commands.add_parser("watch", help="show a run on a page of this machine, as it goes on")
+    watch.add_argument("run", metavar="DIR", help="a run directory")
+    watch.add_argument("--port", type=int, default=0, metavar="N", help="(default: a free one)")
+    watch.add_argument(
+        "--config",
+        metavar="FILE",
+        help="of a run of `lpgan sp`: the cluster's configuration, by which SP's log is found",
+    )
+
     certificates = commands.add_parser("certificates", help="make certificates for a try-out")
     certificates.add_argument(
         "--config", metavar="FILE", help="a cluster's configuration with more data owners"
@@ -628,6 +637,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _role(args)
         elif args.command == "doctor":
             return _doctor(args)
+        elif args.command == "watch":
+            from lpgan_jax.cluster.watch import watch
+
+            watch(args.run, args.port, args.config)
         elif args.command == "certificates":
             from lpgan_jax.cluster.roles import certificates
 

@@ -9,7 +9,7 @@ import lpgan_jax as lp
 F = np.float32
 
 
-def training(rate=0.5, batch_size=8, questions=4):
+def training(rate=0.5, batch_size=8, questions=4, every=4, log_every=1, checkpoint_every=3):
     def init(rng):
         return {"w": rng.normal(size=(3, 1)).astype(F) / 4, "b": np.zeros(1, F)}
 
@@ -37,7 +37,7 @@ def training(rate=0.5, batch_size=8, questions=4):
     def probability(params, x):
         return jax.nn.sigmoid(logits(params, x))
 
-    sample = lp.Sample("probability", lambda rng: rng.normal(size=(questions, 3)), every=4)
+    sample = lp.Sample("probability", lambda rng: rng.normal(size=(questions, 3)), every=every)
     program = lp.Program(
         init=init,
         step=step,
@@ -45,4 +45,11 @@ def training(rate=0.5, batch_size=8, questions=4):
         learnt=lambda params: {"w": params["w"]},
         answers={"probability": lp.Answer(probability, of(questions, 3))},
     )
-    return lp.Training(program, feed, steps=6, log_every=1, checkpoint_every=3, sample=sample)
+    return lp.Training(
+        program,
+        feed,
+        steps=6,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        sample=sample,
+    )

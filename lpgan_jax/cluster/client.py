@@ -21,6 +21,7 @@ from lpgan_jax.cluster.wire import (
     Opening,
     Progress,
     Question,
+    Received,
     Result,
     Watching,
 )
@@ -141,17 +142,24 @@ class Client:
         for data in self._call("Watch", [wire.encode(watching)]):
             yield wire.decode(Progress, data)
 
-    def results(self, sizes: Mapping[str, int]) -> Iterator[tuple[Result, bytearray]]:
-        """The server's shares of results, from the first one on.
+    def results(
+        self, after: Received, sizes: Mapping[str, int]
+    ) -> Iterator[tuple[Result, bytearray]]:
+        """The server's shares of results after one; it may drop the others.
 
-        It ends when the server has dropped some: a new attempt will compute them again.
+        It ends when the server has dropped some of these: a new attempt will compute them again.
 
         Args:
+            after: up to which result SP has them, on its disk.
             sizes: bytes of a share of each kind of result.
         """
-        frames = self._call("Results", [self._hello()])
+        frames = self._call("Results", [wire.encode(after)])
         for data in frames:
             yield self._result(data, frames, sizes)
+
+    def received(self, received: Received) -> None:
+        """Say what SP has, on its disk: the server may drop it."""
+        self._answer("Received", [wire.encode(received)], self._config.timeouts.wait_s)
 
     def ask(self, question: Question, shares: list[Any], size: int, limit_s: float) -> bytearray:
         """The server's share of an answer, of so many bytes."""

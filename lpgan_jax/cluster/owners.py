@@ -351,8 +351,10 @@ class _Run:
                 self.lines.wait(
                     lambda: any(q.name not in over for q in self._questions_of_both()), patience
                 )
-                both = self._questions_of_both()
-                for question in self._questions():
+                both, waiting = self._questions_of_both(), self._questions()
+                over.intersection_update(question.name for question in waiting)
+                first_seen = {q.name: first_seen[q.name] for q in waiting if q.name in first_seen}
+                for question in waiting:
                     name, now = question.name, time.monotonic()
                     if name in over:
                         continue
@@ -437,7 +439,7 @@ def feed(cluster: ClusterConfig, settings: Settings, owner: str, reporter: Repor
     lines.send_from_now_on()
     keys = DealerKeys(make_key())  # never from a seed: DS may have the same one
     reporter.set(step=start, steps=steps)
-    turns = [s for s in range(start, steps) if cluster.owner_of(s) == owner]
+    turns = (s for s in range(start, steps) if cluster.owner_of(s) == owner)
     for serial, step in enumerate(turns):
         payloads = share_batch(program, keys.take(), draw, cluster.turn_of(owner, step))
         for server, payload in zip(SERVERS, payloads, strict=True):

@@ -1,7 +1,7 @@
 """SP: it pulls shares of results from both servers, and puts them together.
 
-It keeps no memory of what it had: whenever it connects, it reads both servers' results from the
-first on, and makes the tables and pictures of its directory again.
+What it has is in its directory, and whenever it connects it asks for what comes after that. About
+once a second it tells the servers what is safely on its disk, and they drop it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import statistics
 import threading
 import time
 from dataclasses import replace
@@ -21,6 +20,7 @@ import numpy as np
 
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.client import Client
+from lpgan_jax.cluster.collection import Collection
 from lpgan_jax.cluster.owners import require_same_functions
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
 from lpgan_jax.cluster.settings import (
@@ -30,14 +30,14 @@ from lpgan_jax.cluster.settings import (
     changed_field,
     with_own_code,
 )
-from lpgan_jax.cluster.wire import Description, Layout, Result, half_shapes
+from lpgan_jax.cluster.wire import Description, Layout, Received, Result, half_shapes
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.share_trees import reveal_tree
-from lpgan_jax.programs import Row, Training, agreement, secured, shapes
+from lpgan_jax.programs import Training, agreement, secured, shapes
 from lpgan_jax.training import config
 from lpgan_jax.training.building import training_of
 from lpgan_jax.training.config import Settings
-from lpgan_jax.training.run_directory import Metrics, RunDirectory
+from lpgan_jax.training.run_directory import RunDirectory
 
 
 class Results:
@@ -125,76 +125,94 @@ def collect(
         Lost: a server is gone.
         BadInput, FileExistsError: the directory has another run in it.
     """
-    while not _collect_from_the_first(cluster, Path(out), reporter, steps, program_file):
+    while not _collect_from_both(cluster, Path(out), reporter, steps, program_file):
         reporter.event("results begin again")
 
 
-def _collect_from_the_first(
+def _collect_from_both(
     cluster: ClusterConfig,
     out: Path,
     reporter: Reporter,
     steps: int | None,
     program_file: str | None,
 ) -> bool:
-    """Read all results; False if a new attempt began meanwhile, which computes some again."""
+    """Take results; False if a new attempt began meanwhile, which computes some again."""
     clients, settings, training = connect(cluster, PROVIDER, program_file, reporter)
     if steps is not None:  # what the servers know may be of a training that is about to go on
         settings = settings.model_copy(update={"steps": steps})
         training = replace(training, steps=steps)
     try:
         run = _run_directory(out, settings)
-        return _collect(clients, training, run, reporter)
+        with reading_input():
+            collection = Collection(run, cluster.session, training, reporter)
+        return _collect(clients, training, run, collection, reporter)
     finally:
         for client in clients:
             client.close()
 
 
 def _collect(
-    clients: list[Client], training: Training, run: RunDirectory, reporter: Reporter
+    clients: list[Client],
+    training: Training,
+    run: RunDirectory,
+    collection: Collection,
+    reporter: Reporter,
 ) -> bool:
-    reporter.set(step=0, steps=training.steps)
+    reporter.set(step=collection.received.step, steps=training.steps)
     results, sample = Results(training), training.sample
-    pairs = _Pairs(clients, results)
-    metrics = Metrics(run.metrics_file, 0, training)
-    started, attempts = time.time(), 0
-    durations: list[float] = []
-    row: Row = dict.fromkeys(training.columns)
+    pairs = _Pairs(clients, results, collection.received)
+    started = told_at = time.monotonic()
     while True:
         with reporter.phase("waiting for results of", on="s1", limit_s=None):
             pair = pairs.next()
         if pair is None:
             return False
         head, payloads = pair
-        attempts = max(attempts, head.attempt)
-        if head.kind in ("told", "step"):
-            durations.append(head.seconds)
-            if head.kind == "told":
-                row = dict(training.row(results.put_together("told", payloads)))
-            if training.logs_after(head.step) or head.step == 1:
-                metrics.append(head.step, row, head.seconds)
-            reporter.set(step=head.step, s_per_step=round(head.seconds, 4))
-        elif head.kind == "answer":
+        if head.kind == "learnt":  # servers are never told that it is here, and keep it
+            if head.step < training.steps:
+                continue
+            break
+        collection.take(head)
+        if head.kind == "answer":
             assert sample is not None
             file = sample.file(results.put_together("answer", payloads))
             atomic_write(run.sample_file(head.step, sample.suffix), file)
             reporter.set(step=head.step)
-        elif head.step >= training.steps:
-            learnt = results.put_together("learnt", payloads)
-            atomic_write(run.parameters_file, training.save(learnt))
-            break
+        else:
+            told = head.kind == "told"
+            row = training.row(results.put_together("told", payloads)) if told else None
+            collection.tell(head, row)
+            reporter.set(step=head.step, s_per_step=round(head.seconds, 4))
+        if time.monotonic() - told_at > _TELL_EVERY_S:
+            _tell(clients, collection)
+            told_at = time.monotonic()
+    _tell(clients, collection)
+    collection.take(head)
+    learnt = results.put_together("learnt", payloads)
+    atomic_write(run.parameters_file, training.save(learnt))
     summary = {
-        **row,
+        **collection.row,
         "mode": "two servers",
         "steps": head.step,
-        "attempts": attempts,
-        "seconds": round(time.time() - started, 3),
-        "seconds_per_step": round(statistics.median(durations or [0.0]), 4),
+        "attempts": head.attempt,
+        "seconds": round(time.monotonic() - started, 3),
+        "seconds_per_step": round(collection.seconds_per_step, 4),
         "jax": jax.__version__,
     }
     atomic_write(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
     reporter.set(step=head.step)
     reporter.event("collected", step=head.step, out=str(run.path))
     return True
+
+
+_TELL_EVERY_S = 1.0
+
+
+def _tell(clients: list[Client], collection: Collection) -> None:
+    """Have everything on the disk, then let the servers drop it."""
+    collection.save()
+    for client in clients:
+        client.received(collection.received)
 
 
 def _run_directory(path: Path, settings: Settings) -> RunDirectory:
@@ -214,17 +232,19 @@ def _run_directory(path: Path, settings: Settings) -> RunDirectory:
 class _Pairs:
     """Results of which both servers' shares are there, in order."""
 
-    def __init__(self, clients: list[Client], results: Results) -> None:
+    def __init__(self, clients: list[Client], results: Results, after: Received) -> None:
         self._queues: list[queue.Queue[Any]] = [queue.Queue(16) for _ in clients]
         for client, into in zip(clients, self._queues, strict=True):
             threading.Thread(
-                target=self._pull, args=(client, results.sizes, into), daemon=True
+                target=self._pull, args=(client, after, results.sizes, into), daemon=True
             ).start()
 
     @staticmethod
-    def _pull(client: Client, sizes: dict[str, int], into: queue.Queue[Any]) -> None:
+    def _pull(
+        client: Client, after: Received, sizes: dict[str, int], into: queue.Queue[Any]
+    ) -> None:
         try:
-            for result in client.results(sizes):
+            for result in client.results(after, sizes):
                 into.put(result)
             into.put(None)
         except Exception as error:

@@ -26,7 +26,7 @@ from lpgan_jax.cluster.parcels import TRAIN, Parcels, server_programs
 from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import Session, Task
-from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig, ServerName
+from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, ServerName
 from lpgan_jax.cluster.wire import Layout, Opening, Result, buffers
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import carrying
@@ -140,7 +140,7 @@ def serve(
         program_file,
         lambda role, reason: reporter.fail(f"lost {role}: {reason}", blames=role),
     )
-    journal = Journal(f"{config.state}/results/{server}.msgpack")
+    journal = Journal(f"{config.state}/results/{server}")
     service = Service(config, load_identity(config, server), session, journal, reporter)
     context = line_context(config, server)
     listener = Listener(config, context) if server == "s1" else None
@@ -217,6 +217,8 @@ class _Work:
     session: Session
     journal: Journal
     reporter: Reporter
+    many: int = 2**28
+    """Bytes of results that wait for SP, beyond which the log says so."""
 
     def run(self, state: Any, attempt: int) -> None:
         """Do what DS says, until this process ends."""
@@ -306,6 +308,13 @@ class _Work:
             size=len(payload),
         )
         self.journal.append(result, payload)
+        if (waiting := self.journal.waiting) > self.many:
+            self.many = 2 * waiting
+            self.reporter.event(
+                "warning",
+                reason=f"{waiting / 1e6:.0f} MB of results wait for {PROVIDER}, and stay on this "
+                "disk until it has come for them",
+            )
 
     def _save(self, state: Any, step: int, name: str) -> None:
         share = arrays(by_name(state))

@@ -16,7 +16,7 @@ import grpc
 from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity
 from lpgan_jax.cluster.condition import own_condition
-from lpgan_jax.cluster.journal import Journal
+from lpgan_jax.cluster.journal import Journal, Order
 from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.session import Session
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, ClusterConfig, Timeouts
@@ -26,6 +26,7 @@ from lpgan_jax.cluster.wire import (
     Malformed,
     Opening,
     Question,
+    Received,
     Refused,
     Result,
     Unexpected,
@@ -98,6 +99,7 @@ class Service:
             "Send": (self._send, owners),
             "Watch": (self._watch, owners),
             "Results": (self._results, [PROVIDER]),
+            "Received": (self._received, [PROVIDER]),
             "Ask": (self._ask, config.askers),
         }
         # All take streams, and so are called before anything is received: gRPC would read a single
@@ -215,13 +217,22 @@ class Service:
                 yield encode(progress)
 
     def _results(self, sender: str, frames: Iterator[bytes], context: Context) -> Iterator[bytes]:
-        self._read(Hello, sender, frames)
-        index, generation = 0, self._journal.generation
-        while context.is_active() and self._journal.generation == generation:
-            entry = self._journal.wait(index, _HEARTBEAT_S)
-            if entry is not None and self._journal.generation == generation:
-                index += 1
+        after = self._has(sender, frames)
+        for entry in self._journal.results(after, _HEARTBEAT_S):
+            if not context.is_active():
+                return
+            if entry is not None:
                 yield from self._sent(sender, *entry)
+
+    def _received(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
+        self._has(sender, frames)
+        yield b""
+
+    def _has(self, sender: str, frames: Iterator[bytes]) -> Order:
+        """Up to which result SP has them all; they are dropped."""
+        received = self._read(Received, sender, frames)
+        self._journal.drop((received.attempt, received.serial))
+        return received.attempt, received.serial
 
     def _sent(self, receiver: str, head: Result, payload: bytes) -> Iterator[bytes]:
         self._reporter.count(receiver, sent=len(payload))

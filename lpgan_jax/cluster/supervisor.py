@@ -19,44 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lpgan_jax.cluster.logs import Log, shorten
 from lpgan_jax.cluster.reporting import REFUSED
 from lpgan_jax.cluster.settings import ClusterConfig
 from lpgan_jax.cluster.worker import Job
-from lpgan_jax.common.files import private_directory, private_open
+from lpgan_jax.common.files import private_open
 
 Report = dict[str, Any]
 
 _TICK_S = 0.1
 _BEFORE_RESTART_S = 0.5
-
-
-class Log:
-    """JSON lines of what happened to one role, with the time; no line depends on a secret."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """`path`: appended to; made with its directory, and the one above, if it is not there.
-
-        Raises:
-            PermissionError: one of the three is a symbolic link, or belongs to someone else.
-        """
-        self.path = Path(path)
-        private_directory(self.path.parent.parent)
-        private_directory(self.path.parent)
-        private_open(self.path, "ab").close()
-        self._last = -1.0
-
-    def event(self, report: Report) -> None:
-        """Write an event."""
-        line = json.dumps({"time": round(time.time(), 3), **report})
-        # A full disk must not end the one who would tell.
-        with contextlib.suppress(OSError), private_open(self.path, "ab") as file:
-            file.write(line.encode() + b"\n")
-
-    def status(self, report: Report) -> None:
-        """Write a status, at most one a second."""
-        if time.monotonic() - self._last >= 1.0:
-            self._last = time.monotonic()
-            self.event(report)
 
 
 @dataclass
@@ -166,6 +138,7 @@ class Supervisor:
         """Read reports until the worker ends; why it was ended, if the supervisor did it."""
         limit, rest, heard = self._config.timeouts.silence_s, b"", time.monotonic()
         while not self._stopping.is_set():
+            shorten(self._output)
             ready = select.select([reading], [], [], _TICK_S)[0]
             now = time.monotonic()
             if ready:

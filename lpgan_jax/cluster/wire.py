@@ -56,7 +56,20 @@ class Message(Fields):
 
 
 class Hello(Message):
-    """A question without more to say: `describe`, `results`."""
+    """A question without more to say: `describe`."""
+
+
+class Received(Message):
+    """SP has all results up to one, safely: servers may drop them.
+
+    That is also what SP asks for later results with.
+    """
+
+    attempt: int = Field(ge=0)
+    """Of that result, as its serial; both are 0 before the first."""
+    serial: int = Field(ge=0)
+    step: int = Field(ge=0)
+    """Steps done when it was computed."""
 
 
 class Watching(Message):

@@ -45,7 +45,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, private: bool = T
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _make_directories(path: Path, *, private: bool) -> None:
@@ -54,7 +54,7 @@ def _make_directories(path: Path, *, private: bool) -> None:
         part.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make a rename in the directory durable: a power cut may undo it otherwise."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -39,6 +39,7 @@ _SHARES_TOGETHER = """\
     parameters.msgpack    what SP got, in the format of `lpgan export`
     checkpoints/   s1/ and s2/: the servers' shares of everything secret
     results/       the servers' shares of what SP put together
+    received.json  up to which result SP has put them together
     cluster/       the configuration and certificates
     logs/          what each role did
     session-*.json, private-ds.json, *.lock    what each role must remember
@@ -48,6 +49,7 @@ a cluster out, so both servers' shares lie here, and whoever reads them can add 
 """
 _SHARES_APART = """\
     parameters.msgpack    what SP got, in the format of `lpgan export`
+    received.json         up to which result it has those of the servers
 
 Keep this directory as private as the training data: it holds what SP put together from the shares
 of two servers.
@@ -176,6 +178,11 @@ class RunDirectory:
         return self.path / "parameters.msgpack"
 
     @property
+    def received_file(self) -> Path:
+        """Up to which result SP of a cluster has them, JSON."""
+        return self.path / "received.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Where `checkpoint.save(run.path, ...)` puts the servers' shares."""
         return self.path / checkpoint.DIRECTORY
@@ -247,6 +254,19 @@ class Metrics:
         values = (step, *told, seconds, self._training.batch_size / seconds)
         with private_open(self._path, "ab") as file:
             file.write(_line(*("" if value is None else value for value in values)).encode())
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk."""
+        with private_open(self._path, "ab") as file:
+            os.fsync(file.fileno())
+
+    def last(self) -> tuple[dict[str, float | None], list[float]]:
+        """The last row as `append` took it, and the seconds of all rows."""
+        rows = self._read()
+        told = [float(value) if value else None for value in rows[-1][1:-2]] if rows else None
+        columns = self._training.columns
+        row = dict.fromkeys(columns) if told is None else dict(zip(columns, told, strict=True))
+        return row, [float(row[-2]) for row in rows]
 
     def _read(self) -> list[list[str]]:
         """Return the whole rows, without the header."""

@@ -26,6 +26,7 @@ from lpgan_jax.cluster.line import HEAD
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import load_cluster
 from lpgan_jax.cluster.supervisor import Supervisor
+from lpgan_jax.cluster.watch import look
 from lpgan_jax.cluster.wire import Result, decode
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.gan import GENERATE
@@ -96,6 +97,8 @@ def test_a_trained_cluster(trained, settings, simulated, tmp_path, subtests, cap
         with subtests.test("images are generated on demand", own_noise=own_noise):
             images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_noise)
     trained[3].stop()
+    with subtests.test("a page shows what SP has"):
+        a_page_shows_what_sp_has(trained, simulated)
     with subtests.test("a finished training has nothing to do"):
         a_finished_training_has_nothing_to_do(trained, settings, capsys)
 
@@ -138,7 +141,7 @@ def sp_gets_no_word_of_the_discriminator(trained, simulated):
     """Of all that the servers have for SP, and of what they say that it weighs."""
     final = simulated.shares[12]
     for place, server in enumerate(("s1", "s2")):
-        journal = (trained[0] / "results" / f"{server}.msgpack").read_bytes()
+        journal = (trained[0] / "results" / server / "00000000.msgpack").read_bytes()
 
         def there(network, place=place, journal=journal):
             parts = f"params.{network}.", f"stats.{network}."
@@ -156,7 +159,14 @@ def sp_gets_no_word_of_the_discriminator(trained, simulated):
 def others_can_read_nothing(trained):
     directory = trained[0]
     names = {path.name for path in directory.rglob("*") if path.is_file()}
-    assert {"s1.lock", "s1.msgpack", "session-s1.json", "s1.out", "metrics.csv", "s1.key"} < names
+    assert {
+        "s1.lock",
+        "00000000.msgpack",
+        "session-s1.json",
+        "s1.out",
+        "metrics.csv",
+        "s1.key",
+    } < names
     for part in ("state", "run", "cluster"):
         assert not open_to_others(directory / part)
 
@@ -323,6 +333,21 @@ def images_are_generated_on_demand(trained, simulated, settings, tmp_path, own_n
         expected = np.asarray(Image.open(tmp_path / "expected.png")).astype(int)
         # Roundings differ by some LSB of 18 bits, which can move a pixel of 8 bits by one.
         assert np.abs(ours - expected).max() <= 1
+
+
+def a_page_shows_what_sp_has(trained, simulated):
+    """Also when SP has asked for images since."""
+    seen = look(trained[0])
+    assert (seen.finished, seen.step, seen.steps, seen.attempt) == (True, 12, 12, 1)
+    for place, name in enumerate(("loss_d", "loss_g")):
+        expected = {step: losses[place] for step, losses in simulated.losses.items()}
+        assert dict(seen.curves[name]) == expected
+    (end,) = (event["time"] for event in events(trained[0], "sp", "collected"))
+    last = [status for status in statuses(trained[0], "sp") if status["time"] <= end][-1]
+    assert (seen.status.time, seen.status.received) == (last["time"], last["received"])
+    assert seen.sample == (12, trained[0] / "samples" / "step_000012.png")
+    assert [text for _, text in seen.events] == ["collected"]
+    assert seen.seconds_per_step > 0
 
 
 def _files(directory):

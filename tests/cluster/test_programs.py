@@ -1,6 +1,7 @@
 """A program between four processes: trained, asked by clients, refused where it differs."""
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_a_program_is_trained_and_asked_by_two_clients_at_once(tmp_path, subtest
             shown = np.fromstring(capfd.readouterr().out.strip("[]\n"), sep=" ")
             assert np.abs(shown - answers["bob"]).max() < 2**-14
             for log in (tmp_path / "state" / "logs").iterdir():
-                assert f"{shown[0]:.4f}"[:5] not in log.read_text()
+                # More digits than a time in the log has.
+                assert f"{shown[0]:.8f}"[:7] not in log.read_text()
         with subtests.test("a client with another program"):
             other = tmp_path / "tiny_program.py"
             other.write_text(Path(FILE).read_text().replace("sigmoid", "tanh"))
@@ -96,6 +98,7 @@ def test_a_program_is_trained_and_asked_by_two_clients_at_once(tmp_path, subtest
 
 def test_a_role_with_a_changed_file_is_refused_by_name(tmp_path):
     """Before anything is shared, at DS and at the server, with the operation that differs."""
+    state = tmp_path / "state"
     changed = tmp_path / "elsewhere" / "tiny_program.py"
     changed.parent.mkdir()
     shutil.copy(FILE, changed)
@@ -107,9 +110,12 @@ def test_a_role_with_a_changed_file_is_refused_by_name(tmp_path):
         assert running.wait("ds", 240) == 1
         # The server waits for a DS that has the same, or for its own file to be mended.
         assert "s2" not in running.statuses
+        end = time.monotonic() + 30
+        while not events(state, "s2", "failed"):  # it gave DS time to hear why
+            assert time.monotonic() < end
+            time.sleep(0.1)
     finally:
         running.stop()
-    state = tmp_path / "state"
     for role, event in (("ds", "ended"), ("s2", "failed")):
         reason = events(state, role, event)[0]["reason"]
         assert "program differs from that of ds: step: operation" in reason, role

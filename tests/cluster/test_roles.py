@@ -152,7 +152,7 @@ class _Fake:
     def __init__(self, server, heads):
         self.server, self._heads = server, heads
 
-    def results(self, sizes):
+    def results(self, after, sizes):
         for attempt, serial in self._heads:
             head = Result(attempt=attempt, serial=serial, kind="told", step=1, seconds=0, size=2)
             yield head, bytearray([attempt, serial])
@@ -162,7 +162,7 @@ def test_sp_pairs_shares_of_one_result_only():
     """A result that only one server has was lost in a crash, and computed again."""
     clients = [_Fake("s1", [(1, 0), (1, 1), (3, 0)]), _Fake("s2", [(1, 0), (2, 5), (3, 0)])]
     results = type("", (), {"sizes": {}})()
-    pairs = _Pairs(clients, results)
+    pairs = _Pairs(clients, results, None)
     for expected in ((1, 0), (3, 0)):
         head, payloads = pairs.next()
         assert (head.attempt, head.serial) == expected
@@ -179,7 +179,7 @@ class _Trained:
     def __init__(self, server, steps, value):
         self.server, self._steps, self._value = server, steps, value
 
-    def results(self, sizes):
+    def results(self, after, sizes):
         for step in range(1, self._steps + 1):
             yield self._result("told", step, sizes, 0)
         yield self._result("learnt", self._steps, sizes, self._value)
@@ -190,6 +190,9 @@ class _Trained:
         if kind == "learnt":
             head = head.model_copy(update={"serial": step + 1})
         return head, bytearray(np.full(size // 8, value, "<u8").tobytes())
+
+    def received(self, received):
+        assert received.step <= self._steps
 
     def close(self):
         pass
@@ -213,7 +216,8 @@ def test_sp_takes_no_parameters_of_fewer_steps(tmp_path, monkeypatch, known, ste
 
     monkeypatch.setattr(provider, "connect", connect)
     extra = {} if steps is None else {"steps": steps}
-    provider.collect(None, tmp_path / "run", Deaf("sp"), **extra)
+    cluster = load_cluster(local_cluster(tmp_path / "cluster", "state"))
+    provider.collect(cluster, tmp_path / "run", Deaf("sp"), **extra)
     run = RunDirectory.open(tmp_path / "run")
     assert (run.summary()["steps"], run.config().steps) == (5, 5)
     assert [line.split(",")[0] for line in run.metrics_file.read_text().splitlines()[1:]] == [

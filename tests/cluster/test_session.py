@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from clusters import Deaf, tiny
 
-from lpgan_jax.cluster import wire
+from lpgan_jax.cluster import journal, wire
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy
 from lpgan_jax.cluster.journal import Journal
@@ -25,14 +25,23 @@ from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.service import SERVICE, Service, link_options
 from lpgan_jax.cluster.session import Session, Sizes
 from lpgan_jax.cluster.settings import load_cluster
-from lpgan_jax.cluster.wire import Hello, Opening, Parcel, Question, Result, Save, Watching
+from lpgan_jax.cluster.wire import (
+    Hello,
+    Opening,
+    Parcel,
+    Question,
+    Received,
+    Result,
+    Save,
+    Watching,
+)
 from lpgan_jax.training import checkpoint, config
 from lpgan_jax.training.building import training_of
 
 SIZES = Sizes(
     state=3000, inputs=200, questions={"generate": 50}, material={"": 5000, "generate": 900}
 )
-METHODS = ("Describe", "Condition", "Open", "Send", "Watch", "Results", "Ask")
+METHODS = ("Describe", "Condition", "Open", "Send", "Watch", "Results", "Received", "Ask")
 SETTINGS = config.to_json(tiny())
 # Each line merges the one before nine times: as YAML, it would take longer than anyone waits.
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
@@ -49,7 +58,7 @@ class Server:
         self.reporter = Deaf("s1")
         self.lost = []
         self.session = Session(self.config, "s1", None, lambda *of: self.lost.append(of))
-        self.journal = Journal(directory / "state" / "results" / "s1.msgpack")
+        self.journal = Journal(directory / "state" / "results" / "s1")
         self.service = Service(
             self.config, load_identity(self.config, "s1"), self.session, self.journal, self.reporter
         )
@@ -207,14 +216,16 @@ def test_a_role_may_do_its_own_part_only(start):
     allowed = {
         "ds": {"Describe", "Open", "Watch"},
         "clinic": {"Describe", "Watch"},
-        "sp": {"Describe", "Results"},
+        "sp": {"Describe", "Results", "Received"},
     }
     for role, methods in allowed.items():
         identity = load_identity(server.config, role)
         with channel_of(server, identity.for_channel()) as channel:
             hello = wire.encode(Hello(session=server.config.session, role=role))
-            for method in ("Describe", "Open", "Watch", "Results"):
+            for method in ("Describe", "Open", "Watch", "Results", "Received"):
                 data = hello
+                if method in ("Results", "Received"):
+                    data = wire.encode(received(server).model_copy(update={"role": role}))
                 if method == "Open":
                     data = wire.encode(server.opening(role=role))
                 if method == "Watch":
@@ -516,19 +527,70 @@ def test_owners_send_when_it_is_their_turn(start):
 # SP and clients -----------------------------------------------------------------------------------
 
 
-def test_sp_reads_results_from_the_first_on(server):
+def received(server, attempt=0, serial=0, step=0):
+    session = server.config.session
+    return Received(session=session, role="sp", attempt=attempt, serial=serial, step=step)
+
+
+def test_sp_reads_the_results_that_it_does_not_have(server):
     sizes = {"told": 3, "answer": 4}
     heads = [
         Result(attempt=1, serial=n, kind=kind, step=n, seconds=0.5, size=sizes[kind])
-        for n, kind in enumerate(["told", "answer", "told"])
+        for n, kind in enumerate(["told", "answer", "told"], 1)
     ]
     for head in heads:
         server.journal.append(head, b"x" * head.size)
-    for _ in range(2):
-        results = server.client("sp").results(sizes)
-        assert [next(results) for _ in heads] == [(h, b"x" * h.size) for h in heads]
+    for has in (0, 0, 2):
+        results = server.client("sp").results(received(server, has and 1, has), sizes)
+        wanted = heads[has:]
+        assert [next(results) for _ in wanted] == [(h, b"x" * h.size) for h in wanted]
     with pytest.raises(wire.Malformed, match="4 bytes of answer"):
-        list(server.client("sp").results(sizes | {"answer": 5}))
+        list(server.client("sp").results(received(server), sizes | {"answer": 5}))
+
+
+def test_a_server_drops_what_sp_has(server, monkeypatch):
+    """SP says so while it reads, and when it asks for more."""
+    monkeypatch.setattr(journal, "SEGMENT", 2000)
+    heads = [
+        Result(attempt=1, serial=n, kind="told", step=n, seconds=0.5, size=300)
+        for n in range(1, 61)
+    ]
+    for head in heads:
+        server.journal.append(head, bytes(300))
+    client, whole = server.client("sp"), server.journal.waiting
+    assert whole > 60 * 300
+    results = client.results(received(server), {"told": 300})
+    for head in heads[:40]:
+        assert next(results)[0] == head
+    client.received(received(server, 1, 40, 40))
+    assert server.journal.waiting < whole / 3 + 2000 + 500
+    assert [next(results)[0] for _ in heads[40:]] == heads[40:]
+    again = client.results(received(server, 1, 55, 55), {"told": 300})
+    assert [next(again)[0] for _ in heads[55:]] == heads[55:]
+    assert server.journal.waiting < 5 * 400 + 2000 + 500
+    # Who has less than that gets what there is, and sees that steps are missing.
+    assert 41 <= next(client.results(received(server), {"told": 300}))[0].step <= 56
+
+
+def test_sp_begins_again_when_results_are_dropped(server):
+    """A new attempt computes them again: what SP has read, and not on its disk, is void."""
+    sizes = {"told": 3}
+    heads = [
+        Result(attempt=1, serial=n, kind="told", step=n, seconds=0.5, size=3) for n in range(1, 7)
+    ]
+    for head in heads:
+        server.journal.append(head, b"old")
+    results = server.client("sp").results(received(server), sizes)
+    assert [next(results)[0] for _ in heads] == heads
+    server.journal.forget(after=3)
+    again = [head.model_copy(update={"attempt": 2}) for head in heads[3:]]
+    for head in again:
+        server.journal.append(head, b"new")
+    assert list(results) == []
+    for has in (0, 2, 5):  # of the first attempt
+        results = server.client("sp").results(received(server, 1, has, has), sizes)
+        wanted = heads[min(has, 3) : 3] + again
+        assert [next(results)[0] for _ in wanted] == wanted
 
 
 def test_answers_are_for_who_asked(start):
@@ -675,55 +737,6 @@ def test_an_attempts_number_is_written_down_at_ds_too(server):
     assert new_attempt(other, [_described([], 0)] * 2) == 1
 
 
-# A journal ----------------------------------------------------------------------------------------
-
-
-def test_a_journal_survives_a_cut_tail(tmp_path):
-    heads = [
-        Result(attempt=1, serial=n, kind="told", step=n, seconds=0.0, size=n) for n in range(4)
-    ]
-
-    def opened():
-        return contextlib.closing(Journal(tmp_path / "j"))
-
-    with opened() as journal:
-        for head in heads:
-            journal.append(head, bytes(head.size))
-    whole = (tmp_path / "j").read_bytes()
-    for cut in range(1, 60):
-        (tmp_path / "j").write_bytes(whole[:-cut])
-        with opened() as journal:
-            kept = [journal.wait(n, 0) for n in range(4)]
-            assert kept[:3] == [(head, bytes(head.size)) for head in heads[:3]]
-            assert kept[3] is None
-            journal.append(heads[3], bytes(3))
-        with opened() as journal:
-            assert journal.wait(3, 0) == (heads[3], bytes(3))
-    with opened() as journal:
-        journal.append(heads[3].model_copy(update={"kind": "learnt", "step": 1}), bytes(3))
-        journal.forget(after=1)
-        assert [journal.wait(n, 0) for n in range(3)] == [(heads[0], b""), (heads[1], b"\0"), None]
-
-
-def test_sp_begins_again_when_results_are_dropped(server):
-    """A new attempt computes them again, at the same places: what SP has read is void."""
-    sizes = {"told": 3}
-    heads = [
-        Result(attempt=1, serial=n, kind="told", step=n, seconds=0.5, size=3) for n in range(1, 7)
-    ]
-    for head in heads:
-        server.journal.append(head, b"old")
-    results = server.client("sp").results(sizes)
-    assert [next(results)[0] for _ in heads] == heads
-    server.journal.forget(after=3)
-    again = [head.model_copy(update={"attempt": 2}) for head in heads[3:]]
-    for head in again:
-        server.journal.append(head, b"new")
-    assert list(results) == []
-    results = server.client("sp").results(sizes)
-    assert [next(results)[0] for _ in heads] == heads[:3] + again
-
-
 # Nonsense -----------------------------------------------------------------------------------------
 
 
@@ -789,7 +802,8 @@ def attack(server, count, seed):
         "Open": [server.opening(1), server.opening(2, session="x")],
         "Send": [server.parcel("state"), server.parcel("train", 2, 0), server.parcel(attempt=9)],
         "Watch": [Watching(session="another", role="ds", attempt=1)],
-        "Results": [Hello(session=server.config.session, role="ds")],
+        "Results": [received(server).model_copy(update={"role": "ds"})],
+        "Received": [received(server), received(server, 2**64 - 1, 1)],
         "Ask": [
             Question(
                 session=server.config.session,

@@ -19,7 +19,8 @@ from lpgan_jax import native
 from lpgan_jax.cluster import worker
 from lpgan_jax.cluster.certificates import make_certificates
 from lpgan_jax.cluster.journal import Journal
-from lpgan_jax.cluster.supervisor import Log, Supervisor
+from lpgan_jax.cluster.logs import Log
+from lpgan_jax.cluster.supervisor import Supervisor
 from lpgan_jax.cluster.wire import Result
 from lpgan_jax.cluster.worker import Job
 from lpgan_jax.common.files import atomic_write, use_compilation_cache
@@ -78,7 +79,7 @@ def test_what_roles_write_is_private(shared, monkeypatch):
     with watched(shared) as found:
         Log(shared / "logs" / "s1.jsonl").event({"kind": "event"})
         worker._lock(shared / "s1.lock")
-        with closing(Journal(shared / "results" / "s1.msgpack")) as journal:
+        with closing(Journal(shared / "results" / "s1")) as journal:
             head = Result(attempt=1, serial=0, kind="told", step=0, seconds=0.0, size=3)
             journal.append(head, b"abc")
         checkpoint.save_share(shared, "s1", 1, "name", {"w": np.zeros(3, np.uint64)}, keep=1)
@@ -107,7 +108,6 @@ def test_what_is_for_others_follows_the_umask(tmp_path):
 GAN = training_of(tiny())
 FILES = {
     "lock": worker._lock,
-    "journal": Journal,
     "log": lambda path: Log(path).event({"kind": "event"}),
     "metrics": lambda path: _metrics(path).append(1, {"loss_d": 0.5, "loss_g": 0.5}, 1.0),
 }
@@ -115,7 +115,8 @@ DIRECTORIES = {
     "run": lambda path: RunDirectory.create(path, tiny()),
     "state": lambda path: Log(path / "logs" / "s1.jsonl"),
     "logs": lambda path: Log(path / "s1.jsonl"),
-    "results": lambda path: Journal(path / "s1.msgpack"),
+    "results": lambda path: Journal(path / "s1"),
+    "journal": Journal,
     "checkpoints": lambda path: checkpoint.save_share(path.parent, "s1", 1, "name", {}, keep=1),
     "certificates": lambda path: make_certificates(path, ["s1"]),
 }

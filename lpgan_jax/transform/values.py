@@ -452,8 +452,9 @@ class Value:
         coefficients = [abs(t.coefficient) for t in secret]
         if not secret or any(isinstance(t.source, Public) for t in secret):
             return None
+        # Whole multiples are exact as they are, and 3 i - 5 is not 3 (i - 5/3) to a comparison.
         exact = all(power_of_two(c) is not None for c in coefficients)
-        if exact:
+        if exact or all(t.coefficient == round(t.coefficient) for t in self.terms):
             return None
         for factor, simple in ((min(coefficients), _small_integer), (max(coefficients), _power)):
             ratios = [simple(t.coefficient / factor) for t in secret]

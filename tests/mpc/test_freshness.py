@@ -1,19 +1,19 @@
 """No mask serves twice: across transformations, pools, servers and executions."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import pair
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from scipy import stats
+from servers import QUICKLY, dealt, run_servers, server_program
 
+import lpgan_jax
 from lpgan_jax import FixedPoint, key, share
 from lpgan_jax import protocols as P
-from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc import arithmetic, compare, elementary, roots
 from lpgan_jax.mpc import party as party_module
 from lpgan_jax.mpc.party import Source, Words, server_seeds, simulate
 from lpgan_jax.mpc.seat import StaleParty
@@ -282,81 +282,46 @@ def test_streams_of_servers_and_of_dealt_shares_are_distinct_and_the_same_online
 
 # Deal and online --------------------------------------------------------------------------------
 
-DEPLOYMENT = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import Mesh, PartitionSpec
-import lpgan_jax
-from helpers import pair
-from lpgan_jax.mpc import arithmetic, compare, elementary, roots
-from lpgan_jax.mpc.party import AXIS, deal, online, server_seeds, simulate
-from lpgan_jax.mpc.secret import Secret
 
-assert jax.device_count() == 2
-
-def function(party, s, public):
+def _several(party, s, public):
     x, y = Secret(s["x"], 18), Secret(s["y"], 18)
     product = arithmetic.truncate(party, arithmetic.mul(party, x, y), 18)
     chosen = compare.select(party, compare.positive(party, x), product)
     root = roots.inverse_sqrt(party, arithmetic.square(party, x), 18)
     return [v.share + public for v in (product, chosen, root, elementary.tanh(party, x, 18))]
 
-rng = np.random.default_rng(0)
-x, y = rng.normal(0, 2, (2, 7))
-secrets = {"x": pair(x, seed=1), "y": pair(y, seed=2)}
-public = jnp.zeros((), jnp.uint64)
-ds_key = lpgan_jax.key(11)
-expected = jax.jit(lambda k, s, p: simulate(function, k, s, p))(ds_key, secrets, public)
-corrections = jax.jit(lambda k, s, p: deal(function, k, s, p))(ds_key, secrets, public)
-assert {c.dtype for c in corrections} <= {jnp.dtype("uint32"), jnp.dtype("uint64")}
 
-def server(seeds, corrections, secrets, public):
-    corrections, secrets = jax.tree.map(lambda v: v[0], (corrections, secrets))
-    outputs = online(function, seeds[0], corrections, secrets, public)
-    return [v[None] for v in outputs]
-
-def deploy(corrections):
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    own, everywhere = PartitionSpec(AXIS), PartitionSpec()
-    run = jax.shard_map(
-        server, mesh=mesh, in_specs=(own, own, own, everywhere), out_specs=own, check_vma=False
-    )
-    for_s2_only = [jnp.stack([jnp.zeros_like(c), c]) for c in corrections]
-    return jax.jit(run)(server_seeds(ds_key), for_s2_only, secrets, public)
-
-for ours, theirs in zip(deploy(corrections), expected, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
-
-product = (np.asarray(expected[0][0]) + np.asarray(expected[0][1])).astype(np.int64) * 2.0**-18
-assert np.abs(product - x * y).max() < 2.0**-15  # inputs rounded by half an LSB, |x|, |y| < 2^3
-
-def raises(corrections):
-    try:
-        deploy(corrections)
-    except ValueError as error:
-        return "corrections" in str(error)
-    return False
-
-assert raises([*corrections, corrections[-1]]), "too many corrections were accepted"
-"""
+def test_deal_and_two_servers_are_bit_identical_to_simulate():
+    """S1 gets zeros for corrections; both run one compiled program."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 2, (2, 7))
+    secrets = {"x": pair(x, seed=1), "y": pair(y, seed=2)}
+    public, ds_key = jnp.zeros((), jnp.uint64), lpgan_jax.key(11)
+    expected = jax.jit(lambda k, s, p: simulate(_several, k, s, p))(ds_key, secrets, public)
+    corrections = dealt(_several, ds_key, secrets, public)
+    assert {c.dtype for c in corrections} <= {jnp.dtype("uint32"), jnp.dtype("uint64")}
+    program = server_program(_several, secrets, public)
+    assert [(c.shape, c.dtype) for c in corrections] == [
+        (c.shape, c.dtype) for c in program.corrections
+    ]
+    run = program.compile(options=QUICKLY)
+    outputs, _ = run_servers(program, run, ds_key, corrections, secrets, public)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    product = (np.asarray(expected[0][0]) + np.asarray(expected[0][1])).astype(np.int64) * 2.0**-18
+    assert np.abs(product - x * y).max() < 2.0**-15  # inputs rounded by half an LSB, below 2^3
 
 
-@pytest.mark.slow
-def test_deal_and_online_on_two_devices_are_bit_identical_to_simulate(request):
-    """S1 gets zeros for corrections. In a process of its own, with two CPU devices."""
-    environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{request.config.rootpath}:{request.path.parent}",
-        "PATH": "",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", DEPLOYMENT],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("change", [lambda c: [*c, c[-1]], lambda c: c[:-1], lambda c: c[::-1]])
+def test_other_corrections_than_the_program_needs_are_refused(change):
+    secrets = {"x": pair(np.ones(3)), "y": pair(np.ones(3))}
+    mine, public = jax.tree.map(lambda v: v[0], secrets), jnp.zeros((), jnp.uint64)
+    corrections = change(server_program(_several, secrets, public).corrections)
+    with pytest.raises(ValueError, match="corrections: "):
+        jax.eval_shape(
+            lambda *given: party_module.online(_several, *given),
+            *(jnp.asarray(True), key(1), corrections, mine, public),
+        )
 
 
 # Shares -----------------------------------------------------------------------------------------
@@ -413,8 +378,8 @@ def test_vmap_over_the_data_of_an_online_program_with_one_seed_is_refused():
     seeds, shares = server_seeds(key(1)), jnp.zeros((2, 16), jnp.uint64)
 
     def program(seed, shares):
-        one = lambda x: party_module.online(_product_opened, seed, [], x, jnp.uint64(3))  # noqa: E731
-        return jax.vmap(one)(shares)
+        of = _product_opened, jnp.asarray(True), seed, []
+        return jax.vmap(lambda x: party_module.online(*of, x, jnp.uint64(3)))(shares)
 
     with pytest.raises(ValueError, match="batch of keys"):
         jax.make_jaxpr(program, axis_env=[(party_module.AXIS, 2)])(seeds[0], shares)

@@ -7,11 +7,12 @@ import optax
 import own_models
 import pytest
 from secured import FAST, LSB, close, expected, in_the_clear, largest_error
+from servers import QUICKLY, dealt, run_servers, server_program
 
 import lpgan_jax as lp
-from lpgan_jax.mpc import emulated, party
+from lpgan_jax.mpc import emulated
 from lpgan_jax.mpc.fixed_point import encode
-from lpgan_jax.mpc.party import deal, simulate
+from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.transform.rules import RULES
 
@@ -80,16 +81,10 @@ def assert_dealt_is_used(step, *args):
     public = step.program(*args).public(public)
     key = lp.key(2)
     both = FAST(lambda k, s, p: simulate(program, k, s, p))(key, secrets, public)
-    corrections = FAST(lambda k, p: deal(program, k, secrets, p))(key, public)
-    seeds = FAST(party.server_seeds)(key)
-
-    def seat(seed, own, corrections, public):
-        return party.online(program, seed, corrections, own, public)
-
-    zeros = [jnp.zeros_like(c) for c in corrections]
-    given = [jnp.stack(pair) for pair in zip(zeros, corrections, strict=True)]
-    servers = jax.vmap(seat, in_axes=(0, 0, 0, None), axis_name=party.AXIS)
-    online = FAST(servers)(seeds, secrets, given, public)
+    corrections = dealt(program, key, secrets, public)
+    servers = server_program(program, secrets, public)
+    run = servers.compile(options=QUICKLY)
+    online, _ = run_servers(servers, run, key, corrections, secrets, public)
     jax.tree.map(np.testing.assert_array_equal, online, both)
 
 

@@ -32,6 +32,9 @@ on. So each server's view is uniform given what it held at the start, whatever t
 whoever gets both halves of the results learns the sums that they are of, and of what a mask hides
 no more than that.
 
+Rounds (`mpc.rounds`) put the messages into another order. Each word stays what it was, and the
+view is of all of them together, so what is shown of one order holds for any.
+
 The interpretation errs on the safe side: what it does not know loses its pads. What stays outside
 of it, and is taken for granted:
 
@@ -55,7 +58,7 @@ of it, and is taken for granted:
 | `holders`, `simulated` | who could compute what in a simulation: `audit` |
 | `tracing` | whether a function is traced alike every time |
 | `memory` | how large a batch there is memory for |
-| `compiled` | the compiled program, which must send the same messages: `audit_compiled` |
+| `compiled` | the compiled program: its rounds must be those of the plan: `audit_compiled` |
 """
 
 from lpgan_jax.analysis.audit.compiled import audit_compiled, check_compiled

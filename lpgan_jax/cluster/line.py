@@ -11,7 +11,8 @@ cannot block each other.
 
 from __future__ import annotations
 
-import hmac
+import hashlib
+import itertools
 import select
 import socket
 import ssl
@@ -30,12 +31,13 @@ from lpgan_jax.cluster.wire import LONGEST_HEAD, Malformed, decode, encode
 from lpgan_jax.training.config import Fields
 
 HEAD = struct.Struct("<QQQ")
-"""Of a message: the task's number in the attempt, the round's in the task, bytes that follow."""
+"""Of a message: a digest of the task and its number, the round in the task, bytes that follow."""
 
 _JOINED = 2**16  # bytes of a message that is sent in one piece
 _LENGTH = struct.Struct("<I")
 _HANDSHAKE_S = 10.0
 _CALLERS = 16  # whose handshakes go on at the same time
+_MOST_TOLD = 20  # that were turned away
 _AGAIN_S = 0.2  # between two calls of S2
 
 
@@ -90,38 +92,65 @@ class Listener:
             LineBroken: it did not call in time.
         """
         found: list[Line] = []
-        done, calling = threading.Event(), threading.BoundedSemaphore(_CALLERS)
+        calling: dict[ssl.SSLSocket, str] = {}  # the oldest first
+        done, lock, told = threading.Event(), threading.Lock(), itertools.count()
 
-        def answer(connection: socket.socket, caller: str) -> None:
+        def refuse(caller: str, error: Exception) -> None:
+            if not done.is_set() and next(told) < _MOST_TOLD:
+                refused(f"{caller}: {_said(error)}")
+
+        def answer(tls: ssl.SSLSocket, caller: str) -> None:
             try:
-                line = _greeted(self._config, self._context, "s1", connection, attempt)
-            except (OSError, LineBroken) as error:
-                connection.close()
-                if not done.is_set():
-                    refused(f"{caller}: {_said(error)}")
+                line = _greeted(self._config, "s1", tls, attempt, _HANDSHAKE_S)
+            except (OSError, ValueError, LineBroken) as error:
+                refuse(caller, error)
             else:
-                found.append(line)
-                done.set()
+                with lock:
+                    if done.is_set():
+                        line.close()
+                    else:
+                        found.append(line)
             finally:
-                calling.release()
+                with lock:
+                    calling.pop(tls, None)
 
         end = time.monotonic() + limit_s
         self._socket.settimeout(0.05)
-        while not done.is_set() and time.monotonic() < end:
-            with suppress(TimeoutError):
-                connection, address = self._socket.accept()
-                if calling.acquire(blocking=False):
-                    caller = threading.Thread(
-                        target=answer, args=(connection, str(address[0])), daemon=True
+        try:
+            while not found and time.monotonic() < end:
+                try:
+                    connection, address = self._socket.accept()
+                except TimeoutError:
+                    continue
+                except OSError as error:  # of one caller, or of too many
+                    refuse("somebody", error)
+                    time.sleep(0.05)
+                    continue
+                caller = str(address[0])
+                try:
+                    tls = self._context.wrap_socket(
+                        connection, server_side=True, do_handshake_on_connect=False
                     )
-                    caller.start()
-                else:
+                except (OSError, ValueError) as error:  # it has hung up already
                     connection.close()
-        self.close()
-        done.set()
+                    refuse(caller, error)
+                    continue
+                with lock:
+                    # S2 shows its certificate at once: who is silent makes room for who comes.
+                    if len(calling) >= _CALLERS:
+                        with suppress(OSError):
+                            socket.socket.shutdown(next(iter(calling)), socket.SHUT_RDWR)
+                    calling[tls] = caller
+                threading.Thread(target=answer, args=(tls, caller), daemon=True).start()
+        finally:
+            self.close()
+            with lock:
+                done.set()
+                for line in found[:-1]:
+                    line.close()
         if not found:
             raise LineBroken(f"s2 did not call {self._config.line.target} within {limit_s:g} s")
-        return found[0]
+        return found[-1]
 
     def close(self) -> None:
         """Listen no more."""
@@ -143,8 +172,10 @@ def dial(config: ClusterConfig, context: ssl.SSLContext, attempt: int, limit_s: 
             last = _said(error)
         else:
             try:
-                return _greeted(config, context, "s2", connection, attempt)
-            except (OSError, LineBroken) as error:
+                tls = context.wrap_socket(connection, do_handshake_on_connect=False)
+                left = min(max(end - time.monotonic(), 0.1), _HANDSHAKE_S)
+                return _greeted(config, "s2", tls, attempt, left)
+            except (OSError, ValueError, LineBroken) as error:
                 connection.close()
                 last = _said(error)
         time.sleep(_AGAIN_S)
@@ -160,11 +191,7 @@ def _said(error: Exception) -> str:
 
 
 def _greeted(
-    config: ClusterConfig,
-    context: ssl.SSLContext,
-    server: ServerName,
-    connection: socket.socket,
-    attempt: int,
+    config: ClusterConfig, server: ServerName, tls: ssl.SSLSocket, attempt: int, limit_s: float
 ) -> Line:
     """The line, once both have shown who they are and that they are in the same attempt.
 
@@ -173,10 +200,12 @@ def _greeted(
         LineBroken: it is not the other server, or in another attempt.
     """
     other = "s1" if server == "s2" else "s2"
-    connection.settimeout(_HANDSHAKE_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    tls = context.wrap_socket(connection, server_side=server == "s1")
+    end = time.monotonic() + limit_s
     try:
+        tls.settimeout(limit_s)
+        tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(tls, config.timeouts.silence_s)
+        tls.do_handshake()
         shown = tls.getpeercert() or {}
         names: Any = shown.get("subjectAltName", ())
         wanted = config.certificate_name(other)
@@ -185,7 +214,7 @@ def _greeted(
             raise LineBroken(f"its certificate is of {found}, expected {wanted}")
         line = Line(tls, other)
         own = Hello(session=config.session, attempt=attempt)
-        said = line.swap_notes(own, _HANDSHAKE_S)
+        said = line.swap_notes(own, end - time.monotonic())
         if said != own:
             raise LineBroken(
                 f"it is in attempt {said.attempt} of {said.session!r}, expected {attempt} of "
@@ -195,6 +224,14 @@ def _greeted(
         tls.close()
         raise
     return line
+
+
+def _keep_alive(tls: ssl.SSLSocket, seconds: float) -> None:
+    """While servers compile, or wait to be asked, nothing is said, and routers forget who is."""
+    tls.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+        if (option := getattr(socket, name, None)) is not None:
+            tls.setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds)))
 
 
 class Line:
@@ -214,7 +251,7 @@ class Line:
         self._poll = select.poll()
         self.sent = self.received = 0
         self.failure: LineBroken | None = None
-        self._task, self._name, self._rounds, self._next = 0, "", 0, 0
+        self._tasks, self._task, self._name, self._rounds, self._next = 0, 0, "", 0, 0
         self._end = 0.0
 
     def agree(self, functions: Mapping[str, str], limit_s: float) -> None:
@@ -232,7 +269,7 @@ class Line:
         if differ := sorted(
             name
             for name in own.functions.keys() | found.keys()
-            if not hmac.compare_digest(own.functions.get(name, ""), found.get(name, ""))
+            if own.functions.get(name) != found.get(name)
         ):
             raise self._broken(f"the program differs from that of {self.other}: {differ[0]}")
 
@@ -240,12 +277,14 @@ class Line:
         """Say what comes next; both servers have the same tasks, in the same order.
 
         Args:
-            name: for errors, "step 7".
+            name: "step 7", say: for errors, and in the heads of messages.
             rounds: messages that it takes.
             limit_s: for all of it.
         """
         self._name, self._rounds, self._next = name, rounds, 0
-        self._task += 1
+        self._tasks += 1
+        described = f"{self._tasks} {name}".encode()
+        self._task = int.from_bytes(hashlib.sha256(described).digest()[:8], "little")
         self._end = time.monotonic() + limit_s
 
     def swap(self, number: int, sent: Sequence[memoryview], received: Sequence[memoryview]) -> None:
@@ -259,6 +298,8 @@ class Line:
             raise self.failure
         if number != self._next or number >= self._rounds:
             raise self._broken(f"{where}: out of turn, expected round {self._next + 1}")
+        if [*map(len, sent)] != [*map(len, received)]:
+            raise self._broken(f"{where}: other sizes are sent than received")
         size = sum(map(len, sent))
         expected = HEAD.pack(self._task, number, size)
 
@@ -268,12 +309,13 @@ class Line:
             self._duplex(out, [memoryview(head)], flush=False)
             if head != expected:
                 task, other_number, length = HEAD.unpack(head)
+                of = "this" if task == self._task else "another"
                 raise LineBroken(
-                    f"a message of task {task}, round {other_number + 1}, {length} bytes came, "
-                    f"expected task {self._task}, round {number + 1}, {size} bytes"
+                    f"a message of {of} task, round {other_number + 1}, {length} bytes came, "
+                    f"expected round {number + 1} of this, {size} bytes"
                 )
             self._duplex(out, received)
-        except (OSError, LineBroken) as error:
+        except (OSError, ValueError, LineBroken) as error:
             raise self._broken(f"{where}: {_said(error)}") from error
         self._next += 1
 
@@ -302,6 +344,8 @@ class Line:
         Raises:
             LineBroken: what came is none, or nothing came in time.
         """
+        if self.failure is not None:
+            raise self.failure
         self._end = time.monotonic() + limit_s
         text = encode(own)
         head = bytearray(_LENGTH.size)
@@ -314,7 +358,7 @@ class Line:
             found = bytearray(length)
             self._duplex(out, [memoryview(found)])
             return decode(type(own), bytes(found))
-        except (OSError, LineBroken, Malformed) as error:
+        except (OSError, ValueError, LineBroken, Malformed) as error:
             raise self._broken(_said(error)) from error
 
     def _duplex(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import io_callback
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, Primitive
 from jax.interpreters import batching
 from jax.sharding import Mesh, PartitionSpec
 
@@ -40,6 +40,14 @@ batching.primitive_batchers[exchange_p] = lambda operands, axes: (
 correction_p = Primitive("correction")
 """A correction that the server will get: `rounds` makes an input of it. Without code too."""
 correction_p.def_abstract_eval(lambda *, like: like)
+
+
+def is_plain(body: Jaxpr) -> bool:
+    """Whether the program of an exchange does nothing but swap its only operand."""
+    if len(body.eqns) != 1 or body.eqns[0].primitive is not exchange_p:
+        return False
+    swap = body.eqns[0]
+    return [*swap.invars] == [*body.invars] and [*swap.outvars] == [*body.outvars]
 
 
 class Line(Protocol):
@@ -84,7 +92,7 @@ def _swap(operands: Sequence[memoryview], results: Sequence[memoryview]) -> None
 
 def _swap_arrays(*operands: jax.Array) -> tuple[np.ndarray, ...]:
     """The same for `io_callback`."""
-    arrays = [np.ascontiguousarray(x) for x in operands]
+    arrays = [np.asarray(x, order="C") for x in operands]
     results = [np.empty_like(x) for x in arrays]
     _swap([_bytes(x) for x in arrays], [_bytes(x) for x in results])
     return tuple(results)

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from lpgan_jax.mpc.exchange import RoundCall, correction_p
+from lpgan_jax.mpc.exchange import RoundCall, correction_p, is_plain
 from lpgan_jax.mpc.traces import CALLS, bodies, mark, path_of, scan_parts
 
 
@@ -101,7 +101,10 @@ class Plan:
     @property
     def digest(self) -> str:
         """Of what its messages are, in order: of one program, the same on any machine."""
-        sites = [(level.messages, times) for level, times in self.rounds()]
+        sites = [
+            (level.messages, [step.outputs for step in level.exchanges], times)
+            for level, times in self.rounds()
+        ]
         return hashlib.sha256(repr(sites).encode()).hexdigest()
 
     def run(self, call: RoundCall, token: Any, operands: Iterable[Any]) -> tuple[Any, list[Any]]:
@@ -116,7 +119,7 @@ class Plan:
             (the token of the next message, results).
 
         Raises:
-            ValueError: something is exchanged in a branch.
+            ValueError: something is exchanged in a branch, or an exchange does more than that.
         """
         values = self.constants | dict(zip(self.inputs, operands, strict=True))
 
@@ -128,7 +131,7 @@ class Plan:
                 results = _evaluate(step.equation, read(step.inputs))
                 values.update(zip(step.outputs, results, strict=True))
             if level.exchanges:
-                words = [read(step.inputs)[0] for step in level.exchanges]
+                words = [_sent(step.equation, read(step.inputs)) for step in level.exchanges]
                 token, *received = call(level.number, token, *words)
                 values.update(
                     (step.outputs[0], other)
@@ -138,6 +141,14 @@ class Plan:
                 token, results = _scan(step.equation, plan, call, token, read(step.inputs))
                 values.update(zip(step.outputs, results, strict=True))
         return token, read(self.outputs)
+
+
+def _sent(equation: JaxprEqn, operands: Sequence[Any]) -> Any:
+    """The words of an exchange, which must do nothing but send them."""
+    ((body, consts),) = bodies(equation.params)
+    if consts or len(operands) != 1 or not is_plain(body):
+        raise ValueError(f"{path_of(equation)} is no plain exchange between the two servers")
+    return operands[0]
 
 
 def _evaluate(equation: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:

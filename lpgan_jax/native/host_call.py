@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -25,6 +27,7 @@ _VERSION = (0, 3)
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _EXECUTE = 3  # XLA_FFI_ExecutionStage_EXECUTE
 _ABORTED = 10  # XLA_FFI_Error_Code_ABORTED
+_NO_ANSWER = 70  # the process's status, where not even an error could be given back
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 2, 8: 4, 9: 8, 11: 4, 12: 8}  # of XLA_FFI_DataType
 
 
@@ -115,24 +118,32 @@ def register(name: str, handler: Handler) -> None:
         raise ValueError(f"{name}: registered already")
 
     def call(frame: Any) -> int | None:
-        frame = frame.contents
-        if frame.extension:
-            extension = _Extension.from_address(frame.extension)
-            if extension.type == _METADATA:
-                metadata = _Metadata.from_address(extension.metadata)
-                metadata.version.major, metadata.version.minor = _VERSION
-                metadata.traits = 0
-                return None
-        if frame.stage != _EXECUTE:
-            return None
         try:
-            handler(_views(frame.operands), _views(frame.results))
-        except BaseException as error:  # nothing may pass through C
-            return _error(frame, str(error) or type(error).__name__)
-        return None
+            return _called(frame.contents, handler)
+        except BaseException:  # whatever comes back would be taken for an answer
+            traceback.print_exc()
+            os._exit(_NO_ANSWER)
 
     _registered[name] = _CHandler(call)
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_registered[name]), platform="cpu")
+
+
+def _called(frame: _CallFrame, handler: Handler) -> int | None:
+    """Null, or the address of an error of XLA's."""
+    if frame.extension:
+        extension = _Extension.from_address(frame.extension)
+        if extension.type == _METADATA:
+            metadata = _Metadata.from_address(extension.metadata)
+            metadata.version.major, metadata.version.minor = _VERSION
+            metadata.traits = 0
+            return None
+    if frame.stage != _EXECUTE:
+        return None
+    try:
+        handler(_views(frame.operands), _views(frame.results))
+    except BaseException as error:
+        return _error(frame, str(error) or type(error).__name__)
+    return None
 
 
 def _views(buffers: _Buffers) -> list[memoryview]:
@@ -140,6 +151,8 @@ def _views(buffers: _Buffers) -> list[memoryview]:
 
 
 def _view(buffer: _Buffer) -> memoryview:
+    if buffer.dtype not in _SIZES:
+        raise TypeError(f"a buffer of XLA's type {buffer.dtype}, expected one of {sorted(_SIZES)}")
     size = _SIZES[buffer.dtype] * math.prod(buffer.dims[: buffer.rank])
     array = (ctypes.c_ubyte * size).from_address(buffer.data) if size else bytearray()
     return memoryview(array).cast("B")

@@ -218,7 +218,7 @@ def test_strangers_do_not_keep_s2_out(cluster):
     refused = []
     first = in_thread(listener.accept, 3, 30.0, refused.append)
     address = ("127.0.0.1", config.line.port)
-    silent = [socket.create_connection(address) for _ in range(8)]
+    silent = [socket.create_connection(address) for _ in range(40)]  # more than it talks to
     with socket.create_connection(address) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
         with contextlib.suppress(OSError):
@@ -284,8 +284,6 @@ class Middle:
                     records = self.change(record)
                 for each in records:
                     target.sendall(each)
-                if records is None:
-                    break
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -362,17 +360,18 @@ def both_sent(sender, number, sizes):
 @pytest.mark.parametrize(
     ("head", "text"),
     [
-        ((1, 1, 24), "a message of task 1, round 2, 24 bytes came, expected task 1, round 1, 24"),
-        ((2, 0, 24), "a message of task 2, round 1, 24 bytes"),
-        ((1, 0, 2**62), "a message of task 1, round 1, 4611686018427387904 bytes"),
-        ((1, 0, 23), "a message of task 1, round 1, 23 bytes"),
+        ((0, 1, 24), "of this task, round 2, 24 bytes came, expected round 1 of this, 24 bytes"),
+        ((1, 0, 24), "a message of another task, round 1, 24 bytes"),
+        ((0, 0, 2**62), "a message of this task, round 1, 4611686018427387904 bytes"),
+        ((0, 0, 23), "a message of this task, round 1, 23 bytes"),
     ],
 )
 def test_a_server_that_sends_something_else_is_refused_unread(cluster, head, text):
     with lines(cluster) as (first, second):
         begin([first], 4)
         second._socket.setblocking(True)
-        second._socket.sendall(HEAD.pack(*head) + bytes(24))
+        task, *others = head
+        second._socket.sendall(HEAD.pack(first._task + task, *others) + bytes(24))
         came = [memoryview(bytearray(24))]
         with pytest.raises(LineBroken, match=text):
             first.swap(0, [memoryview(bytes(24))], came)
@@ -392,6 +391,23 @@ def test_who_is_silent_or_gone_is_named_in_time(cluster):
         time.sleep(0.2)
         second.close()
         assert isinstance(waiting.get(timeout=5), LineBroken)
+
+
+def test_servers_with_different_tasks_do_not_combine_their_words(cluster):
+    with lines(cluster) as (first, second):
+        first.begin("answer 'a'", 1, QUICK_S)
+        second.begin("answer 'b'", 1, QUICK_S)
+        for result in both(first, second, 0, [8]):
+            assert "a message of another task" in str(result) or "hung up" in str(result)
+
+
+def test_a_call_ends_in_time_though_s1_does_not_answer(cluster):
+    config = moved(cluster, free_port())
+    with socket.create_server(("127.0.0.1", config.line.port)):
+        started = time.monotonic()
+        with pytest.raises(LineBroken, match=r"s1 at .*: no answer in time \(called for 1.5 s\)"):
+            dial(config, line_context(config, "s2"), 3, 1.5)
+        assert time.monotonic() - started < 4
 
 
 def test_rounds_are_taken_in_turn_and_all(cluster):

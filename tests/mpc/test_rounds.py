@@ -1,7 +1,5 @@
 """Exchanges that do not depend on each other travel as one message, and nothing else changes."""
 
-import itertools
-
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -105,7 +103,7 @@ def test_parts_of_a_message_keep_their_shapes_and_types(monkeypatch, by_ffi):
         wide, bits = inputs
         mask = seat.mask(bits.shape, jnp.uint8, bitwise=True)
         packed = seat.open_bits(bits ^ mask.share, "and")
-        return opened(seat, wide), packed, opened(seat, wide[:0])
+        return opened(seat, wide), packed, opened(seat, wide[:0]), opened(seat, wide[1, 2])
 
     inputs = [*shares(1, (2, 3)), jnp.asarray([[1, 2, 255], [7, 0, 9]], jnp.uint8)]
     program, key = server_program(function, inputs), lp.key(1)
@@ -115,13 +113,14 @@ def test_parts_of_a_message_keep_their_shapes_and_types(monkeypatch, by_ffi):
         ("and", (3,), np.uint8),
         ("mask", (2, 3), np.uint64),
         ("mask", (0, 3), np.uint64),
+        ("mask", (), np.uint64),
     ]
     run = program.compile(options=QUICKLY)
     assert (exchange.ROUND in run.as_text()) == by_ffi
     outputs, lines = run_servers(program, run, key, [], inputs)
     simulated = simulate(function, key, inputs)
     jax.tree.map(np.testing.assert_array_equal, simulated, outputs)
-    assert lines[0].sizes == [3 + 6 * 8]
+    assert lines[0].sizes == [3 + 6 * 8 + 8]
 
 
 def test_a_digest_tells_programs_apart():
@@ -155,6 +154,15 @@ def test_what_is_exchanged_in_a_branch_is_refused():
         ServerProgram(function, halves(inputs)[0], flag).lower()
 
 
+def test_an_exchange_does_nothing_but_send():
+    def function(seat, x, _):
+        return seat.marked("exchange", "leak", lambda v: exchange_p.bind(v) + v)(x)
+
+    program = ServerProgram(function, halves(shares(1)[0])[0])
+    with pytest.raises(ValueError, match="leak is no plain exchange between the two servers"):
+        program.lower()
+
+
 def test_what_is_exchanged_an_unknown_number_of_times_is_refused():
     def function(seat, x, _):
         send = seat.marked("exchange", "leak", exchange_p.bind)
@@ -168,7 +176,8 @@ def test_calls_of_one_function_have_values_of_their_own():
     """JAX has one program for all calls of a jitted function: each has its own messages."""
 
     def function(seat, inputs, _):
-        send = jax.jit(seat.marked("exchange", "words", exchange_p.bind))
+        marked = seat.marked("exchange", "words", exchange_p.bind)
+        send = jax.jit(lambda x: marked(x))
         return [send(x) for x in inputs] if seat._deployed is not None else inputs
 
     inputs = shares(3)
@@ -185,4 +194,4 @@ def test_a_plan_is_of_a_trace():
     token, (result,) = planned(closed).run(None, "token", [jnp.arange(3)])
     assert token == "token"
     np.testing.assert_array_equal(result, [1, 2, 3])
-    assert list(itertools.chain(planned(closed).rounds())) == []
+    assert list(planned(closed).rounds()) == []

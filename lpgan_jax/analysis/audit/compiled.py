@@ -6,12 +6,13 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lpgan_jax import native
+from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import ROUND
 from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.rounds import Plan
@@ -33,7 +34,8 @@ def audit_compiled(
     """
     mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), secrets)
     program = ServerProgram(function, mine, public)
-    return check_compiled(program.compile().as_text() or "", program.plan)
+    compiled = program.compile(donate=True, options=options_to_run_often())
+    return check_compiled(compiled.as_text() or "", program.plan)
 
 
 _INSTRUCTION = re.compile(r"%(?P<own>\S+) = (?P<type>.*?) ?(?P<name>[a-z][\w-]*)\((?P<operands>.*)")
@@ -84,24 +86,29 @@ def check_compiled(text: str, plan: Plan) -> list[str]:
         text: optimised HLO.
         plan: of the traced program.
 
+    It counts rounds, and looks at types, sizes and order. Which words a round carries is what XLA
+    made of the traced program, and is not looked at.
+
     Returns:
-        Problems: a round that is missing, is there twice, sends words in other shapes or types, or
-        another number of times, or does not get its token from another round; a collective, a
-        transfer to the host, or a call of anything but the package's own kernels.
+        Problems: a round that is missing, or there twice, sends words in other shapes or types, or
+        another number of times, or does not get its token from the round before (or the loop
+        around); a collective, a transfer to the host, or a call of anything but the package's own
+        kernels.
     """
     problems: list[str] = []
     expected = {level.number: (level, times) for level, times in plan.rounds()}
-    tokens: Counter[str] = Counter()
-    sources: dict[str, tuple[str, str]] = {}  # of an instruction: (its name, its first operand)
-    rounds: list[tuple[int, str]] = []
+    found: dict[str, _Found] = {}
+    rounds: dict[str, int] = {}
     for line, times in _executions(text):
-        found = _INSTRUCTION.search(line)
-        if found is None:
+        instruction = _INSTRUCTION.search(line)
+        if instruction is None:
             continue
-        operand = re.match(r"[^%]*%([^,) ]+)", found["operands"])
-        sources[found["own"]] = found["name"], operand[1] if operand else ""
-        if _TRANSFER.match(found["name"]):
-            problems.append(f"{found['name']} is no message of the protocol: {line[:200]}")
+        name, own = instruction["name"], instruction["own"]
+        operand = re.match(r"[^%]*%([^,) ]+)", instruction["operands"])
+        index = re.search(r", index=(\d+)", line)
+        found[own] = _Found(name, operand[1] if operand else "", int(index[1]) if index else 0)
+        if _TRANSFER.match(name):
+            problems.append(f"{name} is no message of the protocol: {line[:200]}")
         target = _TARGET.search(line)
         if target is None or target[1] in _OURS:
             continue
@@ -112,23 +119,45 @@ def check_compiled(text: str, plan: Plan) -> list[str]:
         level, wanted = expected.pop(int(number[1]))
         if times != wanted:
             problems.append(f"round {level.number} takes place {times} times, expected {wanted}")
-        sent = [_array(array) for array in _ARRAY.finditer(_result(found["type"]))]
-        words = [(m.shape, m.dtype) for m in level.messages]
-        if sent != [((2,), np.dtype(np.uint32)), *words]:
-            problems.append(f"round {level.number} sends {sent[1:]}, expected {words}")
-        rounds.append((int(number[1]), found["own"]))
+        words = [((2,), np.dtype(np.uint32)), *((m.shape, m.dtype) for m in level.messages)]
+        operands = re.search(r"operand_layout_constraints={(.*?)}, [a-z]", line)
+        for arrays in (instruction["type"], operands[1] if operands else ""):
+            sent = [_array(array) for array in _ARRAY.finditer(_uncommented(arrays))]
+            if sent != words:
+                problems.append(f"round {level.number} sends {sent[1:]}, expected {words[1:]}")
+        rounds[own] = int(number[1])
     problems += [f"round {place} is missing" for place in expected]
-    for place, own in rounds:
-        token = sources[own][1]
-        while sources.get(token, ("", ""))[0] in ("get-tuple-element", "copy", "bitcast"):
-            token = sources[token][1]
-        tokens[token] += 1
-        if tokens[token] > 1:
-            problems.append(f"round {place} has the token of another round")
+    return problems + _disorder(found, rounds)
+
+
+class _Found(NamedTuple):
+    """An instruction, its first operand, and which part of that it takes."""
+
+    name: str
+    operand: str
+    part: int
+
+
+def _disorder(found: dict[str, _Found], rounds: dict[str, int]) -> list[str]:
+    """Rounds that do not get their token from the one before, a loop, or (one) the beginning."""
+    problems, sources = [], Counter[str]()
+    for own, place in rounds.items():
+        token, part = found[own].operand, 0
+        while token in found and found[token].name in ("get-tuple-element", "copy", "bitcast"):
+            part = found[token].part if found[token].name == "get-tuple-element" else part
+            token = found[token].operand
+        kind = found[token].name if token in found else ""
+        if token in rounds and part:
+            problems.append(f"round {place} has words of round {rounds[token]} for its token")
+        beginning = token not in rounds and kind not in ("while", "parameter", "conditional")
+        sources["the beginning" if beginning else f"{token} {part}"] += 1
+    for source, count in sources.items():
+        if count > 1:
+            problems.append(f"{count} rounds have one token, of {source}")
     return problems
 
 
-def _result(text: str) -> str:
+def _uncommented(text: str) -> str:
     return re.sub(r"/\*.*?\*/", "", text)
 
 

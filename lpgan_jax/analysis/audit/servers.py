@@ -25,7 +25,7 @@ from lpgan_jax.analysis.audit.values import (
     stacked,
 )
 from lpgan_jax.mpc import party, prng
-from lpgan_jax.mpc.exchange import exchange_p
+from lpgan_jax.mpc.exchange import is_plain
 from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.traces import bodies, path_of
 
@@ -105,10 +105,7 @@ class Server(Sender):
 
     def is_plain(self, body: Jaxpr) -> bool:
         """See `Sender.is_plain`."""
-        if len(body.eqns) != 1 or body.eqns[0].primitive is not exchange_p:
-            return False
-        swap = body.eqns[0]
-        return [*swap.invars] == [*body.invars] and [*swap.outvars] == [*body.outvars]
+        return is_plain(body)
 
     def send(self, name: str, message: Value, ids: np.ndarray) -> tuple[tuple[int, ...], list[str]]:
         """See `Sender.send`."""

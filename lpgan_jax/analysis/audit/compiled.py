@@ -34,7 +34,7 @@ def audit_compiled(
     """
     mine = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), secrets)
     program = ServerProgram(function, mine, public)
-    compiled = program.compile(donate=True, options=options_to_run_often())
+    compiled = program.compile(options=options_to_run_often())
     return check_compiled(compiled.as_text() or "", program.plan)
 
 
@@ -120,7 +120,7 @@ def check_compiled(text: str, plan: Plan) -> list[str]:
         if times != wanted:
             problems.append(f"round {level.number} takes place {times} times, expected {wanted}")
         words = [((2,), np.dtype(np.uint32)), *((m.shape, m.dtype) for m in level.messages)]
-        operands = re.search(r"operand_layout_constraints={(.*?)}, [a-z]", line)
+        operands = re.search(r"operand_layout_constraints={(.*?)}(?:, [a-z_]+=|$)", line)
         for arrays in (instruction["type"], operands[1] if operands else ""):
             sent = [_array(array) for array in _ARRAY.finditer(_uncommented(arrays))]
             if sent != words:

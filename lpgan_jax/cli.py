@@ -478,7 +478,7 @@ def _audit(args: argparse.Namespace) -> int:
         print(f"{title}\n\n{report.table()}", flush=True)
         failed |= not report.ok
         if not args.no_compile:
-            note = f"compiling {title[0].lower()}{title[1:]} to match its collectives ..."
+            note = f"compiling {title[0].lower()}{title[1:]} to match its rounds ..."
             print(note, file=sys.stderr, flush=True)
             compiled = audit_compiled(*program)
             for problem in compiled:

@@ -101,13 +101,7 @@ def _latency(line: Line) -> float:
     Both ends send at once, and then wait: two messages one after the other take a whole turn, who
     of both began them first.
     """
-    sent, received = memoryview(bytes(_SMALL)), memoryview(bytearray(_SMALL))
-    line.begin("latency", _PINGS, _LIMIT_S)
-    ends = []
-    for number in range(_PINGS):
-        line.swap(number, [sent], [received])
-        ends.append(time.perf_counter())
-    line.finish()
+    ends = _ends(line, "latency", _PINGS, bytes(_SMALL))
     return statistics.median(
         (after - before) / 2 for before, after in itertools.pairwise(ends[::2])
     )
@@ -115,11 +109,17 @@ def _latency(line: Line) -> float:
 
 def _large_messages(line: Line) -> float:
     """Seconds of one, the median of all but the first, in which TCP finds its pace."""
-    sent, received = memoryview(os.urandom(_LARGE)), memoryview(bytearray(_LARGE))
-    line.begin("bandwidth", _PIECES, _LIMIT_S)
+    ends = _ends(line, "bandwidth", _PIECES, os.urandom(_LARGE))
+    return statistics.median(after - before for before, after in itertools.pairwise(ends))
+
+
+def _ends(line: Line, name: str, count: int, message: bytes) -> list[float]:
+    """When each of so many messages had come."""
+    sent, received = memoryview(message), memoryview(bytearray(len(message)))
+    line.begin(name, count, _LIMIT_S)
     ends = []
-    for number in range(_PIECES):
+    for number in range(count):
         line.swap(number, [sent], [received])
         ends.append(time.perf_counter())
     line.finish()
-    return statistics.median(after - before for before, after in itertools.pairwise(ends))
+    return ends

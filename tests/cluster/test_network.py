@@ -6,6 +6,7 @@ Four machines (network namespaces). Slow: `pytest -m slow`.
 import json
 import socket
 import struct
+import time
 
 import jax
 import numpy as np
@@ -67,7 +68,6 @@ def test_bytes_and_seconds_are_as_estimated(network, mtu, steps, tmp_path):
     assert bytes_a_step == pytest.approx(cost.online_bytes, rel=0.01)
     notes = reports[-1]["sent"]["s2"] - steps * (cost.online_bytes + heads)
     assert 0 < notes < 2**12
-    assert estimate / 1.5 < seconds < estimate * 1.5
     simulated = Simulated(settings)
     simulated.attempt(1, 0, steps)
     for place, server in enumerate(("s1", "s2")):
@@ -77,6 +77,11 @@ def test_bytes_and_seconds_are_as_estimated(network, mtu, steps, tmp_path):
             share,
             simulated.shares[steps],
         )
+    begin = time.perf_counter()
+    simulated.attempt(2, steps, steps + 8)  # compiled by now
+    computing = (time.perf_counter() - begin) / 8
+    # The messages alone, and beside them what one process computes in the place of four.
+    assert estimate / 1.5 < seconds < 1.5 * estimate + 2 * computing
 
 
 # What is on the line ------------------------------------------------------------------------------

@@ -122,6 +122,8 @@ class Simulated:
         for step in range(start, end):
             told = trainer.step(step, self.draw(step))
             self.losses[step + 1] = mean_losses(told, self.settings.batch_size)
+            if self.training.guards_after(step + 1):
+                trainer.guard()
             if self.settings.open_samples and self.training.samples_after(step + 1):
                 self.images[step + 1] = simulation.answer(GENERATE, noise)
             if self.training.saves_after(step + 1):

@@ -21,6 +21,7 @@ from lpgan_jax.analysis.trainable import Trainable
 from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.emulated import EmulatedSeat, Rounding
 from lpgan_jax.mpc.exact import ExactSeat
+from lpgan_jax.mpc.guard import numbered
 from lpgan_jax.mpc.plain import PlainSeat, Seen, bits_left
 from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.share_trees import encoded, scaled
@@ -138,14 +139,13 @@ def ranges(
 
 def summary(seen: list[Seen], statistics: np.ndarray) -> list[Range]:
     """The rows of [steps, operations, 5]."""
-    rows, numbers = [], dict.fromkeys((s.place for s in seen), 0)
-    for index, one in enumerate(seen):
-        numbers[one.place] += 1
+    rows = []
+    for index, (one, name) in enumerate(zip(seen, numbered(s.place for s in seen), strict=True)):
         low, high, left, mean, largest = statistics[:, index].T
         result: Secret = one.value if one.result is None else one.result
         rows.append(
             Range(
-                f"{one.place} {numbers[one.place]}",
+                name,
                 one.kind,
                 result.frac_bits,
                 float(low.min()),

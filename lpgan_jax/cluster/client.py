@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -143,7 +143,7 @@ class Client:
             yield wire.decode(Progress, data)
 
     def results(
-        self, after: Received, sizes: Mapping[str, int]
+        self, after: Received, size_of: Callable[[str], int | None]
     ) -> Iterator[tuple[Result, bytearray]]:
         """The server's shares of results after one; it may drop the others.
 
@@ -151,11 +151,11 @@ class Client:
 
         Args:
             after: up to which result SP has them, on its disk.
-            sizes: bytes of a share of each kind of result.
+            size_of: bytes of a share of a kind of result; None if there is no such kind.
         """
         frames = self._call("Results", [wire.encode(after)])
         for data in frames:
-            yield self._result(data, frames, sizes)
+            yield self._result(data, frames, size_of)
 
     def received(self, received: Received) -> None:
         """Say what SP has, on its disk: the server may drop it."""
@@ -165,13 +165,13 @@ class Client:
         """The server's share of an answer, of so many bytes."""
         frames = itertools.chain([wire.encode(question)], wire.chunks(shares))
         answers = self._call("Ask", frames, limit_s)
-        return self._result(next(answers, b""), answers, {"answer": size})[1]
+        return self._result(next(answers, b""), answers, {"answer": size}.get)[1]
 
     def _result(
-        self, data: bytes, frames: Iterator[bytes], sizes: Mapping[str, int]
+        self, data: bytes, frames: Iterator[bytes], size_of: Callable[[str], int | None]
     ) -> tuple[Result, bytearray]:
         head = wire.decode(Result, data)
-        if head.size != sizes.get(head.kind):
+        if head.size != size_of(head.kind):
             raise wire.Malformed(f"{self.server}: {head.size} bytes of {head.kind}")
         payload = wire.receive(frames, head.size)
         self._reporter.count(self.server, received=head.size)

@@ -59,6 +59,7 @@ class Dealer:
             return lowered.compile()
 
         self._step = dealt(*shapes.step_program(program))
+        self._guard = dealt(*shapes.guard_program(program))
         self._answers = {
             name: dealt(*shapes.answer_program(program, name)) for name in training.program.answers
         }
@@ -75,6 +76,8 @@ class Dealer:
             return halves(share_state(self._program, self._keys, self._initial))
         if task.kind == "train":
             return self._for_training(task.step)
+        if task.kind == "guard":
+            return with_material([[], []], *self._guard(self._keys.take(), None))
         if task.kind == "answer":
             return self._for_an_answer(str(answer), question)
         return [[], []]

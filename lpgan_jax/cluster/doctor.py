@@ -31,9 +31,9 @@ from lpgan_jax.cluster.condition import Condition, own_condition
 from lpgan_jax.cluster.findings import Finding
 from lpgan_jax.cluster.line import LineBroken
 from lpgan_jax.cluster.papers import Validity, look_at_papers
-from lpgan_jax.cluster.parcels import TRAIN, Parcels, server_programs
+from lpgan_jax.cluster.parcels import Parcels, server_programs
 from lpgan_jax.cluster.reporting import Lost, Reporter
-from lpgan_jax.cluster.session import Sizes
+from lpgan_jax.cluster.session import TRAIN, Sizes
 from lpgan_jax.cluster.settings import (
     DEALER,
     SERVERS,

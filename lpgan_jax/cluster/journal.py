@@ -48,6 +48,7 @@ class Journal:
         private_directory(self._path)
         self._changed = threading.Condition()
         self._generation = 0
+        self._received: Order = (0, 0)  # the last result that SP says it has
         found = sorted(int(p.stem) for p in self._path.glob("*.msgpack") if p.stem.isdecimal())
         # In order, here and later: the last one is written to.
         self._sizes = {number: self._file_of(number).stat().st_size for number in found} or {0: 0}
@@ -137,12 +138,19 @@ class Journal:
         with self._changed:
             return sum(self._sizes.values())
 
+    def wait_until_received(self, order: Order, seconds: float) -> bool:
+        """Wait for SP to have a result, but not longer; whether it has."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._received >= order, seconds)
+
     def drop(self, upto: Order) -> None:
         """Remove what SP has: all up to a result, as far as it fills segments.
 
         The last segment stays, and so what was learnt, which is the last result.
         """
         with self._changed:
+            self._received = max(self._received, upto)
+            self._changed.notify_all()
             for number in [*self._sizes][:-1]:
                 if number not in self._newest:
                     orders = [_order(head) for head, *_ in self._entries(number)]

@@ -58,6 +58,12 @@ class Running(Fields):
     functions: dict[str, str]
 
 
+class Alarm(Fields):
+    """What both say to open an alarm: own share of it, which is a bit modulo 2^64."""
+
+    share: int = Field(ge=0, lt=2**64)
+
+
 _Note = TypeVar("_Note", bound=Fields)
 
 

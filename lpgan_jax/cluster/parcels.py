@@ -6,6 +6,7 @@
 | inputs (of another owner) | its halves of the batch's leaves | likewise |
 | train | [inputs, if DS owns the step's images], seed | [inputs], seed, corrections |
 | answer | [its half of the question, if DS shares it], seed | [question], seed, corrections |
+| guard | seed | seed, corrections |
 | checkpoint, finish, drop | nothing | nothing |
 
 A correction is a value of DS's less S1's word of it (`Party._deal`), one array for each `correlate`
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lpgan_jax.cluster.session import Sizes
+from lpgan_jax.cluster.session import GUARD, TRAIN, Sizes
 from lpgan_jax.cluster.settings import SERVERS, ServerName
 from lpgan_jax.cluster.wire import Layout, buffers, half_shapes
 from lpgan_jax.mpc.prng import KEY_WORDS
@@ -29,9 +30,6 @@ from lpgan_jax.programs import SecureProgram, shapes
 
 Payloads = list[list[np.ndarray]]
 """What S1 and what S2 get, as bytes."""
-
-TRAIN = ""
-"""What is dealt for a step is listed under this, beside the names of answers."""
 
 _SEED = jax.ShapeDtypeStruct((KEY_WORDS,), np.uint32)
 
@@ -50,14 +48,17 @@ def with_material(inputs: Payloads, seeds: jax.Array, corrections: list[jax.Arra
 
 
 def server_programs(program: SecureProgram) -> dict[str, ServerProgram]:
-    """What a server runs for a step (`TRAIN`) and for each answer, traced."""
-    parts = {TRAIN: shapes.step_program(program)} | {
-        name: shapes.answer_program(program, name) for name in program.program.answers
-    }
-    return {
-        which: ServerProgram(function, half_shapes(secrets), public)
-        for which, (function, secrets, public) in parts.items()
-    }
+    """What a server runs for a step (`TRAIN`), the `GUARD` and each answer, traced."""
+
+    def traced(function: Any, secrets: Any, public: Any) -> ServerProgram:
+        return ServerProgram(function, half_shapes(secrets), public)
+
+    # The step first: its trace says what the guard looks at.
+    found = {TRAIN: traced(*shapes.step_program(program))}
+    found[GUARD] = traced(*shapes.guard_program(program))
+    for name in program.program.answers:
+        found[name] = traced(*shapes.answer_program(program, name))
+    return found
 
 
 class Parcels:
@@ -66,7 +67,7 @@ class Parcels:
     Attributes:
         state, inputs: shapes of this server's halves.
         questions: the same, by the name of the answer.
-        corrections: shapes of what is dealt for `TRAIN` and each answer, of S2.
+        corrections: shapes of what is dealt for each of `server_programs`, of S2.
         sizes: bytes of each.
     """
 

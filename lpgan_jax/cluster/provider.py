@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,29 +35,40 @@ from lpgan_jax.cluster.wire import Description, Layout, Received, Result, half_s
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.share_trees import reveal_tree
 from lpgan_jax.programs import Training, agreement, secured, shapes
+from lpgan_jax.programs.simulation import named
 from lpgan_jax.training import config
 from lpgan_jax.training.building import training_of
 from lpgan_jax.training.config import Settings
 from lpgan_jax.training.run_directory import RunDirectory
+from lpgan_jax.training.tasks import require_in_range
 
 
 class Results:
     """What a result of each kind is, and how its two shares are put together."""
 
     def __init__(self, training: Training) -> None:
-        program = secured(training.program)
-        self._shapes: dict[str, Any] = {
-            "told": shapes.told_shapes(program),
-            "learnt": shapes.learnt_shapes(program),
+        self._program = program = secured(training.program)
+        self._shapes: dict[str, Callable[[], Any]] = {
+            "step": tuple,
+            "told": lambda: shapes.told_shapes(program),
+            "alarm": lambda: shapes.alarm_shapes(program),  # takes seconds, and is rarely asked
+            "learnt": lambda: shapes.learnt_shapes(program),
         }
         if training.sample is not None:
-            self._shapes["answer"] = shapes.answer_shapes(program, training.sample.answer)
-        sizes = {kind: size_of_half(of) for kind, of in self._shapes.items()}
-        self.sizes = {"step": 0} | sizes
+            answer = training.sample.answer
+            self._shapes["answer"] = lambda: shapes.answer_shapes(program, answer)
+
+    def size_of(self, kind: str) -> int | None:
+        """Bytes of one server's share; None if there is no such kind."""
+        return size_of_half(self._shapes[kind]()) if kind in self._shapes else None
 
     def put_together(self, kind: str, payloads: list[bytearray]) -> Any:
         """The result, as float64 arrays, from S1's and S2's share."""
-        return put_together(self._shapes[kind], payloads)
+        return put_together(self._shapes[kind](), payloads)
+
+    def outside(self, payloads: list[bytearray]) -> list[str]:
+        """The tensors that an alarm is about."""
+        return [str(of) for of in named(self._program, self.put_together("alarm", payloads))]
 
 
 def size_of_half(of: Any) -> int:
@@ -178,6 +190,10 @@ def _collect(
             file = sample.file(results.put_together("answer", payloads))
             atomic_write(run.sample_file(head.step, sample.suffix), file)
             reporter.set(step=head.step)
+        elif head.kind == "alarm":
+            _tell(clients, collection)  # the servers end once they know
+            with reading_input():
+                require_in_range(results.outside(payloads), head.step)
         else:
             told = head.kind == "told"
             row = training.row(results.put_together("told", payloads)) if told else None
@@ -236,15 +252,18 @@ class _Pairs:
         self._queues: list[queue.Queue[Any]] = [queue.Queue(16) for _ in clients]
         for client, into in zip(clients, self._queues, strict=True):
             threading.Thread(
-                target=self._pull, args=(client, after, results.sizes, into), daemon=True
+                target=self._pull, args=(client, after, results.size_of, into), daemon=True
             ).start()
 
     @staticmethod
     def _pull(
-        client: Client, after: Received, sizes: dict[str, int], into: queue.Queue[Any]
+        client: Client,
+        after: Received,
+        size_of: Callable[[str], int | None],
+        into: queue.Queue[Any],
     ) -> None:
         try:
-            for result in client.results(after, sizes):
+            for result in client.results(after, size_of):
                 into.put(result)
             into.put(None)
         except Exception as error:

@@ -21,11 +21,11 @@ import numpy as np
 
 from lpgan_jax.cluster.certificates import line_context, load_identity
 from lpgan_jax.cluster.journal import Journal
-from lpgan_jax.cluster.line import Line, Listener, dial
-from lpgan_jax.cluster.parcels import TRAIN, Parcels, server_programs
-from lpgan_jax.cluster.reporting import Lost, Reporter
+from lpgan_jax.cluster.line import Alarm, Line, Listener, dial
+from lpgan_jax.cluster.parcels import Parcels, server_programs
+from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter
 from lpgan_jax.cluster.service import Service
-from lpgan_jax.cluster.session import Session, Task
+from lpgan_jax.cluster.session import GUARD, TRAIN, Session, Task
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, ServerName
 from lpgan_jax.cluster.wire import Layout, Opening, Result, buffers
 from lpgan_jax.mpc.compiling import options_to_run_often
@@ -59,13 +59,15 @@ class Programs:
             for which, of in programs.items()
         }
         self._plans = {which: of.plan for which, of in programs.items()}
+        self._elements: Any = None
         # Only a step's secrets are replaced.
         self._compiled = {
             which: of.compile(donate=which == TRAIN, options=options)
             for which, of in programs.items()
         }
         self.rounds = {
-            f"the rounds of {which or 'step'}": plan.digest for which, plan in self._plans.items()
+            f"the rounds of {which or 'the step'}": plan.digest
+            for which, plan in self._plans.items()
         }
 
     def _placed(self, shapes: Any, payload: bytes | bytearray | memoryview) -> Any:
@@ -82,7 +84,7 @@ class Programs:
         return jax.tree.map(lambda half: half[0], restored)
 
     def rounds_of(self, which: str) -> int:
-        """Messages that a step (`TRAIN`) or an answer takes."""
+        """Messages that one of `server_programs` takes."""
         return self._plans[which].count
 
     def _run(self, which: str, payload: memoryview, secrets: Any, public: Any) -> Any:
@@ -97,8 +99,13 @@ class Programs:
     ) -> tuple[Any, Any]:
         """A step: the state after it, and own shares of what SP is told."""
         batch = self._placed(self._parcels.inputs, inputs)
-        state, told = self._run(TRAIN, payload, (state, batch), public)
+        state, told, self._elements = self._run(TRAIN, payload, (state, batch), public)
         return state, arrays(told)
+
+    def guard(self, payload: memoryview) -> tuple[np.ndarray, int]:
+        """Of the last step, own shares: which tensors were out of range, and the alarm."""
+        outside, alarm = arrays(self._run(GUARD, payload, self._elements, None))
+        return outside, int(alarm)
 
     def answer(self, name: str, state: Any, payload: memoryview, question: memoryview) -> Any:
         """Own share of an answer."""
@@ -237,6 +244,8 @@ class _Work:
             elif kind == "train":
                 assert state is not None
                 state = self._train(state, task, attempt)
+            elif kind == "guard":
+                self._guard(task, attempt)
             elif kind == "answer":
                 assert state is not None
                 answer = self._answer(state, task, attempt)
@@ -273,6 +282,24 @@ class _Work:
         payload = _bytes(told)
         self._publish(attempt, task, "told" if payload else "step", seconds, payload)
         return state
+
+    def _guard(self, task: Task, attempt: int) -> None:
+        """See whether a step's values were in range; if not, this session ends."""
+        step, limit = task.parcel.step, self.config.timeouts.wait_s
+        with self._talking("looking at ranges with", GUARD, f"guard at step {step}"):
+            outside, share = self.programs.guard(memoryview(task.payload))
+        with self.reporter.phase("looking at ranges with", on=self.other, limit_s=limit):
+            other = self.line.swap_notes(Alarm(share=share), limit).share
+        if not (share + other) % 2**64:
+            return
+        self._publish(attempt, task, "alarm", 0.0, _bytes(outside))
+        self.journal.sync()
+        self.reporter.event("out of range", step=step)
+        with self.reporter.phase("telling", on=PROVIDER, limit_s=limit + _BEYOND_S):
+            self.journal.wait_until_received((attempt, task.parcel.serial), limit)
+        reason = f"values were out of range after step {step}: {PROVIDER} knows which"
+        self.session.refuse(reason, _TO_HEAR_WHY_S)
+        raise BadInput(reason)
 
     def _answer(self, state: Any, task: Task, attempt: int) -> bytes:
         name, view, question = str(task.parcel.answer), memoryview(task.payload), task.question

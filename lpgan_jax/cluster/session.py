@@ -49,6 +49,9 @@ from lpgan_jax.training.config import ConfigError, Settings, from_json
 
 _MOST_WAITING = 64  # questions in all
 
+TRAIN, GUARD = "", "(guard)"
+"""The names of what a step takes, and a look at its values' ranges, beside those of answers."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -58,7 +61,7 @@ class Sizes:
         state: shares of the initial state.
         inputs: shares of a batch.
         questions: shares of a question, by the name of the answer.
-        material: seed and corrections, by that name, and of a step under "".
+        material: seed and corrections, by that name, and of a step and the guard (`parcels`).
     """
 
     state: int
@@ -409,7 +412,9 @@ class Session:
             expected = sizes.state
         elif parcel.kind == "train":
             own = self.config.owner_of(parcel.step) == DEALER
-            expected = sizes.material[""] + sizes.inputs * own
+            expected = sizes.material[TRAIN] + sizes.inputs * own
+        elif parcel.kind == "guard":
+            expected = sizes.material[GUARD]
         elif parcel.kind == "answer":
             name = str(parcel.answer)
             expected = sizes.material[name] + sizes.questions[name]

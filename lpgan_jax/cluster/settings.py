@@ -202,7 +202,14 @@ def require_role(config: ClusterConfig, role: str) -> str:
 
 # What is trained, as others than its owner may know it --------------------------------------------
 
-_MAY_CHANGE = {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"}
+_MAY_CHANGE = {
+    "steps",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "guard_every",
+}
 
 
 def with_own_code(config: ClusterConfig, settings: Settings, program: str | None) -> Settings:

@@ -132,6 +132,7 @@ class Parcel(Message):
     |---|---|
     | `state` | shares of the initial state |
     | `train` | shares of a batch (if it is DS's turn), a seed, corrections (S2) |
+    | `guard` | a seed, corrections (S2) |
     | `answer` | shares of a question (unless who asks shared one), a seed, corrections (S2) |
     | `inputs` | shares of a batch, of another owner |
     | `checkpoint`, `finish` | none |
@@ -177,9 +178,10 @@ class Progress(Fields):
     """Why this server will not go on with the attempt."""
 
 
-ResultKind = Literal["told", "step", "answer", "learnt"]
+ResultKind = Literal["told", "step", "alarm", "answer", "learnt"]
 """`told`: what SP is told of a step; `step`: that one is done of which it is told nothing, without
-a payload; `answer`: of the sample; `learnt`: at the end."""
+a payload; `alarm`: which tensors were out of range, when some were; `answer`: of the sample;
+`learnt`: at the end."""
 
 
 class Result(Fields):

@@ -147,6 +147,7 @@ def truncate(party: Seat, x: Secret, frac_bits: int) -> Secret:
     ring = party.ring
     if not 0 < shift <= ring.bits - 2:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
+    party.watch(x, "truncate")
     narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
     public, minus_high, wrap, flag = _truncated(
         party, x, lambda words: ring.shift_right(words, shift), narrow
@@ -192,6 +193,7 @@ def times_small(party: Seat, x: Secret, digits: Digits, frac_bits: int) -> Secre
         The product, with an error below 1 LSB for each digit, of mean 0. 1 round, one word per
         element unless x is masked; DS -> S2: as `truncate`.
     """
+    party.watch(x, "truncate")
     ring, dropped = party.ring, x.frac_bits - frac_bits
     digits = tuple((sign, shift + dropped) for sign, shift in digits)
     most = max(shift for _, shift in digits)

@@ -56,6 +56,7 @@ def less_than_public(
     those beyond `bits`; one less on 43 bits or fewer), one word per element unless x is masked, and
     36 bits for each threshold; DS -> S2: 240 bits, and one word and 103 bits for each threshold.
     """
+    party.watch(x, "compare", bits)
     if not is_comparable(party, x, bits):
         x = masked(party, x)
     sign = sign_bit(party, x, [-t for t in thresholds], bits, low=low)

@@ -100,7 +100,8 @@ def evaluate(party: Seat, window: Window, x: Secret, frac_bits: int) -> Secret:
     entries = np.arange(2 * window.entries).reshape((-1,) + (1,) * len(x.shape))
     named = entry[None] == entries
     share = jnp.where(named, dealt.share, np.uint64(0)).sum(0, dtype=jnp.uint64) * power
-    return truncate(party, Secret(share, window.result_scale), frac_bits)
+    with party.filling_the_range():
+        return truncate(party, Secret(share, window.result_scale), frac_bits)
 
 
 def dealt_powers(window: Window, mask: jax.Array) -> jax.Array:

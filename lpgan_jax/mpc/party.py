@@ -42,8 +42,10 @@ from jaxtyping import Num, PRNGKeyArray
 from lpgan_jax.mpc import prng, traces
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.exchange import correction_p, exchange_p
+from lpgan_jax.mpc.guard import RANGE_BITS, Samples, Watched
 from lpgan_jax.mpc.prng import require_cryptographic
 from lpgan_jax.mpc.seat import Seat
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.traces import StaleKey, named
 from lpgan_jax.ring.words import RING64, Elements, Ring, bit_xor
 
@@ -150,6 +152,7 @@ class Party(Seat):
         is_s1: whether this server is S1 (a traced bool: both servers run the same program).
         messages: every message sent so far, in order.
         corrections: what DS must send to S2, in order (deal mode).
+        samples: of what the program truncates and compares, if it is guarded.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class Party(Seat):
         self.is_s1 = lax.axis_index(AXIS) == 0 if is_s1 is None else is_s1
         self.messages: list[Message] = []
         self.corrections: list[jax.Array] = []
+        self.samples: Samples | None = None
         self._source = source
         self._received = received
 
@@ -184,6 +188,13 @@ class Party(Seat):
             return first, second
         other = self.marked("exchange", name, exchange_p.bind)(words)
         return lax.select(self.is_s1, words, other), lax.select(self.is_s1, other, words)
+
+    def watch(self, value: Secret, operation: str, bits: int | None = None) -> None:
+        """See `Seat.watch`."""
+        if self.samples is None or self.filling:
+            return
+        within = RANGE_BITS if bits is None or bits > RANGE_BITS else bits - 1
+        self.samples.take("/".join(self.place), value, operation, within, value.size)
 
     # The dealer -------------------------------------------------------------------------------
 
@@ -237,14 +248,22 @@ class Party(Seat):
             for c in self._needed(body, carry, (seeds, xs), length)
         ]
 
+        watched: list[Watched] = []  # known once `step` was traced
+
         def step(carry: Any, iteration: Any) -> tuple[Any, Any]:
             seed, received, x = iteration
             party = self._child(seed, received)
+            if self.samples is not None:
+                party.samples = Samples(self.samples.turn)
             carry, y = body(party, carry, x)
-            return carry, (y, party.corrections)
+            taken = [] if party.samples is None else party.samples.taken
+            watched[:] = [of for of, _ in taken]
+            return carry, (y, party.corrections, [elements for _, elements in taken])
 
-        carry, (ys, corrections) = lax.scan(step, carry, (seeds, dealt, xs), length, reverse)
+        carry, (ys, corrections, taken) = lax.scan(step, carry, (seeds, dealt, xs), length, reverse)
         self.corrections += corrections
+        if self.samples is not None:
+            self.samples.out_of_loop(watched, taken)
         return carry, ys
 
     def _seeds(self, count: int) -> Any:

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lpgan_jax.mpc import arithmetic, compare, series
+from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc.guard import RANGE_BITS, Watched, numbered
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
-
-RANGE_BITS = 62
 
 
 class Seen(NamedTuple):
@@ -50,18 +48,25 @@ class Seen(NamedTuple):
         return "compare" if self.result is None else "truncate"
 
 
+def named(seen: Sequence[Seen]) -> list[str]:
+    """What the guard calls these tensors."""
+    names = numbered(of.place for of in seen)
+    return [
+        str(Watched(name, of.kind, of.range_bits, of.value.size, of.value.size))
+        for name, of in zip(names, seen, strict=True)
+    ]
+
+
 class PlainSeat(Seat):
     """A seat where values are whole. Subclasses say what a value is.
 
     Attributes:
         seen: every truncation and comparison so far, in the order of the program.
-        filling: whether what is truncated now fills the range by design.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Seen] = []
-        self.filling = False
 
     def public_share(self, public: jax.Array) -> jax.Array:
         """A public value itself: there is one server."""
@@ -96,15 +101,6 @@ class PlainSeat(Seat):
     def _child(self, seed: Any) -> PlainSeat:
         """The seat of an iteration."""
 
-    @contextmanager
-    def filling_the_range(self) -> Iterator[None]:
-        """What is truncated here fills the range by design."""
-        self.filling = True
-        try:
-            yield
-        finally:
-            self.filling = False
-
     def saw_truncation(self, value: Secret, result: Secret) -> None:
         """Record a truncation."""
         self.seen.append(Seen("/".join(self.place), value, result, RANGE_BITS, self.filling))
@@ -136,12 +132,6 @@ def _bilinear(party: PlainSeat, product: arithmetic.Bilinear, x: Secret, y: Secr
 @arithmetic.mul.register
 def _mul(party: PlainSeat, x: Secret, y: Secret) -> Secret:
     return Secret(x.share * y.share, x.frac_bits + y.frac_bits)
-
-
-@series.evaluate.register
-def _evaluate(party: PlainSeat, function: series.Series, x: Secret, frac_bits: int) -> Secret:
-    with party.filling_the_range():
-        return series.evaluate.dispatch(Seat)(party, function, x, frac_bits)
 
 
 @compare.b2a.register

@@ -40,11 +40,13 @@ class Seat(ABC):
     Attributes:
         ring: the ring of arithmetic shares.
         place: where in the program we are, for the names of messages.
+        filling: whether what is truncated now fills the range by design.
     """
 
     def __init__(self, ring: Ring = RING64) -> None:
         self.ring = ring
         self.place: tuple[str, ...] = ()
+        self.filling = False
         self._trace = traces.current()
 
     @contextmanager
@@ -55,6 +57,24 @@ class Seat(ABC):
             yield
         finally:
             self.place = outer
+
+    @contextmanager
+    def filling_the_range(self) -> Iterator[None]:
+        """What is truncated here fills the range by design."""
+        outer, self.filling = self.filling, True
+        try:
+            yield
+        finally:
+            self.filling = outer
+
+    def watch(self, value: Any, operation: str, bits: int | None = None) -> None:  # noqa: B027
+        """Hear of a value that is about to be truncated or compared; for `guard`.
+
+        Args:
+            value: a `Secret`.
+            operation: "truncate" or "compare".
+            bits: width of a comparison; None: all.
+        """
 
     def marked(self, kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` as a call named kind:place/.../name (see `traces.named`)."""

@@ -161,7 +161,8 @@ def evaluate(party: Seat, series: Series, x: Secret, frac_bits: int) -> Secret:
     Returns:
         The series' value, |.| < 2^4, within 2^-26 and 1 LSB.
     """
-    return truncate(party, waves(party, series, x, frac_bits), frac_bits)
+    with party.filling_the_range():
+        return truncate(party, waves(party, series, x, frac_bits), frac_bits)
 
 
 @functools.singledispatch

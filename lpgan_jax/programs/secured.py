@@ -9,10 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from lpgan_jax.mpc import guard
 from lpgan_jax.mpc.compiling import options_to_run_once
 from lpgan_jax.mpc.fixed_point import check_range
+from lpgan_jax.mpc.party import Party, simulate
+from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.seat import Seat
-from lpgan_jax.mpc.secret import is_secret
+from lpgan_jax.mpc.secret import Secret, is_secret
+from lpgan_jax.mpc.share_trees import tree_of_shapes
 from lpgan_jax.programs.program import Program
 from lpgan_jax.transform.function import Program as Traced
 from lpgan_jax.transform.function import Secure, secure
@@ -63,7 +67,7 @@ class _Mark:
 
 
 class SecureProgram:
-    """What the servers run: `train_step` and `answer`, (party, secrets, public) -> secrets.
+    """What the servers run: `guarded_step`, `guard`, `answer`, (party, secrets, public) -> secrets.
 
     A secret state is a state in which public leaves (optimizers' step counters) are None: they
     follow from the step's number.
@@ -97,6 +101,7 @@ class SecureProgram:
             raise ValueError("step: what SP is told is public in part, expected secrets alone")
         self.batch_scales = jax.tree.unflatten(jax.tree.structure(program.batch), list(scales))
         self._counted = 0, self._public
+        self._watched: list[guard.Watched] | None = None
         traced = self._step
         self._advance = jax.jit(
             lambda leaves: (traced.public(leaves), traced.next_public(leaves)),
@@ -131,14 +136,14 @@ class SecureProgram:
         """Which leaves SP gets, and which an answer takes, as text."""
         return {choice.name: str(choice) for choice in (self._learnt, *self._parts.values())}
 
-    def schedule(self, step: int) -> list[jax.Array]:
-        """What is public in a step, counted from 0."""
+    def schedule(self, step: int) -> list[Any]:
+        """What is public in a step, counted from 0: its number, and what the program computes."""
         done, leaves = self._counted if self._counted[0] <= step else (0, self._public)
         for _ in range(done, step):
             leaves = self._advance(leaves)[1]
         self._counted = step, leaves
         public: list[jax.Array] = self._advance(leaves)[0]
-        return public
+        return [np.uint64(step), *public]
 
     def train_step(self, party: Seat, secrets: Any, public: list[jax.Array]) -> tuple[Any, Any]:
         """A step. Nothing is opened but masked values.
@@ -151,8 +156,33 @@ class SecureProgram:
         Returns:
             (the state after it, what SP is told of it or None).
         """
-        after: tuple[Any, Any] = self._step(party, secrets, public)
+        after: tuple[Any, Any] = self._step(party, secrets, public[1:])
         return after
+
+    def guarded_step(self, party: Seat, secrets: Any, public: list[Any]) -> tuple[Any, Any, Secret]:
+        """A step, and shares of elements of what it truncates and compares, for `guard`."""
+        assert isinstance(party, Party)
+        party.samples = guard.Samples(public[0])
+        state, told = self.train_step(party, secrets, public)
+        self._watched, elements = party.samples.result(party)
+        return state, told, elements
+
+    @property
+    def watched(self) -> list[guard.Watched]:
+        """The tensors that a guarded step looks at, in the order of their elements."""
+        if self._watched is None:
+            secrets = (
+                tree_of_shapes(self.shapes, self.scales),
+                tree_of_shapes(self.batch, self.batch_scales),
+            )
+            step = functools.partial(simulate, self.guarded_step)
+            jax.eval_shape(step, make_key(0), secrets, self.schedule(0))
+        assert self._watched is not None
+        return self._watched
+
+    def guard(self, party: Seat, elements: Secret, public: None) -> tuple[Secret, Secret]:
+        """Whether any of a step's elements is out of range: see `mpc.guard.check`."""
+        return guard.check(party, self.watched, elements)
 
     def check_batch(self, batch: Any) -> None:
         """Check an owner's batch, before it is shared.

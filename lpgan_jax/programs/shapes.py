@@ -38,7 +38,12 @@ def question_shapes(program: SecureProgram, name: str, num: int | None = None) -
 def step_program(program: SecureProgram) -> PartyProgram:
     """What the servers run in a training step."""
     secrets = state_shapes(program), batch_shapes(program)
-    return program.train_step, secrets, program.schedule(0)
+    return program.guarded_step, secrets, program.schedule(0)
+
+
+def guard_program(program: SecureProgram) -> PartyProgram:
+    """What they run to see whether a step's values were in range."""
+    return program.guard, shapes_of((sum(of.count for of in program.watched),), 0), None
 
 
 def answer_program(program: SecureProgram, name: str, num: int | None = None) -> PartyProgram:
@@ -55,6 +60,11 @@ def told_shapes(program: SecureProgram) -> Any:
 def answer_shapes(program: SecureProgram, name: str) -> Any:
     """Of an answer."""
     return _results(program.functions[f"answers[{name!r}]"])
+
+
+def alarm_shapes(program: SecureProgram) -> Any:
+    """Of what SP gets when a step's values were out of range: 1 or 0 for each tensor."""
+    return shapes_of((len(program.watched),), 0)
 
 
 def learnt_shapes(program: SecureProgram) -> Any:

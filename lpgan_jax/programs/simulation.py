@@ -11,6 +11,7 @@ import numpy as np
 
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.mpc.guard import Watched
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.share_trees import reveal_tree, share_tree
@@ -21,22 +22,26 @@ Tree = dict[str, Any]
 
 
 @functools.lru_cache(8)
-def _compiled(program: SecureProgram) -> tuple[Any, Any]:
-    """(step, answer), jitted: traced and compiled once for all runs of one program."""
+def _compiled(program: SecureProgram) -> tuple[Any, Any, Any]:
+    """(step, answer, guard), jitted: traced and compiled once for all runs of one program."""
 
-    def step(keys: jax.Array, state: Any, batch: Any, public: Any) -> tuple[Any, Any]:
+    def step(keys: jax.Array, state: Any, batch: Any, public: Any) -> tuple[Any, Any, Any]:
         shared = share_tree(keys[0], batch, program.batch_scales)
-        return simulate(program.train_step, keys[1], (state, shared), public)
+        return simulate(program.guarded_step, keys[1], (state, shared), public)
 
     def answer(name: str, keys: jax.Array, state: Any, question: Any) -> Any:
         shared = share_tree(keys[0], question, program.question_scales(name, question))
         return simulate(program.answer(name), keys[1], (state, shared))
+
+    def guard(key: jax.Array, elements: Any) -> tuple[Any, Any]:
+        return simulate(program.guard, key, elements)
 
     # Keys and shares are arguments: closed over, they would be constants of a cached program.
     options = options_to_run_often()
     return (
         jax.jit(step, donate_argnums=1, compiler_options=options),
         jax.jit(answer, static_argnums=0, compiler_options=options),
+        jax.jit(guard, compiler_options=options),
     )
 
 
@@ -53,7 +58,8 @@ class Simulation:
         self.program = program
         self.state = state
         self._keys = keys
-        self._step, self._answer = _compiled(program)
+        self._elements: Any = None
+        self._step, self._answer, self._guard = _compiled(program)
 
     @classmethod
     def begin(cls, program: SecureProgram, initial: Any, master: jax.Array) -> Simulation:
@@ -69,8 +75,17 @@ class Simulation:
         """
         self.program.check_batch(batch)
         public = self.program.schedule(step)
-        self.state, told = self._step(self._keys.take_two(), self.state, batch, public)
+        self.state, told, self._elements = self._step(
+            self._keys.take_two(), self.state, batch, public
+        )
         return told
+
+    def guard(self) -> list[Watched]:
+        """Which tensors of the last step had an element out of range, of those looked at."""
+        outside, alarm = self._guard(self._keys.take(), self._elements)
+        if not reveal_tree(alarm):
+            return []
+        return named(self.program, reveal_tree(outside))
 
     def trace_step(self, step: int, batch: Any) -> jax.stages.Traced:
         """The program of `train_step`, to be lowered and compiled; nothing runs."""
@@ -89,6 +104,11 @@ class Simulation:
     def shares(self) -> Tree:
         """The state's paired arrays by name, for a checkpoint."""
         return {name: np.asarray(s.share) for name, s in by_name(self.state).items()}
+
+
+def named(program: SecureProgram, outside: np.ndarray) -> list[Watched]:
+    """The tensors of which the guard said 1."""
+    return [of for of, bit in zip(program.watched, outside, strict=True) if bit]
 
 
 def share_state(program: SecureProgram, keys: DealerKeys, initial: Any) -> Any:

@@ -100,6 +100,8 @@ class Training:
         log_every: steps from one row of metrics to the next.
         checkpoint_every: steps from one save of shares to the next.
         keep_checkpoints: the newest so many are kept.
+        guard_every: steps from one look at whether values are in range to the next (`mpc.guard`);
+            there is one before each save too. 0: none.
         row: what SP is told of a step, to the columns of a row.
         sample: what is asked on the way.
         save: what was learnt, as the bytes of a file.
@@ -112,6 +114,7 @@ class Training:
     log_every: int = 10
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    guard_every: int = 25
     row: Callable[[Any], Row] = scalars
     sample: Sample | None = None
     save: Callable[[Any], bytes] = msgpack
@@ -132,6 +135,8 @@ class Training:
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name}: expected at least 1, got {count}")
+        if self.guard_every < 0:
+            raise ValueError(f"guard_every: expected at least 0, got {self.guard_every}")
 
     def logs_after(self, step: int) -> bool:
         """Whether the step (counted from 1) has a row of metrics."""
@@ -140,6 +145,11 @@ class Training:
     def saves_after(self, step: int) -> bool:
         """Whether there is a checkpoint of the step, counted from 1."""
         return step % self.checkpoint_every == 0 or step == self.steps
+
+    def guards_after(self, step: int) -> bool:
+        """Whether the guard looks at the step, counted from 1; at each that is saved."""
+        every = self.guard_every
+        return every > 0 and (step % every == 0 or self.saves_after(step))
 
     def samples_after(self, step: int) -> bool:
         """Whether the sample is asked after the step, counted from 1; 0 is before all."""

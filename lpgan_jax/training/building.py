@@ -48,7 +48,12 @@ def training_of(settings: Settings) -> Training:
     if isinstance(settings, TrainConfig):
         return gan_training(settings, build_gan(settings))
     training = program_file.load(settings.program, settings.options)
-    return training if settings.steps is None else replace(training, steps=settings.steps)
+    every = settings.guard_every
+    return replace(
+        training,
+        steps=training.steps if settings.steps is None else settings.steps,
+        guard_every=training.guard_every if every is None else every,
+    )
 
 
 def batches_of(settings: Settings, training: Training, seed: int) -> Draw:
@@ -98,6 +103,7 @@ def gan_training(settings: TrainConfig, gan: LPGAN, images: np.ndarray | None = 
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
         keep_checkpoints=settings.keep_checkpoints,
+        guard_every=settings.guard_every,
         row=row,
         sample=Sample(
             GENERATE, question, settings.sample_every, settings.open_samples, png, ".png"

@@ -151,6 +151,8 @@ class TrainConfig(Fields):
     """Images in a sample grid."""
     checkpoint_every: int = Field(ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
+    guard_every: int = Field(default=25, ge=0)
+    """Steps from one look at whether values are in range to the next; 0: none."""
     # A tuple, so that a configuration can be hashed; files hold lists, which strictness refuses.
     results: tuple[Literal["generator", "discriminator"], ...] = Field(
         default=("generator",), strict=False
@@ -208,6 +210,8 @@ class ProgramConfig(Fields):
     """What `training` is called with."""
     steps: int | None = Field(default=None, ge=1)
     """Instead of as many as the file says."""
+    guard_every: int | None = Field(default=None, ge=0)
+    """As of `TrainConfig`, instead of what the file says."""
     seed: int = Field(default=0, ge=0)
     """As of `TrainConfig`."""
     data: str | None = None

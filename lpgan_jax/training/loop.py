@@ -27,7 +27,7 @@ from lpgan_jax.training.building import batches_of, build_gan, gan_training, tra
 from lpgan_jax.training.config import Settings, TrainConfig
 from lpgan_jax.training.parameters import load_parameters
 from lpgan_jax.training.run_directory import Metrics, RunDirectory, Servers
-from lpgan_jax.training.tasks import tasks
+from lpgan_jax.training.tasks import require_in_range, tasks
 from lpgan_jax.training.trainers import (
     Mode,
     PlaintextTrainer,
@@ -240,7 +240,9 @@ def _loop(
     with Progress(done, training.steps, opened_by_sp=mode == "secure") as progress:
         progress.note("compiling" + ", and sampling before the first step" * sampled)
         for task in tasks(training, done, sampled):
-            if task.kind == "answer":
+            if task.kind == "guard":
+                require_in_range(trainer.guard(), task.step)
+            elif task.kind == "answer":
                 assert sample is not None
                 file = sample.file(trainer.answer(sample.answer, question))
                 atomic_write(run.sample_file(task.step, sample.suffix), file)
@@ -251,6 +253,8 @@ def _loop(
                     progress.note("compiling the step")
                 before, number = time.time(), task.step + 1
                 told = trainer.step(task.step, draw(task.step))
+                if mode == "shadow" and training.guard_every:  # there it is free
+                    require_in_range(trainer.guard(), number)
                 row = dict(training.row(told))
                 seconds = time.time() - before
                 durations.append(seconds)

@@ -17,6 +17,7 @@ import numpy as np
 from lpgan_jax.mpc import emulated
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
+from lpgan_jax.mpc.plain import bits_left, named
 from lpgan_jax.mpc.share_trees import decoded, encoded, reveal_tree
 from lpgan_jax.programs import Program, SecureProgram
 from lpgan_jax.programs.simulation import Simulation
@@ -30,6 +31,9 @@ class Trainer(Protocol):
 
     def step(self, step: int, batch: Any) -> Any:
         """Do a step, counted from 0; what SP is told of it, as float arrays."""
+
+    def guard(self) -> list[str]:
+        """The tensors of the last step with a value out of range, as far as it is looked at."""
 
     def answer(self, name: str, question: Any) -> Any:
         """What a name's function answers to a question, as float arrays."""
@@ -48,6 +52,10 @@ class SecureTrainer:
     def step(self, step: int, batch: Any) -> Any:
         """See `Trainer`; SP opens what is for it."""
         return reveal_tree(self.simulation.train_step(step, batch))
+
+    def guard(self) -> list[str]:
+        """See `Trainer`: some elements of each tensor (`mpc.guard`)."""
+        return list(map(str, self.simulation.guard()))
 
     def answer(self, name: str, question: Any) -> Any:
         """See `Trainer`; whoever asks opens it."""
@@ -73,9 +81,15 @@ class ShadowTrainer:
         self._keys = DealerKeys(master)
         self._state = encoded(program.secret(initial), program.scales)
 
-        def step(key: jax.Array, state: Any, batch: Any, public: Any) -> tuple[Any, Any]:
+        self._seen: list[str] = []  # known once `step` was traced
+        self._outside = np.zeros(0, bool)
+
+        def step(key: jax.Array, state: Any, batch: Any, public: Any) -> tuple[Any, Any, jax.Array]:
             values = state, encoded(batch, program.batch_scales)
-            return emulated.run(program.train_step, key, values, public, rounding)
+            seat = emulated.EmulatedSeat(key, rounding)
+            after, told = program.train_step(seat, values, public)
+            self._seen[:] = named(seat.seen)
+            return after, told, jnp.stack([bits_left(seat, seen) < 0 for seen in seat.seen])
 
         def answer(name: str, key: jax.Array, state: Any, question: Any) -> Any:
             asked = encoded(question, program.question_scales(name, question))
@@ -88,8 +102,13 @@ class ShadowTrainer:
     def step(self, step: int, batch: Any) -> Any:
         """See `Trainer`."""
         public = self._program.schedule(step)
-        self._state, told = self._step(self._keys.take(), self._state, batch, public)
+        after = self._step(self._keys.take(), self._state, batch, public)
+        self._state, told, self._outside = after
         return decoded(told)
+
+    def guard(self) -> list[str]:
+        """See `Trainer`: all elements of each tensor."""
+        return [name for name, out in zip(self._seen, self._outside, strict=True) if out]
 
     def answer(self, name: str, question: Any) -> Any:
         """See `Trainer`."""
@@ -137,6 +156,10 @@ class PlaintextTrainer:
         if self._after is not None:
             self._state = self._after(self._state, step)
         return told
+
+    def guard(self) -> list[str]:
+        """See `Trainer`: floats are in range."""
+        return []
 
     def answer(self, name: str, question: Any) -> Any:
         """See `Trainer`."""

@@ -39,7 +39,10 @@ from lpgan_jax.training import checkpoint, config
 from lpgan_jax.training.building import training_of
 
 SIZES = Sizes(
-    state=3000, inputs=200, questions={"generate": 50}, material={"": 5000, "generate": 900}
+    state=3000,
+    inputs=200,
+    questions={"generate": 50},
+    material={"": 5000, "(guard)": 700, "generate": 900},
 )
 METHODS = ("Describe", "Condition", "Open", "Send", "Watch", "Results", "Received", "Ask")
 SETTINGS = config.to_json(tiny())
@@ -91,7 +94,7 @@ class Server:
         return opening.model_copy(update=fields)
 
     def parcel(self, kind="train", serial=0, step=0, role="ds", size=None, **fields):
-        sizes = {"state": 3000, "train": 5200, "answer": 950, "inputs": 200}
+        sizes = {"state": 3000, "train": 5200, "guard": 700, "answer": 950, "inputs": 200}
         if kind == "answer":
             fields = {"answer": "generate"} | fields
         size = sizes.get(kind, 0) if size is None else size
@@ -541,11 +544,11 @@ def test_sp_reads_the_results_that_it_does_not_have(server):
     for head in heads:
         server.journal.append(head, b"x" * head.size)
     for has in (0, 0, 2):
-        results = server.client("sp").results(received(server, has and 1, has), sizes)
+        results = server.client("sp").results(received(server, has and 1, has), sizes.get)
         wanted = heads[has:]
         assert [next(results) for _ in wanted] == [(h, b"x" * h.size) for h in wanted]
     with pytest.raises(wire.Malformed, match="4 bytes of answer"):
-        list(server.client("sp").results(received(server), sizes | {"answer": 5}))
+        list(server.client("sp").results(received(server), (sizes | {"answer": 5}).get))
 
 
 def test_a_server_drops_what_sp_has(server, monkeypatch):
@@ -559,17 +562,17 @@ def test_a_server_drops_what_sp_has(server, monkeypatch):
         server.journal.append(head, bytes(300))
     client, whole = server.client("sp"), server.journal.waiting
     assert whole > 60 * 300
-    results = client.results(received(server), {"told": 300})
+    results = client.results(received(server), {"told": 300}.get)
     for head in heads[:40]:
         assert next(results)[0] == head
     client.received(received(server, 1, 40, 40))
     assert server.journal.waiting < whole / 3 + 2000 + 500
     assert [next(results)[0] for _ in heads[40:]] == heads[40:]
-    again = client.results(received(server, 1, 55, 55), {"told": 300})
+    again = client.results(received(server, 1, 55, 55), {"told": 300}.get)
     assert [next(again)[0] for _ in heads[55:]] == heads[55:]
     assert server.journal.waiting < 5 * 400 + 2000 + 500
     # Who has less than that gets what there is, and sees that steps are missing.
-    assert 41 <= next(client.results(received(server), {"told": 300}))[0].step <= 56
+    assert 41 <= next(client.results(received(server), {"told": 300}.get))[0].step <= 56
 
 
 def test_sp_begins_again_when_results_are_dropped(server):
@@ -580,7 +583,7 @@ def test_sp_begins_again_when_results_are_dropped(server):
     ]
     for head in heads:
         server.journal.append(head, b"old")
-    results = server.client("sp").results(received(server), sizes)
+    results = server.client("sp").results(received(server), sizes.get)
     assert [next(results)[0] for _ in heads] == heads
     server.journal.forget(after=3)
     again = [head.model_copy(update={"attempt": 2}) for head in heads[3:]]
@@ -588,7 +591,7 @@ def test_sp_begins_again_when_results_are_dropped(server):
         server.journal.append(head, b"new")
     assert list(results) == []
     for has in (0, 2, 5):  # of the first attempt
-        results = server.client("sp").results(received(server, 1, has, has), sizes)
+        results = server.client("sp").results(received(server, 1, has, has), sizes.get)
         wanted = heads[min(has, 3) : 3] + again
         assert [next(results)[0] for _ in wanted] == wanted
 

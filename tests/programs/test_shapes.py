@@ -20,8 +20,9 @@ from lpgan_jax.training.building import build
 def test_the_programs_of_a_configuration():
     program = build(config.load("digits", ["batch_size=2", "model.features=1"]))
     function, (state, batch), public = shapes.step_program(program)
-    assert function.__name__ == "train_step"
-    assert all(isinstance(value, jax.Array) for value in public)
+    assert function.__name__ == "guarded_step"
+    assert public[0] == 0  # its number
+    assert all(isinstance(value, jax.Array) for value in public[1:])
     assert batch.images.share.shape == (2, 2, 16, 16, 1)
     function, (same, noise), public = shapes.answer_program(program, GENERATE)
     assert (function.__name__, public) == ("generate", None)

@@ -73,7 +73,7 @@ trees = st.dictionaries(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(trees, st.integers(0, 10**12))
 def test_any_tree_round_trips(tmp_path_factory, paired, step):
     run = tmp_path_factory.mktemp("run")

@@ -372,16 +372,21 @@ def _cost(args: argparse.Namespace) -> None:
         latency = LAN.latency_s if args.latency is None else 1e-3 * args.latency
         network = Network(bandwidth, latency).checked()
     training = training_of(_any_settings(args))
-    function, secrets, public = shapes.step_program(secured(training.program))
+    program, every = secured(training.program), training.guard_every
+    function, secrets, public = shapes.step_program(program)
     step = program_cost(function, secrets, public, inputs=secrets[1])
+    guard = program_cost(*shapes.guard_program(program)) if every else None
     if args.json:
         report = step.to_json()
+        report["guard"] = None if guard is None else {"every": every, **guard.to_json()}
         if network is not None:
             report["seconds"] = step.seconds(*network)
         print(json.dumps(report, indent=2))
     else:
         print(f"One training step, batch of {training.batch_size}, from its trace:\n")
         print(step.table([LAN, WAN] if network is None else [LAN, WAN, network]))
+        if guard is not None:
+            print(guard.beside(step, every))
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -468,6 +473,7 @@ def _audit(args: argparse.Namespace) -> int:
             settings = settings.model_copy(update={"batch_size": size})
     of = build(settings)
     programs = {f"A training step, batch of {size}": shapes.step_program(of)}
+    programs["Looking whether its values are in range"] = shapes.guard_program(of)
     for name, answer in of.program.answers.items():
         rows = min(size, shapes.rows_of(answer.question))
         title = f"Answering ({name}), {rows} at once"

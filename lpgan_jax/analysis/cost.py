@@ -140,6 +140,15 @@ class Cost:
             )
         return "\n".join(lines)
 
+    def beside(self, step: Cost, every: int) -> str:
+        """A line on a range guard that runs once in so many steps."""
+        own = [self.online_bytes, self.dealer_bytes_s2]
+        part = sum(own) / every / max(1, step.online_bytes + step.dealer_bytes_s2)
+        return (
+            f"Every {every} steps, and before each checkpoint, the range guard: {self.rounds} "
+            f"rounds, {si(own[0], 'B')}, DS's {si(own[1], 'B')}: {100 * part:.2g} % of all bytes."
+        )
+
     def _cells(self, name: str) -> list[str]:
         exact = [f"{n:,}" for n in (self.rounds, self.exchanges)]
         volumes = [si(n, "B") for n in (self.online_bytes, self.dealer_bytes_s2)]

@@ -84,31 +84,36 @@ class Samples:
     def __init__(self, turn: jax.Array) -> None:
         self.turn = turn
         self.taken: list[tuple[Watched, Secret]] = []
+        self._places: list[str] = []  # of all operations so far
 
-    def take(self, place: str, x: Secret, operation: str, bits: int, size: int) -> None:
-        """Look at some elements; `size`: of the tensor that x is, or is taken from."""
+    def take(self, place: str, x: Secret, operation: str, bits: int, by_design: bool) -> None:
+        """Look at some elements of a tensor, unless it fills the range by design."""
+        self._places.append(place)
+        if not by_design:
+            self._take(numbered(self._places)[-1], x, operation, bits, x.size)
+
+    def _take(self, name: str, x: Secret, operation: str, bits: int, size: int) -> None:
         chosen = _some_of(x, self.turn, looked_at(size))
-        self.taken.append((Watched(place, operation, bits, size, chosen.size), chosen))
+        self.taken.append((Watched(name, operation, bits, size, chosen.size), chosen))
 
     def out_of_loop(self, watched: Sequence[Watched], stacked: Sequence[Secret]) -> None:
         """Take what each iteration of a loop took, stacked."""
         for of, x in zip(watched, stacked, strict=True):
-            self.take(of.name, x, of.operation, of.bits, of.size * x.shape[0])
+            name = f"{of.name} of a loop"
+            self._take(name, x, of.operation, of.bits, of.size * x.shape[0])
 
     def result(self, party: Seat) -> tuple[list[Watched], Secret]:
         """(the tensors, their elements one after the other).
 
         DS -> S2: one word for each that was not settled yet.
         """
-        names = numbered(of.name for of, _ in self.taken)
         owed = [x for _, x in self.taken if x.owed is not None]
         ends = np.cumsum([x.size for x in owed])[:-1].tolist()
         settled = iter(jnp.split(concatenate(owed).settled(party).share, ends) if owed else [])
         whole = [x if x.owed is None else Secret(next(settled), 0) for _, x in self.taken]
-        watched = [replace(of, name=name) for name, (of, _) in zip(names, self.taken, strict=True)]
         if not whole:
             return [], Secret(jnp.zeros(0, party.ring.dtype), 0)
-        return watched, concatenate(whole)
+        return [of for of, _ in self.taken], concatenate(whole)
 
 
 def _some_of(x: Secret, turn: jax.Array, count: int) -> Secret:

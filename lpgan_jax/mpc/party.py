@@ -191,10 +191,9 @@ class Party(Seat):
 
     def watch(self, value: Secret, operation: str, bits: int | None = None) -> None:
         """See `Seat.watch`."""
-        if self.samples is None or self.filling:
-            return
-        within = RANGE_BITS if bits is None or bits > RANGE_BITS else bits - 1
-        self.samples.take("/".join(self.place), value, operation, within, value.size)
+        if self.samples is not None:
+            within = RANGE_BITS if bits is None or bits > RANGE_BITS else bits - 1
+            self.samples.take("/".join(self.place), value, operation, within, self.filling)
 
     # The dealer -------------------------------------------------------------------------------
 

@@ -62,6 +62,6 @@ def require_in_range(outside: Sequence[str], step: int) -> None:
     more = f", and of {len(outside) - 1} others" if len(outside) > 1 else ""
     raise OutOfRange(
         f"step {step}: values of {outside[0]}{more} are out of range, and whatever follows from "
-        "them is wrong: go on from an earlier checkpoint with a smaller learning_rate or fewer "
-        "frac_bits; `lpgan ranges` shows where values first leave the range"
+        "them is wrong: train with a smaller learning_rate or fewer frac_bits (checkpoints are of "
+        "steps before it; `lpgan ranges` shows where values first leave the range)"
     )

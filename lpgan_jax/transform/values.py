@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -97,7 +98,8 @@ class Format:
 
 
 def _module(node: Node) -> str:
-    return node.place.module
+    """Its module, or else the line that it comes from."""
+    return node.place.module or Path(node.place.line.split(" (")[0]).name
 
 
 @dataclass(frozen=True)

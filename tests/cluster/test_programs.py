@@ -1,5 +1,6 @@
 """A program between four processes: trained, asked by clients, refused where it differs."""
 
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ def simulated(training):
     samples = {0: simulation.answer("probability", question)}
     for step in range(training.steps):
         simulation.train_step(step, draw(step))
+        if training.guards_after(step + 1):
+            assert not simulation.guard()
         if training.samples_after(step + 1):
             samples[step + 1] = simulation.answer("probability", question)
     return simulation, samples
@@ -94,6 +97,33 @@ def test_a_program_is_trained_and_asked_by_two_clients_at_once(tmp_path, subtest
             assert "differs from that of this session: answers['probability']" in log
     finally:
         running.stop()
+
+
+def test_values_out_of_range_end_a_session(tmp_path):
+    """At all roles, once, and SP names the tensor; what was saved before stays."""
+    state, out = tmp_path / "state", tmp_path / "run"
+    file, cluster = local(tmp_path)
+    options = ["rate=1.0e+8", "checkpoint_every=1"]
+    settings = config.program_config(FILE, options, seed=SEED, guard_every=2)
+    running = Running(jobs(file, out, settings), cluster)
+    try:
+        assert running.wait("sp", 240) == 1
+        assert [running.wait(role, 60) for role in ("ds", "s1", "s2")] == [1, 1, 1]
+    finally:
+        running.stop()
+    (reason,) = [e["reason"] for e in events(state, "sp") if e["event"] == "ended"]
+    step, tensor = re.search(
+        r"step (\d): values of (.+? \d \((?:truncate|compare), \d+ bits\))", reason
+    ).groups()
+    for server in ("s1", "s2"):
+        seen = [e["event"] for e in events(state, server)]
+        assert seen.count("out of range") == seen.count("ended") == 1
+        assert "restarting" not in seen
+        # Nobody else is told what it was.
+        assert tensor not in (state / "logs" / f"{server}.jsonl").read_text()
+        # A save is looked at first.
+        assert max(checkpoint.saves(state, server)) == int(step) - 1
+    assert "parameters.msgpack" not in {path.name for path in out.iterdir()}
 
 
 def test_a_role_with_a_changed_file_is_refused_by_name(tmp_path):

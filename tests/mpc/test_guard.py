@@ -108,7 +108,7 @@ def test_it_looks_at_a_part_of_everything_that_is_truncated_or_compared():
         5000,
     )
     assert (second.name, second.operation, second.bits) == ("first 2", "compare", 26)
-    assert (loop.name, loop.size, loop.count) == ("loop 1", 8000, guard.looked_at(8000))
+    assert (loop.name, loop.size, loop.count) == ("loop 1 of a loop", 8000, guard.looked_at(8000))
     assert second.count == guard.looked_at(20000) == 625
     # What was owed is settled: the elements are the products' own.
     assert set(found[str(first)]) <= {int(v) ** 2 for v in X}

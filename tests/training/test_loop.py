@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
+import tiny_program
 from flax import serialization
 from helpers import distance
 from modes import watched
@@ -243,6 +245,27 @@ def test_a_shadow_run_stays_close_to_the_secure_one(run, settings_file, tmp_path
         cli.main(["train", *arguments, "--plaintext"])
     assert cli.main(["train", *arguments, "--resume"]) == 1
     assert "drop --plaintext, --shadow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["secure", "shadow"])
+def test_values_out_of_range_end_a_run_before_it_saves_them(mode, tmp_path, capsys):
+    """In shadow mode all values are looked at, here so many under sharing: they say the same."""
+    out = tmp_path / "run"
+    command = ["train", "--program", tiny_program.__file__, "--set", "rate=1.0e+8"]
+    command += ["--set", "checkpoint_every=1", "--seed", "3", "--out", str(out)]
+    assert cli.main([*command, *(["--shadow"] if mode == "shadow" else [])]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"step 3: values of tiny_program.py:\d+ 5 \(truncate, 62 bits\)", error)
+    assert "smaller learning_rate or fewer frac_bits" in error
+    assert not (out / "summary.json").exists()
+    if mode == "secure":
+        assert checkpoint.load(out)[0] == 2
+
+
+def test_a_guard_may_be_left_out(tmp_path):
+    options = ["rate=1.0e+8"]
+    settings = config.program_config(tiny_program.__file__, options, guard_every=0)
+    assert train(settings, tmp_path / "run", seed=3).steps == 6
 
 
 def test_quality_of_a_run_is_measured_and_repeats(run, tmp_path, monkeypatch, capsys):

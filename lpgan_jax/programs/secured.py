@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,7 @@ class SecureProgram:
         self.batch_scales = jax.tree.unflatten(jax.tree.structure(program.batch), list(scales))
         self._counted = 0, self._public
         self._watched: list[guard.Watched] | None = None
+        self._tracing = threading.Lock()
         traced = self._step
         self._advance = jax.jit(
             lambda leaves: (traced.public(leaves), traced.next_public(leaves)),
@@ -170,15 +172,16 @@ class SecureProgram:
     @property
     def watched(self) -> list[guard.Watched]:
         """The tensors that a guarded step looks at, in the order of their elements."""
-        if self._watched is None:
-            secrets = (
-                tree_of_shapes(self.shapes, self.scales),
-                tree_of_shapes(self.batch, self.batch_scales),
-            )
-            step = functools.partial(simulate, self.guarded_step)
-            jax.eval_shape(step, make_key(0), secrets, self.schedule(0))
-        assert self._watched is not None
-        return self._watched
+        with self._tracing:  # SP asks in several threads
+            if self._watched is None:
+                secrets = (
+                    tree_of_shapes(self.shapes, self.scales),
+                    tree_of_shapes(self.batch, self.batch_scales),
+                )
+                step = functools.partial(simulate, self.guarded_step)
+                jax.eval_shape(step, make_key(0), secrets, self.schedule(0))
+            assert self._watched is not None
+            return self._watched
 
     def guard(self, party: Seat, elements: Secret, public: None) -> tuple[Secret, Secret]:
         """Whether any of a step's elements is out of range: see `mpc.guard.check`."""

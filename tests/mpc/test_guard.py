@@ -130,28 +130,51 @@ def test_it_looks_at_all_elements_in_turn():
     assert max(abs(n - turns / rows) for n in inner) < 3 * np.log2(turns)
 
 
+def _times_small(party, x):
+    arithmetic.times_small(party, x, ((1, 3),), 10)
+
+
+def _in_a_loop(party, x):
+    def body(party, carry, row):
+        arithmetic.truncate(party, row, 0)
+        return carry, None
+
+    party.scan(body, x[0], x.reshape(5, -1), 5)
+
+
+KINDS = {
+    "truncate": (62, lambda party, x: arithmetic.truncate(party, x, 0)),
+    "times_small": (62, _times_small),
+    "compare": (26, lambda party, x: compare.negative(party, x, 27)),
+    "in a loop": (62, _in_a_loop),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("out", [1, 40])
-def test_elements_out_of_range_are_seen_as_often_as_is_said(out):
-    """1 - (1 - n/N)^k for k elements at places of their own, in a step at random."""
+def test_elements_out_of_range_are_seen_as_often_as_is_said(kind, out):
+    """1 - (1 - n/N)^k for k elements, one bit too large, at places of their own, in any step."""
     rng = np.random.default_rng(out)
-    watched = [guard.Watched("t", "truncate", 62, X.size, 512)]
+    bits, operation = KINDS[kind]
+    looks = []
 
     def function(party, x, turn):
         party.samples = guard.Samples(turn)
-        arithmetic.truncate(party, x, 0)
-        return guard.check(party, watched, party.samples.result(party)[1])[1]
+        operation(party, x)
+        looks[:], elements = party.samples.result(party)
+        return guard.check(party, looks, elements)[1]
 
-    step = jax.jit(
-        lambda k, x, turn: simulate(lambda p, s, t: function(p, s, t), k, Secret(x, 10), turn)
-    )
+    step = jax.jit(lambda k, x, turn: simulate(function, k, Secret(x, 10), turn))
     trials, alarms = 300, 0
     for trial in range(trials):
         values = X.copy()
-        values[rng.choice(X.size, out, replace=False)] = 2**62  # one bit too large
+        values[rng.choice(X.size, out, replace=False)] = 2**bits
         turn = np.uint64(rng.integers(10**6))
         alarms += int(whole(step(key(trial), pair_of(values, trial), turn).share))
-    unseen = stats.hypergeom.pmf(0, X.size, out, 512)
-    assert unseen == pytest.approx((1 - 512 / X.size) ** out, rel=0.03)
+    (look,) = looks
+    assert (look.bits, look.size, look.count) == (bits, X.size, 512)
+    unseen = stats.hypergeom.pmf(0, X.size, out, look.count)
+    assert unseen == pytest.approx((1 - look.count / X.size) ** out, rel=0.03)
     low, high = stats.binom.interval(1 - 1e-6, trials, 1 - unseen)
     assert low <= alarms <= high
 

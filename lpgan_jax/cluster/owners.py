@@ -276,20 +276,25 @@ def deal_and_feed(
     lines = _Lines(clients, attempt)
     with reporter.phase("compiling", limit_s=limits.start_s):
         initial = initial_state(training.program, batches_seed)
-        if start == 0:
-            line = headroom_line(secured(training.program), initial, draw(0))
-            print(line, flush=True)  # of DS's data: not into the log
         dealer = Dealer(training, draw, initial, cluster, master_key(seed, attempt))
     for server in SERVERS:
         with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
             lines.wait(partial(lines.prepared, server))
     lines.send_from_now_on()
+    if start == 0:  # while the first steps are dealt, since it takes seconds
+        printing = (training, initial, draw(0))
+        threading.Thread(target=_print_headroom, args=printing, daemon=True).start()
     question = None
     if training.sample is not None:
         with reading_input():
             question = training.sample_question(batches_seed)
             _require_rows(training, question)
     _Run(cluster, training, question, dealer, lines, reporter, opening).run()
+
+
+def _print_headroom(training: Training, initial: Any, batch: Any) -> None:
+    line = headroom_line(secured(training.program), initial, batch)
+    print(line, flush=True)  # of DS's data: not into the log
 
 
 def _require_rows(training: Training, question: Any) -> None:

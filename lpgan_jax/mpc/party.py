@@ -344,6 +344,25 @@ class _Trial(Party):
         return _Trial(Source(seed), self.ring, iter(()), self._deployed)
 
 
+class _Dealing(Party):
+    """DS in a server's seat: it deals, and nothing is sent."""
+
+    def __init__(self, source: Source, ring: Ring = RING64) -> None:
+        super().__init__(source, ring, is_s1=jnp.asarray(True))
+        self._deployed = None  # it receives nothing either
+
+    def exchange(self, words: Elements, name: str) -> tuple[Elements, Elements]:
+        """Nothing: no correction depends on what is opened."""
+        self._check_fresh()
+        nothing = lax.full_like(words, 0)
+        return nothing, nothing
+
+    def _child(self, seed: Any, received: Sequence[jax.Array]) -> Party:
+        party = _Dealing(Source(seed), self.ring)
+        party.place = self.place
+        return party
+
+
 # Entry points -----------------------------------------------------------------------------------
 
 
@@ -450,8 +469,9 @@ def deal(
 ) -> list[Elements]:
     """DS's program: the corrections that S2 needs to run `function` online.
 
-    Runs the same code as `simulate` on zero shares. The corrections depend on the key alone, so
-    that XLA removes all of the servers' work when this is jitted.
+    Runs the same code as `simulate` from one seat, on zero shares, with nobody to talk to. The
+    corrections depend on the key alone, so that XLA removes all of the servers' work when this is
+    jitted.
 
     Args:
         function: as in `simulate`.
@@ -464,14 +484,11 @@ def deal(
     """
     keys = server_seeds(key)
     public = bound(key, public)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), secrets)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), secrets)
 
-    def seat(shares: Any) -> list[jax.Array]:
-        party = Party(Source(keys))
-        _settled(party, function(party, shares, public))
-        return party.corrections
-
-    return jax.vmap(seat, out_axes=None, axis_name=AXIS)(zeros)
+    party = _Dealing(Source(keys))
+    _settled(party, function(party, zeros, public))
+    return party.corrections
 
 
 def online(

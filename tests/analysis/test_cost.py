@@ -417,14 +417,17 @@ def test_the_audit_command_fails_on_any_problem(monkeypatch, capsys, problems, c
     assert cli.main(["audit", "--config", "digits"]) == status
     printed = capsys.readouterr()
     assert "A training step, batch of 64" in printed.out  # as configured
-    assert sizes == [64, 16]  # images of a batch, and of an answer
+    batch, elements, answer = sizes
+    assert (batch, answer) == (64, 16)  # images
+    assert "Looking whether its values are in range" in printed.out
+    assert elements > 1000
     assert "compiling a training step" in printed.err
     assert all(problem in printed.out for problem in problems + compiled)
     # Only the traced programs, whose problems are told alone:
     command = ["audit", "--config", "digits", "--no-compile", "--batch-size", "3"]
     assert cli.main(command) == bool(problems)
     printed = capsys.readouterr()
-    assert sizes[2:] == [3, 3]
+    assert (sizes[3], sizes[5]) == (3, 3)
     assert all(problem in printed.out for problem in problems)
     assert "compil" not in printed.out + printed.err
 

@@ -186,22 +186,25 @@ def nobody_but_ds_learns_the_seed_or_where_the_images_are(trained, settings):
 def byte_counts_agree_with_the_cost_model(trained, settings):
     function, secrets, public = shapes.step_program(build(settings))
     cost = program_cost(function, secrets, public, inputs=secrets[1])
+    guard, guards = program_cost(*shapes.guard_program(build(settings))), 3  # before checkpoints
     state = trained[0]
     last = {role: statuses(state, role)[-1] for role in ("s1", "s2", "ds")}
     # One message's head and the frames of gRPC's are not counted by the model: under 400 bytes.
-    tasks = 3 + 12 + 3 + 1  # state and finish with the samples; steps; checkpoints
+    tasks = 3 + 12 + 2 * 3 + 1  # state and finish with the samples; steps; checkpoints; guards
     noise = 8 * settings.num_samples * settings.model.noise_size
-    for server, bytes_dealt in (("s1", cost.dealer_bytes_s1), ("s2", cost.dealer_bytes_s2)):
-        least = settings.steps * (bytes_dealt + cost.input_bytes) + 3 * noise
+    for server, name in (("s1", "dealer_bytes_s1"), ("s2", "dealer_bytes_s2")):
+        bytes_dealt = getattr(cost, name) + cost.input_bytes
+        least = settings.steps * bytes_dealt + guards * getattr(guard, name) + 3 * noise
         sent = last["ds"]["sent"][server]
         assert last[server]["received"]["ds"] == sent
         state_and_samples = 2**17 if server == "s1" else 2**20
         assert least < sent < least + state_and_samples + 400 * tasks
-    # On the servers' line every byte is known: a head for each round, and the two notes before.
+    # On the servers' line every byte is known: a head for each round, the two notes before, and
+    # the alarm's.
     sample = program_cost(*shapes.answer_program(build(settings), GENERATE))
     line = sum(
         times * (of.online_bytes + of.rounds * HEAD.size)
-        for times, of in ((settings.steps, cost), (3, sample))
+        for times, of in ((settings.steps, cost), (guards, guard), (3, sample))
     )
     for server, other in (("s1", "s2"), ("s2", "s1")):
         notes = last[server]["sent"][other] - line

@@ -72,7 +72,7 @@ class Servers:
                 yield step
 
     def put(self, attempt, serial, kind, step, journals):
-        size = RESULTS.sizes[kind]
+        size = RESULTS.size_of(kind)
         head = Result(
             attempt=attempt, serial=serial, kind=kind, step=step, seconds=attempt, size=size
         )

@@ -152,7 +152,7 @@ class _Fake:
     def __init__(self, server, heads):
         self.server, self._heads = server, heads
 
-    def results(self, after, sizes):
+    def results(self, after, size_of):
         for attempt, serial in self._heads:
             head = Result(attempt=attempt, serial=serial, kind="told", step=1, seconds=0, size=2)
             yield head, bytearray([attempt, serial])
@@ -161,7 +161,7 @@ class _Fake:
 def test_sp_pairs_shares_of_one_result_only():
     """A result that only one server has was lost in a crash, and computed again."""
     clients = [_Fake("s1", [(1, 0), (1, 1), (3, 0)]), _Fake("s2", [(1, 0), (2, 5), (3, 0)])]
-    results = type("", (), {"sizes": {}})()
+    results = type("", (), {"size_of": staticmethod({}.get)})()
     pairs = _Pairs(clients, results, None)
     for expected in ((1, 0), (3, 0)):
         head, payloads = pairs.next()
@@ -179,13 +179,13 @@ class _Trained:
     def __init__(self, server, steps, value):
         self.server, self._steps, self._value = server, steps, value
 
-    def results(self, after, sizes):
+    def results(self, after, size_of):
         for step in range(1, self._steps + 1):
-            yield self._result("told", step, sizes, 0)
-        yield self._result("learnt", self._steps, sizes, self._value)
+            yield self._result("told", step, size_of, 0)
+        yield self._result("learnt", self._steps, size_of, self._value)
 
-    def _result(self, kind, step, sizes, value):
-        size = sizes[kind]
+    def _result(self, kind, step, size_of, value):
+        size = size_of(kind)
         head = Result(attempt=1, serial=step, kind=kind, step=step, seconds=1.0, size=size)
         if kind == "learnt":
             head = head.model_copy(update={"serial": step + 1})

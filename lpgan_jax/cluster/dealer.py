@@ -44,8 +44,12 @@ class Dealer:
         cluster: ClusterConfig,
         key: jax.Array,
     ) -> None:
-        """`draw`: DS's own batches; `initial`: the state; `key`: the attempt's master key."""
-        self._draw, self._initial, self._cluster = draw, initial, cluster
+        """Compiles.
+
+        `draw`: DS's own batches; `initial`: the state of a training that begins, else None; `key`:
+        the attempt's master key.
+        """
+        self._draw, self._cluster = draw, cluster
         self._program = program = secured(training.program)
         self._keys = DealerKeys(key)
         options = options_to_run_often()
@@ -63,6 +67,9 @@ class Dealer:
         self._answers = {
             name: dealt(*shapes.answer_program(program, name)) for name in training.program.answers
         }
+        self._state: Payloads | None = None
+        if initial is not None:
+            self._state = halves(share_state(program, self._keys, initial))
 
     def payloads(self, task: Task, answer: str | None = None, question: Any = None) -> Payloads:
         """What S1 and what S2 get.
@@ -73,7 +80,8 @@ class Dealer:
             question: what DS asks, unless somebody else shared a question.
         """
         if task.kind == "state":
-            return halves(share_state(self._program, self._keys, self._initial))
+            assert self._state is not None
+            return self._state
         if task.kind == "train":
             return self._for_training(task.step)
         if task.kind == "guard":

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -276,13 +277,14 @@ def deal_and_feed(
     lines = _Lines(clients, attempt)
     with reporter.phase("compiling", limit_s=limits.start_s):
         initial = initial_state(training.program, batches_seed)
-        dealer = Dealer(training, draw, initial, cluster, master_key(seed, attempt))
+        begins = initial if start == 0 else None
+        dealer = Dealer(training, draw, begins, cluster, master_key(seed, attempt))
     for server in SERVERS:
         with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
             lines.wait(partial(lines.prepared, server))
     lines.send_from_now_on()
-    if start == 0:  # while the first steps are dealt, since it takes seconds
-        printing = (training, initial, draw(0))
+    if start == 0:
+        printing = (lines, training, initial, draw(0))
         threading.Thread(target=_print_headroom, args=printing, daemon=True).start()
     question = None
     if training.sample is not None:
@@ -292,9 +294,12 @@ def deal_and_feed(
     _Run(cluster, training, question, dealer, lines, reporter, opening).run()
 
 
-def _print_headroom(training: Training, initial: Any, batch: Any) -> None:
-    line = headroom_line(secured(training.program), initial, batch)
-    print(line, flush=True)  # of DS's data: not into the log
+def _print_headroom(lines: _Lines, training: Training, initial: Any, batch: Any) -> None:
+    """Once the first step is done, since it takes seconds."""
+    with suppress(Exception):  # whatever ends the attempt is said elsewhere
+        lines.wait(lambda: lines.done() > 1)
+        line = headroom_line(secured(training.program), initial, batch)
+        print(line, flush=True)  # of DS's data: not into the log
 
 
 def _require_rows(training: Training, question: Any) -> None:

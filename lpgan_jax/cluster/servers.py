@@ -16,7 +16,6 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.cluster.certificates import line_context, load_identity
@@ -53,9 +52,12 @@ class Programs:
         programs = server_programs(program)
         self._parcels = Parcels(program, server, programs)
         self.sizes = self._parcels.sizes
-        # S1 has no use for corrections, but its program has a place for them.
+        # S1 has no use for corrections, but its program has a place for them. (NumPy's zeros: a
+        # program for each shape of JAX's would be compiled.)
         self._nothing = {
-            which: [] if self._corrected else [jnp.zeros(x.shape, x.dtype) for x in of.corrections]
+            which: jax.device_put(
+                [] if self._corrected else [np.zeros(x.shape, x.dtype) for x in of.corrections]
+            )
             for which, of in programs.items()
         }
         self._plans = {which: of.plan for which, of in programs.items()}

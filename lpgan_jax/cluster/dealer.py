@@ -8,7 +8,6 @@ number, which no attempt of the session has after it. So a seed is for one sessi
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import deal, server_seeds
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.mpc.share_trees import share_tree
+from lpgan_jax.mpc.share_trees import share_arrays
 from lpgan_jax.programs import Draw, SecureProgram, Training, secured, shapes
 from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training.tasks import Task
@@ -104,7 +103,7 @@ class Dealer:
         if question is not None:
             self._program.check_question(name, question)
             scales = self._program.question_scales(name, question)
-            inputs = _shared(keys[0], question, scales)
+            inputs = halves(share_arrays(keys[0], question, scales))
         return with_material(inputs, *self._answers[name](keys[1], None))
 
 
@@ -113,13 +112,4 @@ def share_batch(program: SecureProgram, key: jax.Array, draw: Draw, turn: int) -
     with reading_input():
         batch = draw(turn)
         program.check_batch(batch)
-    return _shared(key, batch, program.batch_scales)
-
-
-def _shared(key: jax.Array, values: Any, scales: Any) -> Payloads:
-    return halves(_share_leaves(key, jax.tree.leaves(values), tuple(jax.tree.leaves(scales))))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _share_leaves(key: jax.Array, values: list[Any], scales: tuple[int, ...]) -> Any:
-    return share_tree(key, values, list(scales))
+    return halves(share_arrays(key, batch, program.batch_scales))

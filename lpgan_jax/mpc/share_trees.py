@@ -6,6 +6,7 @@ A tree of scales has the fraction bits of each leaf.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,18 @@ def share_tree(key: jax.Array, values: Any, scales: Any) -> Any:
         values,
         scales,
     )
+
+
+def share_arrays(key: jax.Array, values: Any, scales: Any) -> Any:
+    """The same of arrays outside of any program, in one that is compiled for their shapes."""
+    leaves, structure = jax.tree.flatten(values)
+    shared = _share_leaves(key, leaves, tuple(jax.tree.leaves(scales)))
+    return jax.tree.unflatten(structure, shared)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _share_leaves(key: jax.Array, values: list[Any], scales: tuple[int, ...]) -> Any:
+    return share_tree(key, values, list(scales))
 
 
 def reveal_tree(secrets: Any) -> Any:

@@ -14,7 +14,7 @@ from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.guard import Watched
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret, is_secret
-from lpgan_jax.mpc.share_trees import reveal_tree, share_tree
+from lpgan_jax.mpc.share_trees import reveal_tree, share_arrays, share_tree
 from lpgan_jax.programs.secured import SecureProgram
 
 Tree = dict[str, Any]
@@ -113,7 +113,7 @@ def named(program: SecureProgram, outside: np.ndarray) -> list[Watched]:
 
 def share_state(program: SecureProgram, keys: DealerKeys, initial: Any) -> Any:
     """DS's first message: the initial state (float arrays) as shares."""
-    return share_tree(keys.for_state(), program.secret(initial), program.scales)
+    return share_arrays(keys.for_state(), program.secret(initial), program.scales)
 
 
 def restore_state(program: SecureProgram, tree: Tree) -> Any:

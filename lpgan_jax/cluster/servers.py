@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import mmap
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -52,12 +54,9 @@ class Programs:
         programs = server_programs(program)
         self._parcels = Parcels(program, server, programs)
         self.sizes = self._parcels.sizes
-        # S1 has no use for corrections, but its program has a place for them. (NumPy's zeros: a
-        # program for each shape of JAX's would be compiled.)
+        # S1 has no use for corrections, but its program has a place for them.
         self._nothing = {
-            which: jax.device_put(
-                [] if self._corrected else [np.zeros(x.shape, x.dtype) for x in of.corrections]
-            )
+            which: [] if self._corrected else unwritten(of.corrections)
             for which, of in programs.items()
         }
         self._plans = {which: of.plan for which, of in programs.items()}
@@ -113,6 +112,19 @@ class Programs:
         """Own share of an answer."""
         asked = self._placed(self._parcels.questions[name], question)
         return arrays(self._run(name, payload, (state, asked), None))
+
+
+def unwritten(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """Arrays of zeros that take no memory where JAX takes a processor's memory as it is.
+
+    All are the same pages, which nobody writes: the system has one page of zeros for them.
+    """
+    size = max((math.prod(of.shape) * of.dtype.itemsize for of in shapes), default=0)
+    pages = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    made: list[jax.Array] = jax.device_put(
+        [np.frombuffer(pages, of.dtype, math.prod(of.shape)).reshape(of.shape) for of in shapes]
+    )
+    return made
 
 
 def arrays(tree: Any) -> Any:

@@ -8,7 +8,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -296,10 +295,13 @@ def deal_and_feed(
 
 def _print_headroom(lines: _Lines, training: Training, initial: Any, batch: Any) -> None:
     """Once the first step is done, since it takes seconds."""
-    with suppress(Exception):  # whatever ends the attempt is said elsewhere
-        lines.wait(lambda: lines.done() > 1)
-        line = headroom_line(secured(training.program), initial, batch)
-        print(line, flush=True)  # of DS's data: not into the log
+    sampled = training.sample is not None and training.sample.opened
+    try:
+        lines.wait(lambda: lines.done() >= 2 + sampled)
+    except Exception:  # what ends the attempt is said elsewhere
+        return
+    line = headroom_line(secured(training.program), initial, batch)
+    print(line, flush=True)  # of DS's data: not into the log
 
 
 def _require_rows(training: Training, question: Any) -> None:

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def _collect(
 ) -> bool:
     reporter.set(step=collection.received.step, steps=training.steps)
     results, sample = Results(training), training.sample
-    pairs = _Pairs(clients, results, collection.received)
+    pairs, known = _Pairs(clients, results, collection.received), False
     started = told_at = time.monotonic()
     while True:
         with reporter.phase("waiting for results of", on="s1", limit_s=None):
@@ -191,13 +192,19 @@ def _collect(
             atomic_write(run.sample_file(head.step, sample.suffix), file)
             reporter.set(step=head.step)
         elif head.kind == "alarm":
-            _tell(clients, collection)  # the servers end once they know
+            outside = results.outside(payloads)
+            reporter.event("out of range", step=head.step, tensors=", ".join(outside))
+            with suppress(Exception):  # the servers end once they know, or without
+                _tell(clients, collection)
             with reading_input():
-                require_in_range(results.outside(payloads), head.step)
+                require_in_range(outside, head.step)
         else:
             told = head.kind == "told"
             row = training.row(results.put_together("told", payloads)) if told else None
             collection.tell(head, row)
+            if not known:  # it takes seconds, and an alarm is not to wait for it
+                threading.Thread(target=results.size_of, args=("alarm",), daemon=True).start()
+                known = True
             reporter.set(step=head.step, s_per_step=round(head.seconds, 4))
         if time.monotonic() - told_at > _TELL_EVERY_S:
             _tell(clients, collection)

@@ -302,16 +302,20 @@ class _Work:
         step, limit = task.parcel.step, self.config.timeouts.wait_s
         with self._talking("looking at ranges with", GUARD, f"guard at step {step}"):
             outside, share = self.programs.guard(memoryview(task.payload))
-        with self.reporter.phase("looking at ranges with", on=self.other, limit_s=limit):
+        beyond = limit + _BEYOND_S
+        with self.reporter.phase("looking at ranges with", on=self.other, limit_s=beyond):
             other = self.line.swap_notes(Alarm(share=share), limit).share
         if not (share + other) % 2**64:
             return
+        self.session.end()
         self._publish(attempt, task, "alarm", 0.0, _bytes(outside))
         self.journal.sync()
         self.reporter.event("out of range", step=step)
-        with self.reporter.phase("telling", on=PROVIDER, limit_s=limit + _BEYOND_S):
-            self.journal.wait_until_received((attempt, task.parcel.serial), limit)
-        reason = f"values were out of range after step {step}: {PROVIDER} knows which"
+        with self.reporter.phase("telling", on=PROVIDER, limit_s=beyond):
+            # DS, which waits as well, has half of its patience left to hear why.
+            told = self.journal.wait_until_received((attempt, task.parcel.serial), limit / 2)
+        reason = f"values were out of range after step {step}"
+        reason += f": {PROVIDER} knows which" if told else f"; {PROVIDER} was not there to hear it"
         self.session.refuse(reason, _TO_HEAR_WHY_S)
         raise BadInput(reason)
 

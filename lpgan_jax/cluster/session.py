@@ -114,7 +114,8 @@ class Session:
         lost: Callable[[str, str], None],
     ) -> None:
         self.config, self.server = config, server
-        self._program, self._lost = program, lost
+        self._program = program
+        self._report_loss, self._over = lost, False
         self._file = Path(config.state) / f"session-{server}.json"
         self._asked: dict[str, int] = {}
         self._attempt, self._known, self._functions = self._remembered()
@@ -277,8 +278,12 @@ class Session:
 
     def gone(self, owner: str) -> None:
         """An owner has ended to watch. DS is there from an attempt's beginning to its end."""
-        if owner == DEALER and self._refused is None:
+        if owner == DEALER:
             self._lost(DEALER, "it is gone")
+
+    def _lost(self, role: str, reason: str) -> None:
+        if not self._over:
+            self._report_loss(role, reason)
 
     def _read(self, text: str) -> Settings:
         try:
@@ -516,8 +521,13 @@ class Session:
             self._sizes = sizes
             self._changed.notify_all()
 
+    def end(self) -> None:
+        """This server ends by itself: whoever is gone from now on is not missed."""
+        self._over = True
+
     def refuse(self, reason: str, seconds: float) -> None:
         """This attempt will not go on; DS has so long to hear why."""
+        self.end()
         with self._changed:
             self._refused = reason
             self._changed.notify_all()

@@ -241,6 +241,7 @@ def truncate_by(party: Seat, x: Secret, shift: jax.Array | np.ndarray) -> Secret
         As `truncate`, at x's scale; of a shift that is known it has its parts. 1 round, one word
         per element unless x is masked; DS -> S2: two words per element.
     """
+    party.watch(x, "truncate")
     ring = party.ring
     words = jnp.broadcast_to(shift, x.shape).astype(ring.dtype)
     public, minus_high, wrap, flag = _truncated(

@@ -159,6 +159,16 @@ def _truncate(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
     return party.round(x, frac_bits)
 
 
+_by = arithmetic.truncate_by.dispatch(Seat)
+
+
+@arithmetic.truncate_by.register
+def _truncate_by(party: EmulatedSeat, x: Secret, shift: jax.Array) -> Secret:
+    result = _by(party, x, shift)
+    party.saw_truncation(x, result)
+    return result
+
+
 _by_one_mask = arithmetic.times_small.dispatch(Seat)
 
 

@@ -72,7 +72,9 @@ def _times_small(party: ExactSeat, x: Secret, digits: arithmetic.Digits, frac_bi
 
 @arithmetic.truncate_by.register
 def _truncate_by(party: ExactSeat, x: Secret, shift: jax.Array) -> Secret:
-    return Secret(x.share * jnp.exp2(-shift.astype(jnp.float64)), x.frac_bits)
+    result = Secret(x.share * jnp.exp2(-shift.astype(jnp.float64)), x.frac_bits)
+    party.saw_truncation(x, result)
+    return result
 
 
 @compare.less_than_public.register

@@ -5,12 +5,14 @@ opened. So a program that is guarded hands out, beside its results, shares of so
 tensor that it truncates or compares, which costs no message; and every so often the servers compare
 these, under sharing, with the ranges of their operations.
 
-What it misses. It looks at n of a tensor's N elements (`looked_at`), and the next time at others,
-in turn: one element out of range is seen in one of about N/n checks; of k elements at places of
-their own, none is seen with probability (1 - n/N)^k; a tensor of up to `WHOLE` elements is seen
-whole. An element counts by what is left of it modulo 2^64: one that went beyond 2^63 comes back as
-a value that is out of range with probability 1 - 2^(bits-63), for an operation on values below
-2^bits: one in two goes unseen at 62 bits, one in 2^37 at an activation's 26.
+What it misses. It looks at n of a tensor's N elements (`looked_at`), and each time at others, at
+random: one element out of range is seen with probability n/N each time, and of k elements at places
+of their own none with about (1 - n/N)^k; a tensor of up to `WHOLE` elements is seen whole. (The
+chance is of public numbers, which follow from the step's: it is as good against mistakes, not
+against somebody who chooses places.) An element counts by what is left of it modulo 2^64: one that
+went beyond 2^63 comes back as a value that is out of range with probability 1 - 2^(bits-63), for an
+operation on values below 2^bits: one in two goes unseen at 62 bits, one in 2^37 at an activation's
+26.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ from lpgan_jax.mpc.secret import Secret, concatenate
 
 RANGE_BITS = 62  # what a truncation takes: integers below 2^62
 WHOLE, ONE_OF = 512, 32
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 times the golden ratio: its multiples mod 1 spread
 
 
 def looked_at(size: int) -> int:
@@ -77,19 +78,21 @@ class Samples:
     """Elements of the tensors of a program, while it is traced.
 
     Attributes:
-        turn: a public number, uint64[]: which elements it will be.
+        turn: a public number, uint64[], as good as random: which elements it will be. (Samples in
+            a loop have one of their own, made from it.)
         taken: [(tensor, elements of it)], in the order of the program.
     """
 
     def __init__(self, turn: jax.Array) -> None:
-        self.turn = turn
+        """`turn`: which time it is."""
+        self.turn = _mixed(turn)
         self.taken: list[tuple[Watched, Secret]] = []
         self._places: list[str] = []  # of all operations so far
 
     def take(self, place: str, x: Secret, operation: str, bits: int, by_design: bool) -> None:
         """Look at some elements of a tensor, unless it fills the range by design."""
         self._places.append(place)
-        if not by_design:
+        if x.size and not by_design:
             self._take(numbered(self._places)[-1], x, operation, bits, x.size)
 
     def _take(self, name: str, x: Secret, operation: str, bits: int, size: int) -> None:
@@ -99,7 +102,8 @@ class Samples:
     def out_of_loop(self, watched: Sequence[Watched], stacked: Sequence[Secret]) -> None:
         """Take what each iteration of a loop took, stacked."""
         for of, x in zip(watched, stacked, strict=True):
-            name = f"{of.name} of a loop"
+            self._places.append(f"{of.name} of a loop")
+            name = numbered(self._places)[-1]
             self._take(name, x, of.operation, of.bits, of.size * x.shape[0])
 
     def result(self, party: Seat) -> tuple[list[Watched], Secret]:
@@ -117,9 +121,9 @@ class Samples:
 
 
 def _some_of(x: Secret, turn: jax.Array, count: int) -> Secret:
-    """So many elements of x in a row, [count]: another row of them in each turn."""
+    """So many elements of x in a row, [count]: a row at random, by the turn."""
     rows = -(-x.size // max(count, 1))
-    row = ((turn * _GOLDEN >> np.uint64(32)) * np.uint64(rows)) >> np.uint64(32)
+    row = ((turn >> np.uint64(32)) * np.uint64(rows)) >> np.uint64(32)
 
     def move(words: jax.Array) -> jax.Array:
         flat = words.reshape(-1)
@@ -129,6 +133,14 @@ def _some_of(x: Secret, turn: jax.Array, count: int) -> Secret:
         return lax.dynamic_slice_in_dim(flat, row.astype(np.int32) * count, count)
 
     return replace(x.unmasked(), frac_bits=0).rearrange(move)
+
+
+def _mixed(number: jax.Array) -> jax.Array:
+    """A number as random as its bits (splitmix64: Steele, Lea, Flood 2014)."""
+    z = number + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def check(party: Seat, watched: Sequence[Watched], elements: Secret) -> tuple[Secret, Secret]:

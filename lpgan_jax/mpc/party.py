@@ -193,7 +193,7 @@ class Party(Seat):
         """See `Seat.watch`."""
         if self.samples is not None:
             within = RANGE_BITS if bits is None or bits > RANGE_BITS else bits - 1
-            self.samples.take("/".join(self.place), value, operation, within, self.filling)
+            self.samples.take(self.tensor_place, value, operation, within, self.filling)
 
     # The dealer -------------------------------------------------------------------------------
 

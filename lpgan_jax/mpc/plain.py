@@ -87,11 +87,22 @@ class PlainSeat(Seat):
         """See `Seat.scan`."""
         self._check_fresh()
 
+        inside: list[Seen] = []  # known once `step` was traced
+
         def step(carry: Any, iteration: Any) -> tuple[Any, Any]:
             seed, x = iteration
-            return body(self._child(seed), carry, x)
+            seat = self._child(seed)
+            carry, y = body(seat, carry, x)
+            inside[:] = seat.seen
+            values = [(of.value.unmasked(), of.result and of.result.unmasked()) for of in inside]
+            return carry, (y, values)
 
-        return lax.scan(step, carry, (self._seeds(length), xs), length, reverse)
+        carry, (ys, values) = lax.scan(step, carry, (self._seeds(length), xs), length, reverse)
+        names = numbered(of.place for of in inside)
+        for of, name, (value, result) in zip(inside, names, values, strict=True):
+            place = f"{name} of a loop"
+            self.seen.append(of._replace(place=place, value=value, result=result))
+        return carry, ys
 
     @abstractmethod
     def _seeds(self, count: int) -> Any:
@@ -103,13 +114,13 @@ class PlainSeat(Seat):
 
     def saw_truncation(self, value: Secret, result: Secret) -> None:
         """Record a truncation."""
-        self.seen.append(Seen("/".join(self.place), value, result, RANGE_BITS, self.filling))
+        self.seen.append(Seen(self.tensor_place, value, result, RANGE_BITS, self.filling))
 
     def saw_comparison(self, value: Secret, bits: int | None) -> None:
         """Record a comparison of values below 2^(bits-1) (as integers), or of any."""
         by_design = bits is None or bits > RANGE_BITS
         range_bits = RANGE_BITS if by_design else (bits or 0) - 1
-        self.seen.append(Seen("/".join(self.place), value, None, range_bits, by_design))
+        self.seen.append(Seen(self.tensor_place, value, None, range_bits, by_design))
 
 
 def bits_left(party: PlainSeat, seen: Seen) -> jax.Array:

@@ -83,7 +83,8 @@ class Root:
 
         2 rounds, beside the comparisons; |x| < 2^15 at 18 fraction bits.
         """
-        y = truncate_by(self._party, self._waves, self._shift(MANTISSA_BITS))
+        with self._party.filling_the_range():
+            y = truncate_by(self._party, self._waves, self._shift(MANTISSA_BITS))
         y = dataclasses.replace(y, frac_bits=MANTISSA_BITS)
         return self._chosen(mul(self._party, y, x), frac_bits)
 
@@ -96,7 +97,8 @@ class Root:
         shifts = pieces.frac_bits - frac_bits - np.asarray(self._exponents)
         up = max(0, 1 - int(shifts.min()))
         shifts = np.minimum(shifts + up, TOP).reshape((-1,) + (1,) * (len(pieces.shape) - 1))
-        rounded = truncate_by(party, pieces.times_int(1 << up), shifts)
+        with party.filling_the_range():
+            rounded = truncate_by(party, pieces.times_int(1 << up), shifts)
         total = rounded[0].unmasked()
         if self._bits is not None:
             above, below = (select(party, self._bits, v) for v in (rounded[1:], rounded[:-1]))

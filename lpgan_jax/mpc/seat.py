@@ -34,6 +34,15 @@ class StaleParty(RuntimeError):
     """A party was used outside of the trace that made it: its masks would serve several values."""
 
 
+class SourceLine(str):
+    """A line of the user's code, as part of a place: it names tensors, but no message.
+
+    Messages are compared between roles, whose copies of a file may differ in a comment.
+    """
+
+    __slots__ = ()
+
+
 class Seat(ABC):
     """What a protocol may ask of its party.
 
@@ -81,7 +90,13 @@ class Seat(ABC):
         return named(f"{kind}:{self._path(name)}", function)
 
     def _path(self, name: str) -> str:
-        return "/".join(filter(None, (*self.place, name)))
+        places = (part for part in self.place if not isinstance(part, SourceLine))
+        return "/".join(filter(None, (*places, name)))
+
+    @property
+    def tensor_place(self) -> str:
+        """Where in the program we are, for the names of tensors."""
+        return "/".join(filter(None, self.place))
 
     def _check_fresh(self) -> None:
         if traces.current() != self._trace:

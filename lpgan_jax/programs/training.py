@@ -101,7 +101,7 @@ class Training:
         checkpoint_every: steps from one save of shares to the next.
         keep_checkpoints: the newest so many are kept.
         guard_every: steps from one look at whether values are in range to the next (`mpc.guard`);
-            there is one before each save too. 0: none.
+            there is one before each save too. 0: none, though steps hand out what it would take.
         row: what SP is told of a step, to the columns of a row.
         sample: what is asked on the way.
         save: what was learnt, as the bytes of a file.

@@ -89,7 +89,8 @@ class ShadowTrainer:
             seat = emulated.EmulatedSeat(key, rounding)
             after, told = program.train_step(seat, values, public)
             self._seen[:] = named(seat.seen)
-            return after, told, jnp.stack([bits_left(seat, seen) < 0 for seen in seat.seen])
+            left = [bits_left(seat, seen) for seen in seat.seen]
+            return after, told, jnp.stack(left) < 0 if left else jnp.zeros(0, bool)
 
         def answer(name: str, key: jax.Array, state: Any, question: Any) -> Any:
             asked = encoded(question, program.question_scales(name, question))

@@ -26,7 +26,7 @@ import numpy as np
 from lpgan_jax.mpc import arithmetic, compare
 from lpgan_jax.mpc.activation import LOG_RANGE
 from lpgan_jax.mpc.range_reduction import TOP
-from lpgan_jax.mpc.seat import Seat
+from lpgan_jax.mpc.seat import Seat, SourceLine
 from lpgan_jax.mpc.secret import Secret, add_public
 from lpgan_jax.transform.graph import Node
 
@@ -99,7 +99,7 @@ class Format:
 
 def _module(node: Node) -> str:
     """Its module, or else the line that it comes from."""
-    return node.place.module or Path(node.place.line.split(" (")[0]).name
+    return node.place.module or SourceLine(Path(node.place.line.split(" (")[0]).name)
 
 
 @dataclass(frozen=True)

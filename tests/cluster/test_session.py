@@ -405,6 +405,26 @@ def test_parcels_arrive_whole_and_in_order(server):
     assert server.lost == [("ds", "its stream ended")]
 
 
+def test_nobody_is_missed_by_a_server_that_ends(server):
+    """DS hears why, and is gone before the server is: that is no failure."""
+    server.begin()
+    parcels = whole_training(server)[:3]
+    stream, ended = frames(*parcels), threading.Event()
+
+    def until_ended():
+        yield from stream
+        ended.wait()
+
+    sending = threading.Thread(target=server.client("ds").send, args=(until_ended(),))
+    sending.start()
+    _until(lambda: len(server.taken) == len(parcels))
+    server.session.refuse("values were out of range", 0.0)
+    ended.set()
+    sending.join()
+    server.session.gone("ds")
+    assert server.lost == []
+
+
 def _until(condition, seconds=20.0):
     end = time.monotonic() + seconds
     while not condition():

@@ -108,26 +108,42 @@ def test_it_looks_at_a_part_of_everything_that_is_truncated_or_compared():
         5000,
     )
     assert (second.name, second.operation, second.bits) == ("first 2", "compare", 26)
-    assert (loop.name, loop.size, loop.count) == ("loop 1 of a loop", 8000, guard.looked_at(8000))
+    assert (loop.name, loop.size, loop.count) == ("loop 1 of a loop 1", 8000, guard.looked_at(8000))
     assert second.count == guard.looked_at(20000) == 625
     # What was owed is settled: the elements are the products' own.
     assert set(found[str(first)]) <= {int(v) ** 2 for v in X}
     assert set(found[str(second)]) <= set(Y.tolist())
 
 
-def test_it_looks_at_all_elements_in_turn():
-    turns = 200
-    seen_so_far = collections.Counter()
+def test_all_elements_are_looked_at_alike():
+    """A row at random in each turn: as often as a coin with so many sides says."""
+    turns, rows = 400, -(-X.size // 512)
+    times = collections.Counter()
     for turn in range(turns):
-        seen_so_far.update(
-            np.sqrt(looked(25 * turn)["first 1 (truncate, 62 bits)"]).astype(int).tolist()
-        )
-    assert len(seen_so_far) == X.size
-    # One in 5000 / 512 turns, evenly: multiples of the golden ratio differ from an even spread by
-    # less than 3 log2(turns) turns in a row, and the last row overlaps the one before it.
-    rows = -(-X.size // guard.looked_at(X.size))
-    inner = [seen_so_far[x] for x in X[: (rows - 2) * 512]]
-    assert max(abs(n - turns / rows) for n in inner) < 3 * np.log2(turns)
+        found = looked(25 * turn)["first 1 (truncate, 62 bits)"]
+        times.update(np.sqrt(found).astype(int).tolist())
+    low, high = stats.binom.interval(1 - 1e-7, turns, 1 / rows)
+    overlap = range((rows - 1) * 512 - (rows * 512 - X.size), (rows - 1) * 512)  # of the last two
+    assert all(low <= times[x] <= high for x in range(X.size) if x not in overlap)
+    assert all(2 * low <= times[x] <= 2 * high for x in overlap)
+
+
+def test_all_elements_of_a_loop_are_looked_at():
+    """Rows of an iteration, and then of what all iterations gave, are chosen apart."""
+
+    def function(party, x, turn):
+        party.samples = guard.Samples(turn)
+        _in_a_loop(party, x)
+        return party.samples.result(party)[1]
+
+    look = jax.jit(lambda k, x, turn: simulate(function, k, Secret(x, 10), turn))
+    x, times = pair_of(X), collections.Counter()
+    turns = 400
+    for turn in range(turns):
+        times.update(whole(look(key(turn), x, np.uint64(turn)).share).tolist())
+    # One row of two within an iteration, then one of five: overlaps only add to it.
+    low, _ = stats.binom.interval(1 - 1e-7, turns, 1 / 10)
+    assert all(times[value] >= low for value in X.tolist())
 
 
 def _times_small(party, x):
@@ -147,6 +163,7 @@ KINDS = {
     "times_small": (62, _times_small),
     "compare": (26, lambda party, x: compare.negative(party, x, 27)),
     "in a loop": (62, _in_a_loop),
+    "truncate_by": (62, lambda party, x: arithmetic.truncate_by(party, x, jnp.asarray(3))),
 }
 
 
@@ -191,3 +208,19 @@ def test_values_that_fill_the_range_by_design_are_not_looked_at():
     operations = []
     run(function, Secret(pair_of(np.arange(8)), 18))
     assert operations == ["compare"]
+
+
+def test_what_has_no_elements_is_left_out():
+    def function(party, x):
+        party.samples = guard.Samples(jnp.zeros((), jnp.uint64))
+        arithmetic.truncate(party, x[:0], 0)
+        arithmetic.truncate(party, x, 0)
+        watched, elements = party.samples.result(party)
+        outside, alarm = guard.check(party, watched, elements)
+        names[:] = [of.name for of in watched]
+        return outside, alarm
+
+    names = []
+    outside, alarm = run(function, Secret(pair_of(np.array([1, 2**62])), 10))
+    assert names == ["(no place) 2"]
+    assert (whole(outside.share).tolist(), int(whole(alarm.share))) == ([1], 1)

@@ -126,6 +126,23 @@ def test_values_out_of_range_end_a_session(tmp_path):
     assert "parameters.msgpack" not in {path.name for path in out.iterdir()}
 
 
+def test_an_alarm_at_the_last_step_with_sp_away_ends_the_session_too(tmp_path):
+    """All parcels are sent by then, and DS ends before the servers do."""
+    state = tmp_path / "state"
+    file, cluster = local(tmp_path, timeouts={"silence_s": 4.0, "wait_s": 8.0, "start_s": 120.0})
+    settings = config.program_config(FILE, ["rate=1.0e+8"], seed=SEED, steps=3)
+    running = Running(jobs(file, tmp_path / "run", settings)[:-1], cluster)
+    try:
+        assert [running.wait(role, 240) for role in ("ds", "s1", "s2")] == [1, 1, 1]
+    finally:
+        running.stop()
+    for server in ("s1", "s2"):
+        assert not checkpoint.saves(state, server)
+        seen = events(state, server)
+        assert "restarting" not in {e["event"] for e in seen}
+        assert "sp was not there to hear it" in seen[-1]["reason"]
+
+
 def test_a_role_with_a_changed_file_is_refused_by_name(tmp_path):
     """Before anything is shared, at DS and at the server, with the operation that differs."""
     state = tmp_path / "state"

@@ -99,7 +99,7 @@ def _swap_arrays(*operands: jax.Array) -> tuple[np.ndarray, ...]:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type, unused-ignore]
 
 
 @functools.cache

@@ -95,7 +95,7 @@ class Root:
         """Of multiples of the pieces' series that of u's piece, times its power of two."""
         party = self._party
         shifts = pieces.frac_bits - frac_bits - np.asarray(self._exponents)
-        up = max(0, 1 - int(shifts.min()))
+        up = max(0, 1 - int(np.min(shifts)))
         shifts = np.minimum(shifts + up, TOP).reshape((-1,) + (1,) * (len(pieces.shape) - 1))
         with party.filling_the_range():
             rounded = truncate_by(party, pieces.times_int(1 << up), shifts)

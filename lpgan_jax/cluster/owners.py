@@ -92,8 +92,8 @@ class _Lines:
         while True:
             parcel, payload = self._queues[client.server].get()
             if client.server == "s1" and parcel.kind in ("train", "guard", "answer"):
-                # S1 would start, and wait in the middle of a collective, which has its own limit,
-                # until S2 has got its corrections: so it gets its little when S2 has its much.
+                # S1 would start, and wait in the middle of a task, which has its own limit, until
+                # S2 has got its corrections: so it gets its little when S2 has its much.
                 self._wait_received("s2", parcel.serial)
             yield encode(parcel)
             yield from chunks(payload)

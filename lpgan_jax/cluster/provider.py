@@ -49,23 +49,25 @@ class Results:
 
     def __init__(self, training: Training) -> None:
         self._program = program = secured(training.program)
-        self._shapes: dict[str, Callable[[], Any]] = {
-            "step": tuple,
-            "told": lambda: shapes.told_shapes(program),
-            "alarm": lambda: shapes.alarm_shapes(program),  # takes seconds, and is rarely asked
-            "learnt": lambda: shapes.learnt_shapes(program),
+        self._shapes: dict[str, Any] = {
+            "step": (),
+            "told": shapes.told_shapes(program),
+            "learnt": shapes.learnt_shapes(program),
         }
         if training.sample is not None:
-            answer = training.sample.answer
-            self._shapes["answer"] = lambda: shapes.answer_shapes(program, answer)
+            self._shapes["answer"] = shapes.answer_shapes(program, training.sample.answer)
+        self._sizes = {kind: size_of_half(of) for kind, of in self._shapes.items()}
 
     def size_of(self, kind: str) -> int | None:
         """Bytes of one server's share; None if there is no such kind."""
-        return size_of_half(self._shapes[kind]()) if kind in self._shapes else None
+        if kind == "alarm" and kind not in self._sizes:  # takes seconds, and is rarely asked
+            self._shapes[kind] = shapes.alarm_shapes(self._program)
+            self._sizes[kind] = size_of_half(self._shapes[kind])
+        return self._sizes.get(kind)
 
     def put_together(self, kind: str, payloads: list[bytearray]) -> Any:
         """The result, as float64 arrays, from S1's and S2's share."""
-        return put_together(self._shapes[kind](), payloads)
+        return put_together(self._shapes[kind], payloads)
 
     def outside(self, payloads: list[bytearray]) -> list[str]:
         """The tensors that an alarm is about."""

@@ -64,14 +64,20 @@ class Watched:
         return f"{self.name} ({self.operation}, {self.bits} bits)"
 
 
-def numbered(places: Iterable[str]) -> list[str]:
+class _Names:
     """Names for operations: each one's place, and which it is of those there, from 1."""
-    counts: Counter[str] = Counter()
-    names = []
-    for place in places:
-        counts[place] += 1
-        names.append(f"{place or '(no place)'} {counts[place]}")
-    return names
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, place: str) -> str:
+        self._counts[place] += 1
+        return f"{place or '(no place)'} {self._counts[place]}"
+
+
+def numbered(places: Iterable[str]) -> list[str]:
+    """Names for operations in the order of a program, by their places."""
+    return list(map(_Names(), places))
 
 
 class Samples:
@@ -87,13 +93,13 @@ class Samples:
         """`turn`: which time it is."""
         self.turn = _mixed(turn)
         self.taken: list[tuple[Watched, Secret]] = []
-        self._places: list[str] = []  # of all operations so far
+        self._names = _Names()
 
     def take(self, place: str, x: Secret, operation: str, bits: int, by_design: bool) -> None:
         """Look at some elements of a tensor, unless it fills the range by design."""
-        self._places.append(place)
+        name = self._names(place)
         if x.size and not by_design:
-            self._take(numbered(self._places)[-1], x, operation, bits, x.size)
+            self._take(name, x, operation, bits, x.size)
 
     def _take(self, name: str, x: Secret, operation: str, bits: int, size: int) -> None:
         chosen = _some_of(x, self.turn, looked_at(size))
@@ -102,8 +108,7 @@ class Samples:
     def out_of_loop(self, watched: Sequence[Watched], stacked: Sequence[Secret]) -> None:
         """Take what each iteration of a loop took, stacked."""
         for of, x in zip(watched, stacked, strict=True):
-            self._places.append(f"{of.name} of a loop")
-            name = numbered(self._places)[-1]
+            name = self._names(f"{of.name} of a loop")
             self._take(name, x, of.operation, of.bits, of.size * x.shape[0])
 
     def result(self, party: Seat) -> tuple[list[Watched], Secret]:

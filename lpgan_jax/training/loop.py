@@ -253,7 +253,7 @@ def _loop(
                     progress.note("compiling the step")
                 before, number = time.time(), task.step + 1
                 told = trainer.step(task.step, draw(task.step))
-                if mode == "shadow" and training.guard_every:  # there it is free
+                if mode == "shadow" and training.guard_every:  # there it takes no messages
                     require_in_range(trainer.guard(), number)
                 row = dict(training.row(told))
                 seconds = time.time() - before

@@ -37,6 +37,11 @@ RANGE_BITS = 62  # what a truncation takes: integers below 2^62
 WHOLE, ONE_OF = 512, 32
 
 
+def range_of(bits: int | None) -> int:
+    """The bits of what a comparison of so many bits takes; None: of any width."""
+    return RANGE_BITS if bits is None or bits > RANGE_BITS else bits - 1
+
+
 def looked_at(size: int) -> int:
     """How many of a tensor's elements a check looks at: one in `ONE_OF`, and `WHOLE` at least."""
     return min(size, max(WHOLE, -(-size // ONE_OF)))

@@ -42,7 +42,7 @@ from jaxtyping import Num, PRNGKeyArray
 from lpgan_jax.mpc import prng, traces
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.exchange import correction_p, exchange_p
-from lpgan_jax.mpc.guard import RANGE_BITS, Samples, Watched
+from lpgan_jax.mpc.guard import Samples, Watched, range_of
 from lpgan_jax.mpc.prng import require_cryptographic
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
@@ -192,8 +192,7 @@ class Party(Seat):
     def watch(self, value: Secret, operation: str, bits: int | None = None) -> None:
         """See `Seat.watch`."""
         if self.samples is not None:
-            within = RANGE_BITS if bits is None or bits > RANGE_BITS else bits - 1
-            self.samples.take(self.tensor_place, value, operation, within, self.filling)
+            self.samples.take(self.tensor_place, value, operation, range_of(bits), self.filling)
 
     # The dealer -------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lpgan_jax.mpc import arithmetic, compare
-from lpgan_jax.mpc.guard import RANGE_BITS, Watched, numbered
+from lpgan_jax.mpc.guard import RANGE_BITS, Watched, numbered, range_of
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 
@@ -119,7 +119,7 @@ class PlainSeat(Seat):
     def saw_comparison(self, value: Secret, bits: int | None) -> None:
         """Record a comparison of values below 2^(bits-1) (as integers), or of any."""
         by_design = bits is None or bits > RANGE_BITS
-        range_bits = RANGE_BITS if by_design else (bits or 0) - 1
+        range_bits = range_of(bits)
         self.seen.append(Seen(self.tensor_place, value, None, range_bits, by_design))
 
 

@@ -259,6 +259,13 @@ def _add_cluster_commands(commands: Any) -> None:
     up.add_argument("--seed", type=int, metavar="N", help="as for train: not for secrets")
     up.add_argument("--resume", action="store_true", help="go on with the session in DIR")
     up.add_argument(
+        "--check",
+        type=float,
+        default=0.05,
+        metavar="Q",
+        help="the probability with which DS checks a step of the servers (default: 0.05; 0: none)",
+    )
+    up.add_argument(
         "--client",
         action="append",
         default=[],
@@ -500,7 +507,12 @@ def _up(args: argparse.Namespace) -> int:
     from lpgan_jax.cluster.roles import up
 
     status = up(
-        _any_settings(args), args.out, seed=args.seed, resume=args.resume, clients=args.client
+        _any_settings(args),
+        args.out,
+        seed=args.seed,
+        resume=args.resume,
+        clients=args.client,
+        check=args.check,
     )
     if status == 0:
         print(f"samples are in {args.out}/samples, what SP got in {args.out}/parameters.msgpack")

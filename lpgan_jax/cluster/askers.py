@@ -17,7 +17,8 @@ from lpgan_jax.cluster.parcels import Payloads, halves
 from lpgan_jax.cluster.provider import connect, put_together, size_of_half
 from lpgan_jax.cluster.reporting import BadInput, Reporter, reading_input
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, ClusterConfig
-from lpgan_jax.cluster.wire import Question, nbytes
+from lpgan_jax.cluster.vouchers import require_vouched, verifier_of
+from lpgan_jax.cluster.wire import Question, Result, nbytes
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import share_tree
@@ -50,6 +51,7 @@ class Asker:
         self._cluster, self._role, self._reporter = cluster, role, reporter
         self._clients, _, self.training = connect(cluster, role, program_file, reporter)
         self._program: SecureProgram = secured(self.training.program)
+        self._verifier = verifier_of(cluster, role)
 
     def ask(self, name: str, question: Any) -> Any:
         """The answer to a question of any number of rows, float64.
@@ -86,7 +88,7 @@ class Asker:
         request, limit = secrets.token_hex(16), self._cluster.timeouts.patience_s
         of = shapes.answer_shapes(self._program, name)
 
-        def ask(client: Client, payload: list[np.ndarray]) -> bytearray:
+        def ask(client: Client, payload: list[np.ndarray]) -> tuple[Result, bytearray]:
             question = Question(
                 session=self._cluster.session,
                 role=self._role,
@@ -98,8 +100,10 @@ class Asker:
 
         phase = self._reporter.phase("waiting for an answer, dealt by", on=DEALER, limit_s=limit)
         with phase, ThreadPoolExecutor(len(self._clients)) as threads:
-            payloads = list(threads.map(ask, self._clients, shared))
-        return put_together(of, payloads)
+            heads, payloads = zip(*threads.map(ask, self._clients, shared), strict=True)
+        if self._verifier is not None and shared == [[], []]:  # DS knows its own questions alone
+            require_vouched(self._verifier, heads, payloads)
+        return put_together(of, [*payloads])
 
 
 def _rows(array: np.ndarray, start: int, count: int) -> np.ndarray:

@@ -22,7 +22,10 @@ from lpgan_jax.cluster.wire import (
     Progress,
     Question,
     Received,
+    Release,
     Result,
+    Reveal,
+    Revealed,
     Watching,
 )
 
@@ -161,11 +164,31 @@ class Client:
         """Say what SP has, on its disk: the server may drop it."""
         self._answer("Received", [wire.encode(received)], self._config.timeouts.wait_s)
 
-    def ask(self, question: Question, shares: list[Any], size: int, limit_s: float) -> bytearray:
+    def reveal(self, attempt: int, serial: int, size: int) -> bytearray:
+        """The server's share of the state before a task, of so many bytes."""
+        asked = Reveal(
+            session=self._config.session, role=self._role, attempt=attempt, serial=serial
+        )
+        limit = self._config.timeouts.wait_s
+        frames = self._call("Reveal", [wire.encode(asked)], limit)
+        head = wire.decode(Revealed, next(frames, b""))
+        if head.size != size:
+            raise wire.Malformed(f"{self.server}: {head.size} bytes of a state, expected {size}")
+        payload = wire.receive(frames, size)
+        self._reporter.count(self.server, received=size)
+        return payload
+
+    def release(self, release: Release) -> None:
+        """Say what the server need not keep, and may hand on."""
+        self._answer("Release", [wire.encode(release)], self._config.timeouts.wait_s)
+
+    def ask(
+        self, question: Question, shares: list[Any], size: int, limit_s: float
+    ) -> tuple[Result, bytearray]:
         """The server's share of an answer, of so many bytes."""
         frames = itertools.chain([wire.encode(question)], wire.chunks(shares))
         answers = self._call("Ask", frames, limit_s)
-        return self._result(next(answers, b""), answers, {"answer": size}.get)[1]
+        return self._result(next(answers, b""), answers, {"answer": size}.get)
 
     def _result(
         self, data: bytes, frames: Iterator[bytes], size_of: Callable[[str], int | None]

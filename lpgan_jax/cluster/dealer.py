@@ -8,12 +8,14 @@ number, which no attempt of the session has after it. So a seed is for one sessi
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 
 from lpgan_jax.cluster.parcels import Payloads, halves, with_material
 from lpgan_jax.cluster.reporting import reading_input
+from lpgan_jax.cluster.session import GUARD, TRAIN
 from lpgan_jax.cluster.settings import DEALER, ClusterConfig
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
@@ -32,8 +34,52 @@ def master_key(seed: int | None, attempt: int) -> jax.Array:
     return make_key(seed) if attempt == 1 else jax.random.fold_in(make_key(seed), attempt)
 
 
+class Dealt(NamedTuple):
+    """What DS knows of a task that the servers run a program for.
+
+    Attributes:
+        which: of the programs (`parcels.server_programs`).
+        inputs: what DS shares for it, paired arrays; None for nothing.
+        seeds: words of both servers' seeds, uint32[2, 8].
+        corrections: of S2.
+        public: what both servers know.
+    """
+
+    which: str
+    inputs: Any
+    seeds: jax.Array
+    corrections: list[jax.Array]
+    public: Any
+
+    def payloads(self) -> Payloads:
+        """What S1 and what S2 get."""
+        inputs: Payloads = [[], []] if self.inputs is None else halves(self.inputs)
+        return with_material(inputs, self.seeds, self.corrections)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task as DS deals it, of which it can deal the same again.
+
+    Attributes:
+        task: what is to be done.
+        keys: DS's, of this task alone.
+        answer: the name of what is asked.
+        question: what DS asks, unless somebody else shared a question.
+    """
+
+    task: Task
+    keys: Any
+    answer: str | None = None
+    question: Any = None
+
+
 class Dealer:
-    """DS's keys and programs in one attempt: payloads for both servers, task by task."""
+    """DS's keys and programs in one attempt.
+
+    Attributes:
+        state: the initial state, paired arrays, of a training that begins.
+    """
 
     def __init__(
         self,
@@ -61,55 +107,55 @@ class Dealer:
             lowered = jax.jit(run, compiler_options=options).lower(make_key(0), public)
             return lowered.compile()
 
-        self._step = dealt(*shapes.step_program(program))
-        self._guard = dealt(*shapes.guard_program(program))
-        self._answers = {
-            name: dealt(*shapes.answer_program(program, name)) for name in training.program.answers
+        self._programs = {
+            TRAIN: dealt(*shapes.step_program(program)),
+            GUARD: dealt(*shapes.guard_program(program)),
         }
-        self._state: Payloads | None = None
-        if initial is not None:
-            self._state = halves(share_state(program, self._keys, initial))
+        for name in training.program.answers:
+            self._programs[name] = dealt(*shapes.answer_program(program, name))
+        self.state = None if initial is None else share_state(program, self._keys, initial)
 
-    def payloads(self, task: Task, answer: str | None = None, question: Any = None) -> Payloads:
-        """What S1 and what S2 get.
+    def order(self, task: Task, answer: str | None = None, question: Any = None) -> Order:
+        """The next task, with new keys."""
+        if task.kind in ("train", "answer"):
+            return Order(task, self._keys.take_two(), answer, question)
+        return Order(task, self._keys.take() if task.kind == "guard" else None)
 
-        Args:
-            task: what is to be done.
-            answer: the name of what is asked.
-            question: what DS asks, unless somebody else shared a question.
-        """
-        if task.kind == "state":
-            assert self._state is not None
-            return self._state
-        if task.kind == "train":
-            return self._for_training(task.step)
-        if task.kind == "guard":
-            return with_material([[], []], *self._guard(self._keys.take(), None))
-        if task.kind == "answer":
-            return self._for_an_answer(str(answer), question)
-        return [[], []]
+    def payloads(self, order: Order) -> Payloads:
+        """What S1 and what S2 get."""
+        if order.task.kind == "state":
+            assert self.state is not None
+            return halves(self.state)
+        dealt = self.deal(order)
+        return [[], []] if dealt is None else dealt.payloads()
 
-    def _for_training(self, step: int) -> Payloads:
-        keys = self._keys.take_two()
-        inputs: Payloads = [[], []]
-        if self._cluster.owner_of(step) == DEALER:
-            turn = self._cluster.turn_of(DEALER, step)
-            inputs = share_batch(self._program, keys[0], self._draw, turn)
-        return with_material(inputs, *self._step(keys[1], self._program.schedule(step)))
-
-    def _for_an_answer(self, name: str, question: Any) -> Payloads:
-        keys = self._keys.take_two()
-        inputs: Payloads = [[], []]
-        if question is not None:
-            self._program.check_question(name, question)
-            scales = self._program.question_scales(name, question)
-            inputs = halves(share_arrays(keys[0], question, scales))
-        return with_material(inputs, *self._answers[name](keys[1], None))
+    def deal(self, order: Order) -> Dealt | None:
+        """What the servers' programs take; None for a task without one."""
+        kind, inputs, public = order.task.kind, None, None
+        if kind == "guard":
+            seeds, corrections = self._programs[GUARD](order.keys, None)
+            return Dealt(GUARD, None, seeds, corrections, None)
+        if kind == "train":
+            which, step = TRAIN, order.task.step
+            public = self._program.schedule(step)
+            if self._cluster.owner_of(step) == DEALER:
+                turn = self._cluster.turn_of(DEALER, step)
+                inputs = share_batch(self._program, order.keys[0], self._draw, turn)
+        elif kind == "answer":
+            which = str(order.answer)
+            if (question := order.question) is not None:
+                self._program.check_question(which, question)
+                scales = self._program.question_scales(which, question)
+                inputs = share_arrays(order.keys[0], question, scales)
+        else:
+            return None
+        seeds, corrections = self._programs[which](order.keys[1], public)
+        return Dealt(which, inputs, seeds, corrections, public)
 
 
-def share_batch(program: SecureProgram, key: jax.Array, draw: Draw, turn: int) -> Payloads:
-    """An owner's batch, as S1 and as S2 get it. BadInput if a value is out of range."""
+def share_batch(program: SecureProgram, key: jax.Array, draw: Draw, turn: int) -> Any:
+    """An owner's batch, paired arrays. BadInput if a value is out of range."""
     with reading_input():
         batch = draw(turn)
         program.check_batch(batch)
-    return halves(share_arrays(key, batch, program.batch_scales))
+    return share_arrays(key, batch, program.batch_scales)

@@ -32,7 +32,7 @@ Place = tuple[int, int]
 
 
 class Journal:
-    """Results in their order; thread-safe, but only one thread may write.
+    """Results in their order; thread-safe, but only one thread at a time may append.
 
     A tail that a crash cut short is dropped.
     """
@@ -98,7 +98,8 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
-        os.fsync(self._file.fileno())
+        with self._changed:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from lpgan_jax.cluster.settings import ClusterConfig, ServerName
-from lpgan_jax.cluster.wire import LONGEST_HEAD, Malformed, decode, encode
+from lpgan_jax.cluster.wire import LONGEST_NOTE, Malformed, decode, encode
 from lpgan_jax.training.config import Fields
 
 HEAD = struct.Struct("<QQQ")
@@ -56,12 +56,6 @@ class Running(Fields):
     """What both say before the first task: a digest of each part of the program."""
 
     functions: dict[str, str]
-
-
-class Alarm(Fields):
-    """What both say to open an alarm: own share of it, which is a bit modulo 2^64."""
-
-    share: int = Field(ge=0, lt=2**64)
 
 
 _Note = TypeVar("_Note", bound=Fields)
@@ -245,6 +239,7 @@ class Line:
 
     Attributes:
         other: the other server.
+        certificate: that it showed, DER.
         sent: bytes so far, with heads, without what TLS adds.
         received: likewise.
         failure: why it is broken; None as long as it is not.
@@ -254,6 +249,7 @@ class Line:
         """`connection`: after the handshake."""
         connection.setblocking(False)
         self._socket, self.other = connection, other
+        self.certificate = connection.getpeercert(binary_form=True) or b""
         self._poll = select.poll()
         self.sent = self.received = 0
         self.failure: LineBroken | None = None
@@ -277,7 +273,7 @@ class Line:
             for name in own.functions.keys() | found.keys()
             if own.functions.get(name) != found.get(name)
         ):
-            raise self._broken(f"the program differs from that of {self.other}: {differ[0]}")
+            raise self.broken(f"the program differs from that of {self.other}: {differ[0]}")
 
     def begin(self, name: str, rounds: int, limit_s: float) -> None:
         """Say what comes next; both servers have the same tasks, in the same order.
@@ -303,9 +299,9 @@ class Line:
         if self.failure is not None:
             raise self.failure
         if number != self._next or number >= self._rounds:
-            raise self._broken(f"{where}: out of turn, expected round {self._next + 1}")
+            raise self.broken(f"{where}: out of turn, expected round {self._next + 1}")
         if [*map(len, sent)] != [*map(len, received)]:
-            raise self._broken(f"{where}: other sizes are sent than received")
+            raise self.broken(f"{where}: other sizes are sent than received")
         size = sum(map(len, sent))
         expected = HEAD.pack(self._task, number, size)
 
@@ -322,7 +318,7 @@ class Line:
                 )
             self._duplex(out, received)
         except (OSError, ValueError, LineBroken) as error:
-            raise self._broken(f"{where}: {_said(error)}") from error
+            raise self.broken(f"{where}: {_said(error)}") from error
         self._next += 1
 
     def finish(self) -> None:
@@ -332,14 +328,15 @@ class Line:
             LineBroken: it took fewer rounds than it should.
         """
         if self._next != self._rounds:
-            raise self._broken(f"{self._name}: {self._next} of {self._rounds} rounds took place")
+            raise self.broken(f"{self._name}: {self._next} of {self._rounds} rounds took place")
 
     def close(self) -> None:
         """Hang up."""
         with suppress(OSError):
             self._socket.close()
 
-    def _broken(self, reason: str) -> LineBroken:
+    def broken(self, reason: str) -> LineBroken:
+        """End the line: the error to raise."""
         self.failure = LineBroken(reason)
         self.close()
         return self.failure
@@ -359,13 +356,13 @@ class Line:
         try:
             self._duplex(out, [memoryview(head)], flush=False)
             (length,) = _LENGTH.unpack(head)
-            if length > LONGEST_HEAD:
-                raise LineBroken(f"a note of {length} bytes, expected at most {LONGEST_HEAD}")
+            if length > LONGEST_NOTE:
+                raise LineBroken(f"a note of {length} bytes, expected at most {LONGEST_NOTE}")
             found = bytearray(length)
             self._duplex(out, [memoryview(found)])
             return decode(type(own), bytes(found))
         except (OSError, ValueError, LineBroken, Malformed) as error:
-            raise self._broken(_said(error)) from error
+            raise self.broken(_said(error)) from error
 
     def _duplex(
         self, out: deque[memoryview], into: Iterable[memoryview], flush: bool = True

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from lpgan_jax.cluster.certificates import load_identity
+from lpgan_jax.cluster.checking import Checker, Record, Unit, units
 from lpgan_jax.cluster.client import Client
-from lpgan_jax.cluster.dealer import Dealer, master_key, share_batch
-from lpgan_jax.cluster.parcels import Payloads
+from lpgan_jax.cluster.dealer import Dealer, Order, master_key, share_batch
+from lpgan_jax.cluster.parcels import Payloads, halves
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, changed_field
 from lpgan_jax.cluster.wire import (
@@ -64,9 +65,7 @@ class _Lines:
                 target(client)
                 raise Lost(client.server, "its stream ended")
             except Exception as error:  # all of it ends the attempt
-                with self._changed:
-                    self._error = self._error or error
-                    self._changed.notify_all()
+                self.fail(error)
 
         threading.Thread(target=run, daemon=True).start()
 
@@ -119,6 +118,12 @@ class _Lines:
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None or wanted(), seconds)
         self.check()
+
+    def fail(self, error: Exception) -> None:
+        """End the attempt."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
 
     def check(self) -> None:
         """Raise what ended the attempt, if something did."""
@@ -245,7 +250,9 @@ def deal_and_feed(
         RefusedBy: a server accepts none.
         BadInput, FileNotFoundError: bad input.
     """
-    limits = cluster.timeouts
+    limits, checked = cluster.timeouts, cluster.integrity is not None
+    record = Record(cluster) if checked else None
+    identity = load_identity(cluster, DEALER)
     clients = _clients(cluster, DEALER, reporter)
     with reading_input():
         training = training_of(settings)
@@ -267,6 +274,7 @@ def deal_and_feed(
         steps=training.steps,
         start=start,
         save=name,
+        checked=checked,
     )
     for client in clients:
         with reporter.phase("opening an attempt at", on=client.server, limit_s=limits.patience_s):
@@ -290,7 +298,28 @@ def deal_and_feed(
         with reading_input():
             question = training.sample_question(batches_seed)
             _require_rows(training, question)
-    _Run(cluster, training, question, dealer, lines, reporter, opening).run()
+    checker = None
+    if record is not None:
+        checker = Checker(
+            cluster=cluster,
+            identity=identity,
+            program=secured(training.program),
+            dealer=dealer,
+            lines=lines,
+            servers=clients,
+            record=record,
+            reporter=reporter,
+            attempt=attempt,
+            save=name,
+        )
+        checker.start()
+    try:
+        _Run(cluster, training, question, dealer, lines, reporter, opening, checker).run()
+    except Exception:
+        if checker is not None:
+            with reporter.phase("looking at what the servers did", limit_s=limits.start_s):
+                checker.settle()
+        raise
 
 
 def _print_headroom(lines: _Lines, training: Training, initial: Any, batch: Any) -> None:
@@ -328,26 +357,39 @@ class _Run:
     lines: _Lines
     reporter: Reporter
     opening: Opening
+    checker: Checker | None
     serial: int = 0
+
+    @property
+    def _limit(self) -> float:
+        """Seconds for servers to take something: they may wait for checks."""
+        limits = self.cluster.timeouts
+        return limits.wait_s if self.checker is None else limits.start_s + limits.wait_s
+
+    def _expect(self, tasks: Sequence[Task]) -> Unit | None:
+        return None if self.checker is None else self.checker.expect(self.serial, tasks)
 
     def run(self) -> None:
         """Deal for training, then for whoever asks."""
         started, first, sample = time.monotonic(), self.opening.start, self.training.sample
         sampled = sample is not None and sample.opened
-        for task in tasks(self.training, self.opening.start, sampled):
-            answer = sample.answer if sample is not None and task.kind == "answer" else None
-            self._deal(task, None, answer, self.question)
-            step = task.step + (task.kind == "train")
-            if step > first:
-                seconds = (time.monotonic() - started) / (step - first)
-                self.reporter.set(s_per_step=round(seconds, 4))
-            self.reporter.set(step=step)
+        for group in units(tasks(self.training, self.opening.start, sampled)):
+            unit = self._expect(group)
+            for task in group:
+                answer = sample.answer if sample is not None and task.kind == "answer" else None
+                question = None if answer is None else self.question
+                self._deal(unit, self.dealer.order(task, answer, question), None)
+                step = task.step + (task.kind == "train")
+                if step > first:
+                    seconds = (time.monotonic() - started) / (step - first)
+                    self.reporter.set(s_per_step=round(seconds, 4))
+                self.reporter.set(step=step)
         for server in SERVERS:
             while (done := self.lines.progress[server].done) < self.serial:
-                limit = self.cluster.timeouts.wait_s
-                with self.reporter.phase("finishing with", on=server, limit_s=limit):
+                with self.reporter.phase("finishing with", on=server, limit_s=self._limit):
                     self.lines.wait(partial(self.lines.advanced, server, done))
-        self.reporter.event("trained", step=self.training.steps)
+        looked = {} if self.checker is None else {"checked": self.checker.checked}
+        self.reporter.event("trained", step=self.training.steps, **looked)
         self._serve()
 
     def _serve(self) -> None:
@@ -393,18 +435,24 @@ class _Run:
             if sample is None or sample.answer != asked.answer:
                 return False
             own = sample.question(rng)
-        self._deal(Task("answer", self.training.steps), asked.name, asked.answer, own)
+        task = Task("answer", self.training.steps)
+        unit = None if own is None else self._expect([task])
+        self._deal(unit, self.dealer.order(task, asked.answer, own), asked.name)
         return True
 
-    def _deal(self, task: Task, request: str | None, answer: str | None, question: Any) -> None:
-        save = share_file.new_name() if task.kind == "checkpoint" else None
+    def _deal(self, unit: Unit | None, order: Order, request: str | None) -> None:
+        task, save = order.task, None
+        if task.kind == "checkpoint":
+            save = share_file.new_name()
+        if unit is not None:
+            unit.orders[self.serial] = order
+            unit.saves += [] if save is None else [save]
         limit = self.cluster.timeouts.wait_s
         with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
-            payloads = self.dealer.payloads(task, answer, question)
-        self._send(task.kind, task.step, payloads, answer=answer, request=request, save=save)
+            payloads = self.dealer.payloads(order)
+        self._send(task.kind, task.step, payloads, answer=order.answer, request=request, save=save)
 
     def _send(self, kind: ParcelKind, step: int, payloads: Payloads, **fields: Any) -> None:
-        limit = self.cluster.timeouts.wait_s
         for server, payload in zip(SERVERS, payloads, strict=True):
             parcel = Parcel(
                 session=self.cluster.session,
@@ -416,7 +464,7 @@ class _Run:
                 size=nbytes(payload),
                 **fields,
             )
-            with self.reporter.phase("sending to", on=server, limit_s=limit):
+            with self.reporter.phase("sending to", on=server, limit_s=self._limit):
                 self.lines.put(server, parcel, payload)
         self.serial += 1
         self.reporter.set(ahead=self.serial - self.lines.done())
@@ -453,7 +501,7 @@ def feed(cluster: ClusterConfig, settings: Settings, owner: str, reporter: Repor
     reporter.set(step=start, steps=steps)
     turns = (s for s in range(start, steps) if cluster.owner_of(s) == owner)
     for serial, step in enumerate(turns):
-        payloads = share_batch(program, keys.take(), draw, cluster.turn_of(owner, step))
+        payloads = halves(share_batch(program, keys.take(), draw, cluster.turn_of(owner, step)))
         for server, payload in zip(SERVERS, payloads, strict=True):
             parcel = Parcel(
                 session=cluster.session,

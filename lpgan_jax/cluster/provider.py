@@ -32,6 +32,8 @@ from lpgan_jax.cluster.settings import (
     changed_field,
     with_own_code,
 )
+from lpgan_jax.cluster.signatures import Verifier
+from lpgan_jax.cluster.vouchers import require_vouched, verifier_of
 from lpgan_jax.cluster.wire import Description, Layout, Received, Result, half_shapes
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.share_trees import reveal_tree
@@ -160,7 +162,8 @@ def _collect_from_both(
         run = _run_directory(out, settings)
         with reading_input():
             collection = Collection(run, cluster.session, training, reporter)
-        return _collect(clients, training, run, collection, reporter)
+        verifier = verifier_of(cluster, PROVIDER)
+        return _collect(clients, training, run, collection, reporter, verifier)
     finally:
         for client in clients:
             client.close()
@@ -172,6 +175,7 @@ def _collect(
     run: RunDirectory,
     collection: Collection,
     reporter: Reporter,
+    verifier: Verifier | None,
 ) -> bool:
     reporter.set(step=collection.received.step, steps=training.steps)
     results, sample = Results(training), training.sample
@@ -182,7 +186,10 @@ def _collect(
             pair = pairs.next()
         if pair is None:
             return False
-        head, payloads = pair
+        heads, payloads = pair
+        head = heads[0]
+        if verifier is not None:
+            require_vouched(verifier, heads, payloads)
         if head.kind == "learnt":  # servers are never told that it is here, and keep it
             if head.step < training.steps:
                 continue
@@ -278,13 +285,13 @@ class _Pairs:
         except Exception as error:
             into.put(error)
 
-    def next(self) -> tuple[Result, list[bytearray]] | None:
-        """The next result's head as S1 gives it, and both shares; None if there are no more."""
+    def next(self) -> tuple[list[Result], list[bytearray]] | None:
+        """The next result's heads, and both shares; None if there are no more."""
         heads = [self._take(index) for index in range(len(self._queues))]
         while None not in heads:
             first, second = (_order(head) for head, _ in heads)
             if first == second:
-                return heads[0][0], [payload for _, payload in heads]
+                return [head for head, _ in heads], [payload for _, payload in heads]
             # A server may have a result that the other one lost in a crash: it was computed again.
             behind = 0 if first < second else 1
             heads[behind] = self._take(behind)

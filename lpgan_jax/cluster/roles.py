@@ -111,6 +111,7 @@ def up(
     seed: int | None = None,
     resume: bool = False,
     clients: Sequence[str] = (),
+    check: float = 0.05,
 ) -> int:
     """Train with all four roles as processes of this machine: a try-out of a cluster.
 
@@ -123,6 +124,7 @@ def up(
             nothing is written.
         clients: who may ask when training is over; with any, servers and DS go on answering until
             they are interrupted.
+        check: the probability with which DS looks at a step of the servers; 0: it does not.
 
     Returns:
         0: trained, and if there are clients, answered them until it was interrupted. 1: a role was
@@ -157,7 +159,9 @@ def up(
         RunDirectory.create(out, settings, servers="together")
         module = settings.model.module if isinstance(settings, TrainConfig) else None
         modules = [] if module is None else [module]
-        local_cluster(file.parent, "..", modules=modules, clients=list(clients))
+        integrity = {"check": check} if check else None
+        fields = {"modules": modules, "clients": list(clients), "integrity": integrity}
+        local_cluster(file.parent, "..", **fields)
     cluster = load_cluster(file)
     text, path = config.to_json(settings), str(file)
     program = settings.program if isinstance(settings, ProgramConfig) else None

@@ -11,27 +11,40 @@ import dataclasses
 import functools
 import math
 import mmap
+import ssl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from lpgan_jax.cluster.certificates import line_context, load_identity
+from lpgan_jax.cluster.accounts import Held
+from lpgan_jax.cluster.certificates import Identity, line_context, load_identity
 from lpgan_jax.cluster.journal import Journal
-from lpgan_jax.cluster.line import Alarm, Line, Listener, dial
+from lpgan_jax.cluster.line import Line, Listener, dial
 from lpgan_jax.cluster.parcels import Parcels, server_programs
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import GUARD, TRAIN, Session, Task
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, ServerName
-from lpgan_jax.cluster.wire import Layout, Opening, Result, buffers
+from lpgan_jax.cluster.signatures import Forged, Signer, key_in, require_signed
+from lpgan_jax.cluster.transcript import Witness, arrays, digest, digest_of
+from lpgan_jax.cluster.wire import (
+    Alarm,
+    Commitment,
+    Layout,
+    Opened,
+    Opening,
+    Result,
+    Sent,
+    Signed,
+    buffers,
+)
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import carrying
-from lpgan_jax.mpc.secret import is_secret
 from lpgan_jax.programs import SecureProgram, Training, agreement, secured
 from lpgan_jax.programs.simulation import Tree, by_name, restore_state
 from lpgan_jax.training import checkpoint
@@ -46,8 +59,14 @@ class Programs:
         rounds: a digest of the rounds of each program.
     """
 
-    def __init__(self, program: SecureProgram, server: ServerName, line: int) -> None:
-        """Compiles. `line`: the number of the line to the other server."""
+    def __init__(
+        self, program: SecureProgram, server: ServerName, line: int, keeps: bool = False
+    ) -> None:
+        """Compiles.
+
+        `line`: the number of the line to the other server; `keeps`: whether the state before a step
+        is there after it.
+        """
         self._place = np.asarray([SERVERS.index(server), line], np.uint32)
         self._corrected = server == "s2"
         options = options_to_run_often()
@@ -63,7 +82,7 @@ class Programs:
         self._elements: Any = None
         # Only a step's secrets are replaced.
         self._compiled = {
-            which: of.compile(donate=which == TRAIN, options=options)
+            which: of.compile(donate=which == TRAIN and not keeps, options=options)
             for which, of in programs.items()
         }
         self.rounds = {
@@ -127,15 +146,6 @@ def unwritten(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
     return made
 
 
-def arrays(tree: Any) -> Any:
-    """Shares as NumPy arrays."""
-
-    def leaf(value: Any) -> np.ndarray:
-        return np.asarray(value.share if is_secret(value) else value)
-
-    return jax.tree.map(leaf, tree, is_leaf=is_secret)
-
-
 # The worker ---------------------------------------------------------------------------------------
 
 
@@ -155,14 +165,16 @@ def serve(
         OSError: a port is taken, the disk is full.
     """
     other = SERVERS[1 - SERVERS.index(server)]
+    journal = Journal(f"{config.state}/results/{server}")
     session = Session(
         config,
         server,
         program_file,
         lambda role, reason: reporter.fail(f"lost {role}: {reason}", blames=role),
+        _Outbox(journal, reporter).add,
     )
-    journal = Journal(f"{config.state}/results/{server}")
-    service = Service(config, load_identity(config, server), session, journal, reporter)
+    identity = load_identity(config, server)
+    service = Service(config, identity, session, journal, reporter)
     context = line_context(config, server)
     listener = Listener(config, context) if server == "s1" else None
     reporter.event("listening", port=service.port, attempt=session.describe().attempt)
@@ -179,24 +191,37 @@ def serve(
             line = dial(config, context, opening.attempt, wait_s)
     reporter.gauge(lambda: reporter.measured(other, sent=line.sent, received=line.received))
     sys.setswitchinterval(_SWITCH_S)
-    with closing(line), carrying(line) as number:
+    checked = _Checked(config, identity, server, line) if opening.checked else None
+    with closing(line), carrying(checked.witness if checked else line) as number:
         with reporter.phase("compiling", limit_s=config.timeouts.start_s):
             training = training_of(settings)
             program = secured(training.program)
             _agree(training, opening, session)
-            programs = Programs(program, server, number)
+            programs = Programs(program, server, number, keeps=opening.checked)
             state = None
             if opening.save is not None:
                 _, tree = checkpoint.load_share(config.state, server, opening.start)
                 state = programs.state_of(program, tree)
+                session.accounts.begin(state)
         start_s = config.timeouts.start_s
         with reporter.phase("comparing with", on=other, limit_s=start_s + _BEYOND_S):
             line.agree(agreement.short(opening.functions) | programs.rounds, start_s)
         checkpoint.drop_shares(config.state, server, after=opening.start)
         session.prepare(programs.sizes)
-        _Work(config, training, server, other, line, programs, session, journal, reporter).run(
-            state, opening.attempt
+        work = _Work(
+            config=config,
+            training=training,
+            server=server,
+            other=other,
+            attempt=opening.attempt,
+            line=line,
+            programs=programs,
+            session=session,
+            journal=journal,
+            reporter=reporter,
+            checked=checked,
         )
+        work.run(state)
 
 
 _BEYOND_S = 5.0  # after its own limit, the line has said what was wrong
@@ -225,7 +250,62 @@ def _agree(training: Training, opening: Opening, session: Session) -> None:
         raise Lost(DEALER, reason)
 
 
-@dataclasses.dataclass
+class _Outbox:
+    """The journal of results, and a word in the log when it has grown."""
+
+    def __init__(self, journal: Journal, reporter: Reporter) -> None:
+        self._journal, self._reporter = journal, reporter
+        self._many = 2**28  # bytes
+
+    def add(self, result: Held) -> None:
+        """A result for SP."""
+        self._journal.append(result.head, result.payload)
+        if (waiting := self._journal.waiting) > self._many:
+            self._many = 2 * waiting
+            self._reporter.event(
+                "warning",
+                reason=f"{waiting / 1e6:.0f} MB of results wait for {PROVIDER}, and stay on this "
+                "disk until it has come for them",
+            )
+
+
+class _Checked:
+    """What it takes to say what this server did.
+
+    Attributes:
+        witness: of the line.
+        signer: for this server.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, identity: Identity, server: ServerName, line: Line
+    ) -> None:
+        self.witness = Witness(line)
+        self.signer = Signer(config, identity, server)
+        self._line, self._session = line, config.session
+        self._other_key = key_in(line.certificate)
+
+    def swap(self, own: _S, limit_s: float) -> tuple[_S, _S]:
+        """Say something signed to the other server: (as it was said, what the other says).
+
+        Raises:
+            LineBroken: the other does not, or signs something else.
+        """
+        own = self.signer.sign(own)
+        other = self._line.swap_notes(own, limit_s)
+        try:
+            require_signed(other, self._session, self._line.other, self._other_key)
+        except Forged as error:
+            raise self._line.broken(str(error)) from None
+        if (other.attempt, other.serial) != (own.attempt, own.serial):
+            raise self._line.broken(f"{self._line.other} signs what it said earlier")
+        return own, other
+
+
+_S = TypeVar("_S", bound=Signed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Work:
     """The tasks of an attempt, one after the other."""
 
@@ -233,15 +313,15 @@ class _Work:
     training: Training
     server: ServerName
     other: str
+    attempt: int
     line: Line
     programs: Programs
     session: Session
     journal: Journal
     reporter: Reporter
-    many: int = 2**28
-    """Bytes of results that wait for SP, beyond which the log says so."""
+    checked: _Checked | None
 
-    def run(self, state: Any, attempt: int) -> None:
+    def run(self, state: Any) -> None:
         """Do what DS says, until this process ends."""
         limits = self.config.timeouts
         limit: float | None = limits.start_s  # until the other server is prepared as well
@@ -250,35 +330,34 @@ class _Work:
             self.reporter.set(ahead=self.session.ahead)
             with self.reporter.phase("waiting for", on=DEALER, limit_s=limit):
                 task = self.session.next_task()
+            if self.checked is not None:
+                self._wait_for_checks(self.session.accounts.wait_for_room)
             limit = None if finished else limits.wait_s  # None: for whoever asks
-            answer = None
             kind, step = task.parcel.kind, task.parcel.step
             if kind == "state":
                 state = self.programs.state_from(task.payload)
             elif kind == "train":
                 assert state is not None
-                state = self._train(state, task, attempt)
+                state = self._train(state, task)
             elif kind == "guard":
-                self._guard(task, attempt)
+                assert state is not None
+                self._guard(state, task)
             elif kind == "answer":
                 assert state is not None
-                answer = self._answer(state, task, attempt)
+                self._answer(state, task)
             elif kind == "checkpoint":
                 assert state is not None
+                self._wait_for_vouchers()
                 with self.reporter.phase("saving", limit_s=limits.wait_s):
                     self.journal.sync()
                     self._save(state, step, str(task.parcel.save))
             elif kind == "finish":
                 assert state is not None
-                learnt = secured(self.training.program).learnt(state)
-                payload = _bytes(arrays(learnt))
-                self._publish(attempt, task, "learnt", 0.0, payload)
-                self.journal.sync()
-                self.reporter.event("trained", step=step)
+                self._finish(state, task)
                 finished, limit = True, None
-            self.session.done(task, answer)
+            self.session.done()
 
-    def _train(self, state: Any, task: Task, attempt: int) -> Any:
+    def _train(self, state: Any, task: Task) -> Any:
         step, view = task.parcel.step, memoryview(task.payload)
         owner = self.config.owner_of(step)
         if owner == DEALER:
@@ -290,76 +369,139 @@ class _Work:
         started = time.monotonic()
         with self._talking("step with", TRAIN, f"step {step}"):
             public = secured(self.training.program).schedule(step)
-            state, told = self.programs.train(state, material, inputs, public)
+            after, told = self.programs.train(state, material, inputs, public)
         seconds = time.monotonic() - started
         self.reporter.set(step=step + 1, s_per_step=round(seconds, 4))
         payload = _bytes(told)
-        self._publish(attempt, task, "told" if payload else "step", seconds, payload)
-        return state
+        self._hand_over(task, "told" if payload else "step", payload, seconds)
+        self._commit(task, state, after, payload)
+        return after
 
-    def _guard(self, task: Task, attempt: int) -> None:
+    def _guard(self, state: Any, task: Task) -> None:
         """See whether a step's values were in range; if not, this session ends."""
         step, limit = task.parcel.step, self.config.timeouts.wait_s
         with self._talking("looking at ranges with", GUARD, f"guard at step {step}"):
             outside, share = self.programs.guard(memoryview(task.payload))
+        payload = _bytes(outside)
+        # Before the alarm is known: nobody is to see it and then leave.
+        self._commit(task, state, state, payload)
         beyond = limit + _BEYOND_S
         with self.reporter.phase("looking at ranges with", on=self.other, limit_s=beyond):
-            other = self.line.swap_notes(Alarm(share=share), limit).share
-        if not (share + other) % 2**64:
-            return
-        self.session.end()
-        self._publish(attempt, task, "alarm", 0.0, _bytes(outside))
+            own = Alarm(attempt=self.attempt, serial=task.parcel.serial, share=share)
+            if self.checked is None:
+                other = self.line.swap_notes(own, limit)
+            else:
+                own, other = self.checked.swap(own, limit)
+        alarm = (share + other.share) % 2**64
+        if alarm:
+            self.session.end()
+            self._hand_over(task, "alarm", payload)
+        if self.checked is not None:
+            self.session.accounts.open(Opened(own=own, other=other))
+        if alarm:
+            self._end_by_alarm(task)
+
+    def _end_by_alarm(self, task: Task) -> None:
+        step, limits = task.parcel.step, self.config.timeouts
+        self._wait_for_vouchers()
         self.journal.sync()
         self.reporter.event("out of range", step=step)
-        with self.reporter.phase("telling", on=PROVIDER, limit_s=beyond):
+        with self.reporter.phase("telling", on=PROVIDER, limit_s=limits.wait_s + _BEYOND_S):
             # DS, which waits as well, has half of its patience left to hear why.
-            told = self.journal.wait_until_received((attempt, task.parcel.serial), limit / 2)
+            order = self.attempt, task.parcel.serial
+            told = self.journal.wait_until_received(order, limits.wait_s / 2)
         reason = f"values were out of range after step {step}"
         reason += f": {PROVIDER} knows which" if told else f"; {PROVIDER} was not there to hear it"
         self.session.refuse(reason, _TO_HEAR_WHY_S)
         raise BadInput(reason)
 
-    def _answer(self, state: Any, task: Task, attempt: int) -> bytes:
+    def _answer(self, state: Any, task: Task) -> None:
         name, view, question = str(task.parcel.answer), memoryview(task.payload), task.question
         size = 0 if question is not None else self.programs.sizes.questions[name]
         started = time.monotonic()
         with self._talking("answering with", name, f"answer {name!r} at step {task.parcel.step}"):
             asked = view[:size] if question is None else memoryview(question)
             payload = _bytes(self.programs.answer(name, state, view[size:], asked))
-        if task.parcel.request is None:
-            self._publish(attempt, task, "answer", time.monotonic() - started, payload)
-        return payload
+        # DS does not know what somebody else asked, and so cannot look.
+        known = question is None
+        self._hand_over(task, "answer", payload, time.monotonic() - started, known)
+        if known:
+            self._commit(task, state, state, payload)
+
+    def _finish(self, state: Any, task: Task) -> None:
+        if self.checked is not None:
+            self.checked.witness.begin(0)
+        payload = _bytes(arrays(secured(self.training.program).learnt(state)))
+        self._hand_over(task, "learnt", payload)
+        self._commit(task, state, state, payload)
+        self._wait_for_vouchers()
+        self.journal.sync()
+        self.reporter.event("trained", step=task.parcel.step)
+
+    def _commit(self, task: Task, before: Any, after: Any, payload: bytes) -> None:
+        """Say to the other server and to DS what was done, if DS checks it."""
+        if self.checked is None:
+            return
+        about: dict[str, Any] = {"attempt": self.attempt, "serial": task.parcel.serial}
+        witness, limit = self.checked.witness, self.config.timeouts.wait_s
+        with self.reporter.phase("comparing with", on=self.other, limit_s=limit + _BEYOND_S):
+            sent = Sent(**about, digests=witness.sent.bytes())
+            own, other = self.checked.swap(sent, limit)
+            if other.digests != witness.received.bytes():
+                raise self.line.broken(f"{self.other} says that it sent something else")
+        commitment = Commitment(
+            **about,
+            own=own,
+            other=other,
+            state=digest_of(after),
+            result=digest(payload),
+            certificate=self.checked.signer.certificate,
+            other_certificate=ssl.DER_cert_to_PEM_cert(self.line.certificate),
+        )
+        self.session.accounts.commit(self.checked.signer.sign(commitment), before)
+
+    def _wait_for_vouchers(self) -> None:
+        if self.checked is not None:
+            self._wait_for_checks(self.session.accounts.wait_for_all)
+
+    def _wait_for_checks(self, wait: Callable[[], None]) -> None:
+        limit = self.config.timeouts.start_s
+        with self.reporter.phase("waiting for checks of", on=DEALER, limit_s=limit):
+            wait()
 
     @contextmanager
     def _talking(self, phase: str, which: str, name: str) -> Iterator[None]:
         """Around a program's run: what is wrong with the line is said by the line."""
         limit = self.config.timeouts.wait_s
         with self.reporter.phase(phase, on=self.other, limit_s=limit + _BEYOND_S):
-            self.line.begin(name, self.programs.rounds_of(which), limit)
+            rounds = self.programs.rounds_of(which)
+            self.line.begin(name, rounds, limit)
+            if self.checked is not None:
+                self.checked.witness.begin(rounds)
             try:
                 yield
             except jax.errors.JaxRuntimeError as error:
                 raise self.line.failure or error from error
             self.line.finish()
 
-    def _publish(self, attempt: int, task: Task, kind: Any, seconds: float, payload: bytes) -> None:
-        trained = task.parcel.kind == "train"
-        result = Result(
-            attempt=attempt,
-            serial=task.parcel.serial,
+    def _hand_over(
+        self, task: Task, kind: Any, payload: bytes, seconds: float = 0.0, vouched: bool = True
+    ) -> None:
+        """A result is ready; `vouched`: whether it waits for DS, if DS checks."""
+        parcel = task.parcel
+        head = Result(
+            attempt=self.attempt,
+            serial=parcel.serial,
             kind=kind,
-            step=task.parcel.step + trained,
+            step=parcel.step + (parcel.kind == "train"),
             seconds=seconds,
             size=len(payload),
         )
-        self.journal.append(result, payload)
-        if (waiting := self.journal.waiting) > self.many:
-            self.many = 2 * waiting
-            self.reporter.event(
-                "warning",
-                reason=f"{waiting / 1e6:.0f} MB of results wait for {PROVIDER}, and stay on this "
-                "disk until it has come for them",
-            )
+        held = Held(head, payload, parcel.request)
+        if self.checked is not None and vouched:
+            self.session.accounts.hold(parcel.serial, held)
+        else:
+            self.session.hand_over(held)
 
     def _save(self, state: Any, step: int, name: str) -> None:
         share = arrays(by_name(state))

@@ -17,7 +17,7 @@ from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity
 from lpgan_jax.cluster.condition import own_condition
 from lpgan_jax.cluster.journal import Journal, Order
-from lpgan_jax.cluster.reporting import Reporter
+from lpgan_jax.cluster.reporting import REFUSED, Reporter
 from lpgan_jax.cluster.session import Session
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, ClusterConfig, Timeouts
 from lpgan_jax.cluster.wire import (
@@ -28,7 +28,10 @@ from lpgan_jax.cluster.wire import (
     Question,
     Received,
     Refused,
+    Release,
     Result,
+    Reveal,
+    Revealed,
     Unexpected,
     Watching,
     decode,
@@ -101,6 +104,8 @@ class Service:
             "Results": (self._results, [PROVIDER]),
             "Received": (self._received, [PROVIDER]),
             "Ask": (self._ask, config.askers),
+            "Reveal": (self._reveal, [DEALER]),
+            "Release": (self._release, [DEALER]),
         }
         # All take streams, and so are called before anything is received: gRPC would read a single
         # message in one of its few threads, however long the sender takes, whoever it is.
@@ -247,9 +252,23 @@ class Service:
         answer = self._session.ask(sender, question, shares)
         limit = self._config.timeouts.wait_s
         try:
-            payload = answer.result(limit)
+            held = answer.result(limit)
         except TimeoutError:
             reason = f"{DEALER} dealt nothing for this within {limit:g} s"
             context.abort(grpc.StatusCode.UNAVAILABLE, reason)
-        head = Result(attempt=0, serial=0, kind="answer", step=0, seconds=0.0, size=len(payload))
-        yield from self._sent(sender, head, payload)
+        yield from self._sent(sender, held.head, held.payload)
+
+    def _reveal(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
+        asked = self._read(Reveal, sender, frames)
+        self._session.of_attempt(asked)
+        state = self._session.accounts.reveal(asked.serial)
+        yield encode(Revealed(size=wire.nbytes(state)))
+        yield from wire.chunks(state)
+
+    def _release(self, sender: str, frames: Iterator[bytes], _: Context) -> Iterator[bytes]:
+        release = self._read(Release, sender, frames)
+        self._session.of_attempt(release)
+        if release.caught is not None:
+            self._reporter.fail(f"{DEALER} ended the session: {release.caught}", REFUSED)
+        self._session.accounts.release(release)
+        yield b""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lpgan_jax.cluster import wire
+from lpgan_jax.cluster.accounts import Accounts, Held, Publish
 from lpgan_jax.cluster.settings import (
     DEALER,
     PROVIDER,
@@ -37,7 +38,9 @@ from lpgan_jax.cluster.wire import (
     Parcel,
     Progress,
     Question,
+    Release,
     Request,
+    Reveal,
     Save,
     Unexpected,
     Watching,
@@ -92,7 +95,7 @@ class _Wish:
     asker: str
     request: Question
     shares: bytearray | None
-    answer: Future[bytes]
+    answer: Future[Held]
 
 
 class Session:
@@ -104,6 +107,10 @@ class Session:
         program: this server's own file of a program, if one is trained.
         lost: called with (role, reason) when a sender of the attempt is gone: the attempt is over.
             It need not return.
+        publish: takes results for SP.
+
+    Attributes:
+        accounts: what DS may look at, where it checks what servers do.
     """
 
     def __init__(
@@ -112,6 +119,7 @@ class Session:
         server: ServerName,
         program: str | None,
         lost: Callable[[str, str], None],
+        publish: Publish,
     ) -> None:
         self.config, self.server = config, server
         self._program = program
@@ -136,6 +144,8 @@ class Session:
         self._tasks: queue.Queue[Task] = queue.Queue(config.look_ahead)
         self._wishes: dict[str, _Wish] = {}
         self._refused: str | None = None
+        self._publish = publish
+        self.accounts = Accounts(self._changed, self.hand_over)
 
     # What is written down ---------------------------------------------------------------------
 
@@ -243,6 +253,11 @@ class Session:
                 opening.save is not None and self._saves.get(opening.start) != opening.save
             ):
                 raise Unexpected(f"start: step {opening.start}, which has no such checkpoint here")
+            if opening.checked != (self.config.integrity is not None):
+                raise Unexpected(
+                    f"integrity: {DEALER} {'checks' if opening.checked else 'does not check'} what "
+                    "servers do, expected as this server's configuration says"
+                )
             if opening.start > opening.steps:
                 raise Unexpected(f"start: step {opening.start} of {opening.steps}")
             try:
@@ -314,6 +329,7 @@ class Session:
             )
             for name, wish in self._wishes.items()
         ]
+        commitments, opened = self.accounts.outstanding()
         return Progress(
             attempt=self._attempt,
             prepared=self._sizes is not None,
@@ -321,7 +337,18 @@ class Session:
             done=self._done,
             requests=requests,
             refused=self._refused,
+            commitments=commitments,
+            opened=opened,
         )
+
+    def of_attempt(self, message: Reveal | Release) -> None:
+        """Check that DS means the attempt that goes on.
+
+        Raises:
+            Unexpected: it is another.
+        """
+        if self._opening is None or message.attempt != self._attempt:
+            raise Unexpected(f"attempt: {message.attempt}, which is not going on")
 
     def accept(self, sender: str, frames: Iterator[bytes]) -> None:
         """Take the parcels of a stream, until it ends; returns when it does.
@@ -486,12 +513,12 @@ class Session:
                     + ", or 0" * (asker == PROVIDER)
                 )
 
-    def ask(self, asker: str, question: Question, shares: bytearray | None) -> Future[bytes]:
+    def ask(self, asker: str, question: Question, shares: bytearray | None) -> Future[Held]:
         """Ask: the future has this server's share of the answer.
 
         A question stays if nobody waits any more: DS may be about to deal for it, at both servers.
         """
-        answer: Future[bytes] = Future()
+        answer: Future[Held] = Future()
         with self._changed:
             self.check_question(asker, question)
             if asker in self.config.clients:
@@ -543,14 +570,21 @@ class Session:
         assert of == step, "owners' parcels are checked to be in order"
         return payload
 
-    def done(self, task: Task, answer: bytes | None = None) -> None:
-        """A task is done; an answer goes to whoever asked."""
+    def done(self) -> None:
+        """A task is done."""
         with self._changed:
             self._done += 1
-            wish = self._wishes.pop(task.parcel.request or "", None)
             self._changed.notify_all()
-        if wish is not None and answer is not None and not wish.answer.done():
-            wish.answer.set_result(answer)
+
+    def hand_over(self, result: Held) -> None:
+        """A result goes to SP, and an answer to whoever asked."""
+        if result.request is None:
+            return self._publish(result)
+        with self._changed:
+            wish = self._wishes.pop(result.request, None)
+            self._changed.notify_all()
+        if wish is not None and not wish.answer.done():
+            wish.answer.set_result(result)
 
     @property
     def ahead(self) -> int:

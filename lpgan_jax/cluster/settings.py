@@ -77,6 +77,14 @@ class Timeouts(Fields):
         return self.wait_s + self.silence_s + 5
 
 
+class Integrity(Fields):
+    """How DS finds out whether a server deviates."""
+
+    check: float = Field(gt=0, le=1)
+    """The probability with which DS looks at a step, after it is done. Steps before a result that
+    is more than losses, and before a checkpoint, are always looked at."""
+
+
 class ClusterConfig(Fields):
     """One session of training, as its roles agree on it."""
 
@@ -105,6 +113,8 @@ class ClusterConfig(Fields):
     `model.module` names is imported here only if it is one of them."""
     look_ahead: int = Field(default=2, ge=1)
     """How many steps' randomness a server takes before it needs it."""
+    integrity: Integrity | None = None
+    """Whether, and how often, DS checks what the servers do; it needs to know all images."""
     timeouts: Timeouts = Timeouts()
     restarts: int = Field(default=5, ge=0)
     """Attempts in a row that may fail without a step of progress."""
@@ -124,6 +134,14 @@ class ClusterConfig(Fields):
         shown = [self.certificate_name(role) for role in self.roles]
         if len(set(shown)) < len(shown):
             raise expected("a certificate name of its own for every role")
+        return self
+
+    @model_validator(mode="after")
+    def _dealer_knows_all(self) -> ClusterConfig:
+        if self.integrity is not None and self.owners != [DEALER]:
+            raise expected(
+                "no integrity with other owners than ds: to check a step, ds would see their images"
+            )
         return self
 
     @property

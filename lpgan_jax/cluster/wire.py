@@ -29,6 +29,10 @@ LONGEST_HEAD = LONGEST_JSON + 2**12
 """Bytes of a message that is no chunk, at most."""
 LONGEST_OPENING = 2**20
 """Bytes of an opening: it has four for each operation of the program, in hexadecimal."""
+LONGEST_NOTE = 2**16
+"""Bytes of what servers say to each other, at most."""
+LONGEST_CERTIFICATE = 2**14
+"""Characters of a certificate, with those between it and the authority's."""
 
 
 class Refused(Exception):
@@ -120,6 +124,8 @@ class Opening(Message):
     """The step whose checkpoint is gone on from; 0 for a new training."""
     save: str | None = Field(max_length=64)
     """The name of that checkpoint."""
+    checked: bool = False
+    """Whether DS checks what the servers do."""
 
 
 ParcelKind = Literal[TaskKind, "inputs", "drop"]
@@ -155,6 +161,99 @@ class Parcel(Message):
     """The name of a checkpoint."""
 
 
+ResultKind = Literal["told", "step", "alarm", "answer", "learnt"]
+"""`told`: what SP is told of a step; `step`: that one is done of which it is told nothing, without
+a payload; `alarm`: which tensors were out of range, when some were; `answer`: of the sample;
+`learnt`: at the end."""
+
+
+# What servers say that they did -------------------------------------------------------------------
+
+
+class Signed(Fields):
+    """A message that others hand on, so that it is signed (`signatures`)."""
+
+    attempt: int
+    serial: int
+    """Of the parcel that it is about."""
+    signature: bytes = b""
+
+
+class Sent(Signed):
+    """What a server says to the other one, and through it to DS, that it sent in a task."""
+
+    digests: bytes = Field(max_length=LONGEST_NOTE)
+    """Of its messages (`transcript.Digests`)."""
+
+
+class Alarm(Signed):
+    """What both say to open an alarm: own share of it, which is a bit modulo 2^64."""
+
+    share: int = Field(ge=0, lt=2**64)
+
+
+class Commitment(Signed):
+    """What a server says to DS that it did in a task, before it knows whether DS will look."""
+
+    own: Sent
+    other: Sent
+    """As the other server said."""
+    state: bytes
+    """Digest of its share of the state after the task."""
+    result: bytes
+    """Digest of its share of the result."""
+    certificate: str = Field(max_length=LONGEST_CERTIFICATE)
+    """Its own, PEM."""
+    other_certificate: str = Field(max_length=LONGEST_CERTIFICATE)
+    """That the other server showed on the line."""
+
+
+class Opened(Fields):
+    """How an alarm was opened: what both servers said."""
+
+    own: Alarm
+    other: Alarm
+
+
+class Reveal(Message):
+    """DS asks for a server's share of the state before a task; it follows in chunks."""
+
+    attempt: int
+    serial: int = Field(ge=-1)
+    """Of the task; -1: the state that the attempt began with."""
+
+
+class Revealed(Fields):
+    """The head of a share of the state."""
+
+    size: int
+
+
+class Voucher(Signed):
+    """DS says that a result may go to SP, and what its two shares are.
+
+    It stands for the checks of the result itself, if it is no `told`, and of the last step that was
+    looked at (docs/security).
+    """
+
+    kind: ResultKind
+    step: int
+    digests: list[bytes]
+    """Of S1's and S2's share."""
+    certificate: str = Field(max_length=LONGEST_CERTIFICATE)
+    """DS's."""
+
+
+class Release(Message):
+    """DS will not ask for states up to a task's any more; and vouches for some results."""
+
+    attempt: int
+    upto: int
+    vouchers: list[Voucher] = Field(default=[])
+    caught: str | None = Field(default=None, min_length=1, max_length=LONGEST_JSON)
+    """A server that deviated, and how: this session is over."""
+
+
 class Request(Fields):
     """A question that waits, as DS sees it."""
 
@@ -176,12 +275,10 @@ class Progress(Fields):
     requests: list[Request]
     refused: str | None
     """Why this server will not go on with the attempt."""
-
-
-ResultKind = Literal["told", "step", "alarm", "answer", "learnt"]
-"""`told`: what SP is told of a step; `step`: that one is done of which it is told nothing, without
-a payload; `alarm`: which tensors were out of range, when some were; `answer`: of the sample;
-`learnt`: at the end."""
+    commitments: list[Commitment] = Field(default=[])
+    """To tasks that DS has not released."""
+    opened: list[Opened] = Field(default=[])
+    """Alarms of these."""
 
 
 class Result(Fields):
@@ -196,6 +293,8 @@ class Result(Fields):
     seconds: float
     """That the step took."""
     size: int
+    voucher: Voucher | None = None
+    """In a session whose servers are checked."""
 
 
 class Question(Message):
@@ -208,6 +307,14 @@ class Question(Message):
     size: int = Field(ge=0)
     """Bytes of the question; 0: DS shares one, as of the sample."""
 
+
+_LONGEST: dict[type[Fields], int] = {
+    Opening: LONGEST_OPENING,
+    Sent: LONGEST_NOTE,
+    Progress: 2**20,
+    Release: 2**20,
+}
+"""Bytes of messages that may be longer than `LONGEST_HEAD`."""
 
 _Model = TypeVar("_Model", bound=Fields)
 
@@ -223,7 +330,7 @@ def decode(model: type[_Model], data: bytes) -> _Model:
     Raises:
         Malformed: there is none of this kind.
     """
-    longest = LONGEST_OPENING if model is Opening else LONGEST_HEAD
+    longest = _LONGEST.get(model, LONGEST_HEAD)
     if len(data) > longest:
         raise Malformed(f"{len(data)} bytes, expected a {model.__name__} of at most {longest}")
     try:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.experimental import io_callback
 from jax.extend.core import Jaxpr, Primitive
 from jax.interpreters import batching
@@ -132,6 +133,28 @@ def round_call(number: int, token: jax.Array, *words: jax.Array) -> tuple[jax.Ar
         results: tuple[jax.Array, ...] = tuple(call(token, *words, number=np.int32(number)))
         return results
     return tuple(io_callback(_swap_arrays, tuple(shapes), token, *words))
+
+
+def round_call_of_both(number: int, token: jax.Array, *words: jax.Array) -> tuple[jax.Array, ...]:
+    """The same for both servers, as places of one `vmap`, to which the token does not belong.
+
+    Each part of the line's message has S1's words, and then S2's.
+    """
+
+    @custom_vmap
+    def call(token: jax.Array, *words: jax.Array) -> tuple[jax.Array, ...]:
+        return round_call(number, token, *words)
+
+    @call.def_vmap
+    def _(size: int, batched: list[bool], token: jax.Array, *words: jax.Array) -> Any:
+        paired = [
+            x if both else jnp.broadcast_to(x, (size, *x.shape))
+            for x, both in zip(words, batched[1:], strict=True)
+        ]
+        return round_call(number, token, *paired), (False, *(True for _ in words))
+
+    found: tuple[jax.Array, ...] = call(token, *words)
+    return found
 
 
 def round_call_on(mesh: Mesh, axis: str) -> RoundCall:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
-from lpgan_jax.mpc.exchange import first_token, round_call, round_call_on
+from lpgan_jax.mpc.exchange import first_token, round_call, round_call_of_both, round_call_on
 from lpgan_jax.mpc.party import Party, online
 from lpgan_jax.mpc.prng import CHACHA20, KEY_WORDS
 from lpgan_jax.mpc.rounds import planned
@@ -101,6 +101,30 @@ class ServerProgram:
         operands = jax.tree.leaves((place[0] == S1, words, secrets, public, corrections))
         token, results = self.plan.run(self._call, first_token(place[1]), operands)
         return token[1], jax.tree.unflatten(self._structure, results)
+
+    def run_both(
+        self, line: jax.Array, words: jax.Array, corrections: Any, secrets: Any, public: Any
+    ) -> tuple[jax.Array, Any]:
+        """Both servers' sides at once, for somebody who knows both shares: to be jitted.
+
+        Args:
+            line: uint32[]: the number of a line that has both servers' words in each part of a
+                message, S1's first.
+            words: of both seeds, uint32[2, 8].
+            corrections: of S2.
+            secrets: paired arrays.
+            public: what both servers know.
+
+        Returns:
+            (the number of messages, paired outputs).
+        """
+
+        def side(is_s1: jax.Array, words: jax.Array, secrets: Any) -> tuple[jax.Array, Any]:
+            operands = jax.tree.leaves((is_s1, words, secrets, public, corrections))
+            token, results = self.plan.run(round_call_of_both, first_token(line), operands)
+            return token[1], jax.tree.unflatten(self._structure, results)
+
+        return jax.vmap(side, out_axes=(None, 0))(jnp.asarray([True, False]), words, secrets)
 
     def compile(self, donate: bool = False, options: Any = None) -> jax.stages.Compiled:
         """For arrays on one device.

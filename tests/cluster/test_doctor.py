@@ -104,7 +104,7 @@ def served(authority, tmp_path_factory):
             "functions": functions,
         }
         (directory / "state" / f"session-{server}.json").write_text(json.dumps(known))
-        session = Session(cluster, server, None, lambda *_: None)
+        session = Session(cluster, server, None, lambda *_: None, print)
         identity = load_identity(cluster, server)
         services.append(Service(cluster, identity, session, None, Deaf(server)))
     line = socket.create_server(("127.0.0.1", cluster.line.port))

@@ -164,8 +164,8 @@ def test_sp_pairs_shares_of_one_result_only():
     results = type("", (), {"size_of": staticmethod({}.get)})()
     pairs = _Pairs(clients, results, None)
     for expected in ((1, 0), (3, 0)):
-        head, payloads = pairs.next()
-        assert (head.attempt, head.serial) == expected
+        heads, payloads = pairs.next()
+        assert [(head.attempt, head.serial) for head in heads] == [expected] * 2
         assert payloads == [bytearray(expected)] * 2
     assert pairs.next() is None  # and SP begins again
 

@@ -16,6 +16,7 @@ import pytest
 from clusters import Deaf, tiny
 
 from lpgan_jax.cluster import journal, wire
+from lpgan_jax.cluster.accounts import Held
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy
 from lpgan_jax.cluster.journal import Journal
@@ -31,7 +32,9 @@ from lpgan_jax.cluster.wire import (
     Parcel,
     Question,
     Received,
+    Release,
     Result,
+    Reveal,
     Save,
     Watching,
 )
@@ -44,7 +47,18 @@ SIZES = Sizes(
     questions={"generate": 50},
     material={"": 5000, "(guard)": 700, "generate": 900},
 )
-METHODS = ("Describe", "Condition", "Open", "Send", "Watch", "Results", "Received", "Ask")
+METHODS = (
+    "Describe",
+    "Condition",
+    "Open",
+    "Send",
+    "Watch",
+    "Results",
+    "Received",
+    "Ask",
+    "Reveal",
+    "Release",
+)
 SETTINGS = config.to_json(tiny())
 # Each line merges the one before nine times: as YAML, it would take longer than anyone waits.
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
@@ -60,7 +74,9 @@ class Server:
         self.config = load_cluster(self.file)
         self.reporter = Deaf("s1")
         self.lost = []
-        self.session = Session(self.config, "s1", None, lambda *of: self.lost.append(of))
+        self.session = Session(
+            self.config, "s1", None, lambda *of: self.lost.append(of), self.publish
+        )
         self.journal = Journal(directory / "state" / "results" / "s1")
         self.service = Service(
             self.config, load_identity(self.config, "s1"), self.session, self.journal, self.reporter
@@ -74,7 +90,15 @@ class Server:
         while self.at_work.wait():
             task = self.session.next_task()
             self.taken.append((task.parcel.serial, hashlib.sha256(task.payload).hexdigest()))
-            self.session.done(task, b"answer" if task.parcel.request else None)
+            if task.parcel.request:
+                head = Result(
+                    attempt=1, serial=0, kind="answer", step=0, seconds=0.0, size=len(b"answer")
+                )
+                self.session.hand_over(Held(head, b"answer", task.parcel.request))
+            self.session.done()
+
+    def publish(self, held):
+        self.journal.append(held.head, held.payload)
 
     def client(self, role, identity=None):
         identity = identity or load_identity(self.config, role)
@@ -297,7 +321,7 @@ def test_an_attempt_is_opened_once_and_remembered(server, tmp_path):
         with pytest.raises(RefusedBy, match="attempt: busy with attempt 1"):
             server.client("ds").open(server.opening(attempt))
     # The next process of this server knows it too.
-    later = Session(server.config, "s1", None, lambda *of: None)
+    later = Session(server.config, "s1", None, lambda *of: None, print)
     for attempt in (0, 1):
         with pytest.raises((wire.Unexpected, ValueError)):
             later.open(server.opening(attempt))
@@ -310,22 +334,22 @@ def test_an_attempt_is_opened_once_and_remembered(server, tmp_path):
     for other in ({"config": config.dump(tiny())}, {"functions": {}}):
         file.write_text(json.dumps(known | other))
         with pytest.raises(ValueError, match=r"session-s1\.json: .* session of another version"):
-            Session(server.config, "s1", None, lambda *of: None)
+            Session(server.config, "s1", None, lambda *of: None, print)
     with pytest.raises(ValueError, match="of session"):
-        Session(server.config.model_copy(update={"session": "other"}), "s1", None, print)
+        Session(server.config.model_copy(update={"session": "other"}), "s1", None, print, print)
 
 
 def test_a_program_that_was_refused_binds_nobody(server):
     """What DS opens is the session's once this server has agreed to it, not before."""
     server.client("ds").open(server.opening())
-    later = Session(server.config, "s1", None, lambda *of: None)
+    later = Session(server.config, "s1", None, lambda *of: None, print)
     assert (later.describe().attempt, later.describe().config) == (1, None)
     with pytest.raises(wire.Unexpected, match="attempt: 1, expected more than 1"):
         later.open(server.opening(1))
     other = config.to_json(tiny(batch_size=2))
     later.open(server.opening(2, config=other, functions={"step": "f" * 64}))
     later.prepare(SIZES)
-    again = Session(server.config, "s1", None, lambda *of: None)
+    again = Session(server.config, "s1", None, lambda *of: None, print)
     assert again.describe().config == other
     with pytest.raises(wire.Unexpected, match="config: batch_size differs"):
         again.open(server.opening(3))
@@ -347,7 +371,7 @@ def test_an_attempt_goes_on_from_a_checkpoint_that_is_intact(server):
         checkpoint.save_share(state, "s1", step, f"save{step}", {"a": np.arange(3, dtype="u8")}, 3)
     file = next((server.file.parent.parent / "state" / "checkpoints" / "s1").glob("*8.msgpack"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    session = Session(server.config, "s1", None, lambda *of: None)
+    session = Session(server.config, "s1", None, lambda *of: None, print)
     assert session.describe().saves == [Save(step=4, name="save4")]
     with pytest.raises(wire.Unexpected, match="start: step 8"):
         session.open(server.opening(start=8, save="save8"))
@@ -359,7 +383,7 @@ def test_ds_is_there_from_the_beginning_to_the_end(start):
     server = start(timeouts={"wait_s": 2.0})
     server.client("ds").open(server.opening())
     _until(lambda: server.lost == [("ds", "it did not come back in 2 s")])
-    again = Session(server.config, "s1", None, lambda *of: again_lost.append(of))
+    again = Session(server.config, "s1", None, lambda *of: again_lost.append(of), print)
     again_lost = []
     again.open(server.opening(2))
     again.watch(Watching(session=server.config.session, role="ds", attempt=2))
@@ -627,7 +651,7 @@ def test_answers_are_for_who_asked(start):
     shares = [np.arange(50, dtype=np.uint8)]
 
     def ask(role, *of, shares=shares):
-        return server.client(role).ask(question(role, *of), shares, 6, 20)
+        return server.client(role).ask(question(role, *of), shares, 6, 20)[1]
 
     with pytest.raises(RefusedBy, match="answers come after training"):
         ask("sp", "r", 0, shares=[])
@@ -657,7 +681,7 @@ def test_answers_are_for_who_asked(start):
         ask("alice", "c")
     assert ask("bob", "b") == b"answer"  # who has asked nothing yet
     # The server's next process, in another attempt, has counted too.
-    again = Session(server.config, "s1", None, lambda *of: None)
+    again = Session(server.config, "s1", None, lambda *of: None, print)
     again.open(server.opening(2))
     again.prepare(SIZES)
     again._finished = True
@@ -835,6 +859,14 @@ def attack(server, count, seed):
                 answer="generate",
                 size=10**15,
             )
+        ],
+        "Reveal": [
+            Reveal(session=server.config.session, role="ds", attempt=1, serial=serial)
+            for serial in (-1, 0, 10**9)
+        ],
+        "Release": [
+            Release(session=server.config.session, role="ds", attempt=1, upto=-1),
+            Release(session=server.config.session, role="ds", attempt=2, upto=9),
         ],
     }
     encoded = {m: [wire.encode(message) for message in of] for m, of in valid.items()}

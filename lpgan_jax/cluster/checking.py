@@ -1,0 +1,596 @@
+"""DS looks at what the servers did: at random, after they have said what it was.
+
+The programs are deterministic, and DS knows all that goes into them but the state, which it asks
+for. After each task both servers sign, to each other, digests of what they sent, and to DS digests
+of their shares of state and result. Then DS draws: it runs the step itself (`replay`), or lets it
+be. The first message that differs is the deviation of who sent it. Results go to SP when DS has
+signed them: grids, what was learnt and answers to DS's questions after they were looked at, losses
+with the next step that was. What is looked at with certainty: steps before such a result and before
+a checkpoint. So a deviation in one other step is caught with probability q, and in n of them with
+1 - (1 - q)^n (covert security: Aumann, Lindell, TCC 2007).
+
+Who does not answer when asked, or goes away in time, gains nothing: DS then runs all steps since it
+last knew the state.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from lpgan_jax.cluster.certificates import Identity
+from lpgan_jax.cluster.dealer import Dealer, Order
+from lpgan_jax.cluster.replay import Done, Replay
+from lpgan_jax.cluster.reporting import BadInput, Reporter
+from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
+from lpgan_jax.cluster.signatures import Forged, Signer, Verifier
+from lpgan_jax.cluster.transcript import digest, digests_of, first_difference
+from lpgan_jax.cluster.wire import (
+    Commitment,
+    Layout,
+    Opened,
+    Progress,
+    Release,
+    ResultKind,
+    Sent,
+    Voucher,
+    half_shapes,
+)
+from lpgan_jax.common.files import atomic_write
+from lpgan_jax.programs import SecureProgram, shapes
+from lpgan_jax.training.tasks import Task
+
+_OF_SYSTEM = secrets.SystemRandom()
+_WAITING = 8  # units whose states are here and that are not yet run
+_AT_ONCE = 100  # vouchers in a message
+
+
+class Deviation(BadInput):
+    """A server did something else than its program.
+
+    Attributes:
+        server: which one.
+    """
+
+    def __init__(self, server: str, what: str) -> None:
+        super().__init__(f"{server} deviated: {what}")
+        self.server = server
+
+
+# What DS remembers --------------------------------------------------------------------------------
+
+
+class Record:
+    """DS's file of a session: the checkpoints that it has checked, and whether it caught a server.
+
+    Attributes:
+        caught: who, and how; None if nobody was.
+    """
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        """Reads it. BadInput: it is of another session, or a server was caught."""
+        self._cluster = cluster
+        self._file = Path(cluster.state) / f"checks-{DEALER}.json"
+        self._saves: dict[str, list[str]] = {}
+        self.caught: str | None = None
+        if self._file.exists():
+            kept = json.loads(self._file.read_bytes())
+            if kept["session"] != cluster.session:
+                raise BadInput(f"{self._file}: of another session: expected a directory of its own")
+            self._saves, self.caught = kept["saves"], kept["caught"]
+        if self.caught is not None:
+            raise BadInput(f"this session is over: {self.caught}")
+
+    def add(self, save: str, digests: Sequence[bytes]) -> None:
+        """A checkpoint of a state that was checked."""
+        self._saves[save] = [d.hex() for d in digests]
+        self._write()
+
+    def of(self, save: str) -> list[bytes]:
+        """Digests of both shares of a checkpoint. BadInput: DS did not check it."""
+        if save not in self._saves:
+            raise BadInput(
+                f"{self._file}: knows nothing of the checkpoint that both servers have, which DS "
+                "then cannot check: begin another session"
+            )
+        return [bytes.fromhex(d) for d in self._saves[save]]
+
+    def catch(self, reason: str, evidence: dict[str, Any], name: str) -> Path:
+        """A server was caught: keep what shows it."""
+        file = Path(self._cluster.state) / f"evidence-{DEALER}-{name}.json"
+        atomic_write(file, json.dumps(evidence, indent=2, default=bytes.hex).encode())
+        self.caught = reason
+        self._write()
+        return file
+
+    def _write(self) -> None:
+        kept = {"session": self._cluster.session, "saves": self._saves, "caught": self.caught}
+        atomic_write(self._file, json.dumps(kept).encode())
+
+
+# What is looked at together -----------------------------------------------------------------------
+
+
+@dataclass
+class Unit:
+    """A step, and what follows it up to the next one.
+
+    Attributes:
+        tasks: with their serials.
+        orders: as they were dealt, by their serials.
+        saves: names of checkpoints.
+        said: what servers said of each task, by serial: S1, S2, or None where one did not.
+        opened: likewise of alarms.
+        chosen: whether DS looks at it; None before it is decided.
+    """
+
+    tasks: dict[int, Task]
+    orders: dict[int, Order] = field(default_factory=dict)
+    saves: list[str] = field(default_factory=list)
+    said: dict[int, list[Commitment | None]] = field(default_factory=dict)
+    opened: dict[int, list[Opened | None]] = field(default_factory=dict)
+    chosen: bool | None = None
+
+    @property
+    def last(self) -> int:
+        """Serial of its last task."""
+        return max(self.tasks)
+
+    def of_kind(self, *kinds: str) -> list[int]:
+        """Serials of its tasks of some kinds."""
+        return [serial for serial, task in self.tasks.items() if task.kind in kinds]
+
+    @property
+    def results_at_once(self) -> bool:
+        """Whether something follows from it at once that is more than losses."""
+        return bool(self.of_kind("answer", "checkpoint", "finish")) or self.alarm
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the servers opened an alarm."""
+        return any(
+            (of.own.share + of.other.share) % 2**64 != 0
+            for both in self.opened.values()
+            for of in both
+            if of is not None
+        )
+
+
+def units(tasks: Iterator[Task]) -> Iterator[list[Task]]:
+    """The tasks of a training, in units.
+
+    A checkpoint, which waits for the check, is the last of its unit.
+    """
+    unit: list[Task] = []
+    for task in tasks:
+        if task.kind in ("train", "finish") and unit:
+            yield unit
+            unit = []
+        unit.append(task)
+    yield unit
+
+
+# The checks ---------------------------------------------------------------------------------------
+
+
+class Lines(Protocol):
+    """Both servers, as DS sees them (`owners`)."""
+
+    progress: dict[str, Progress]
+
+    def wait(self, wanted: Callable[[], bool]) -> None:
+        """Until something is so, or the attempt is over, whose error is raised."""
+
+    def fail(self, error: Exception) -> None:
+        """End the attempt."""
+
+
+class Server(Protocol):
+    """One of them (`client.Client`)."""
+
+    server: Any
+
+    def reveal(self, attempt: int, serial: int, size: int) -> bytearray:
+        """Its share of the state before a task."""
+
+    def release(self, release: Release) -> None:
+        """What it may let go, and hand on."""
+
+
+class Checker:
+    """DS's checks of one attempt, in threads of their own.
+
+    Attributes:
+        checked: steps that were looked at.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        identity: Identity,
+        program: SecureProgram,
+        dealer: Dealer,
+        lines: Lines,
+        servers: Sequence[Server],
+        record: Record,
+        reporter: Reporter,
+        attempt: int,
+        save: str | None,
+        random: Callable[[], float] = _OF_SYSTEM.random,
+    ) -> None:
+        """`save`: the checkpoint that is gone on from; `random`: uniform in [0, 1)."""
+        assert cluster.integrity is not None
+        self._cluster, self._program, self._dealer = cluster, program, dealer
+        self._lines, self._servers, self._record = lines, servers, record
+        self._reporter, self._attempt, self._random = reporter, attempt, random
+        self._probability = cluster.integrity.check
+        self._signer = Signer(cluster, identity, DEALER)
+        self._verifier = Verifier(cluster, identity)
+        self._certificates: dict[str, str] = {}
+        self._told: ResultKind = "told" if jax.tree.leaves(shapes.told_shapes(program)) else "step"
+        self._save = save
+        # Of the state after the last unit.
+        self._digests = digests_of(dealer.state) if save is None else record.of(save)
+        self._units: queue.Queue[Unit | None] = queue.Queue()
+        self._unit: Unit | None = None  # that is being decided on
+        self._unrun: list[Unit] = []  # since the state that the replay has, or will have
+        self._unvouched: list[Voucher] = []
+        self._to_run: queue.Queue[_Run | None] = queue.Queue(_WAITING)
+        self._replay: Replay | None = None
+        self._caught: Deviation | None = None
+        self.checked = 0
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(target,), daemon=True)
+            for target in (self._decide_all, self._run_all)
+        ]
+
+    # For DS's main thread ---------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Both servers are prepared."""
+        for thread in self._threads:
+            thread.start()
+
+    def expect(self, first: int, tasks: Sequence[Task]) -> Unit:
+        """Tasks will be dealt that belong together; `first`: serial of the first of them."""
+        unit = Unit(dict(enumerate(tasks, first)))
+        self._units.put(unit)
+        return unit
+
+    def settle(self) -> None:
+        """The attempt has failed: run what was chosen, without asking for anything.
+
+        Raises:
+            Deviation: a server did something else than its program.
+        """
+        self._units.put(None)
+        self._threads[0].join()
+        pending = [self._unit, *iter_now(self._units)]
+        for unit in [u for u in pending if u is not None]:
+            self._listen(unit)
+            if not unit.said:
+                break
+            if unit.chosen is None:
+                unit.chosen = unit.results_at_once or self._random() < self._probability
+            self._unrun.append(unit)
+            if unit.chosen:
+                self._put(_Run([*self._unrun], None, []))
+                self._unrun.clear()
+        self._put(None)
+        self._threads[1].join()
+        if self._caught is not None:
+            raise self._caught
+
+    def _put(self, run: _Run | None) -> None:
+        """Have something run, once there is room."""
+        while self._threads[1].is_alive():
+            with suppress(queue.Full):
+                return self._to_run.put(run, timeout=0.2)
+
+    def _guarded(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except Exception as error:
+            self._lines.fail(error)
+
+    # What the servers say ---------------------------------------------------------------------
+
+    def _decide_all(self) -> None:
+        if self._save is not None:
+            self._put(_Run([], self._reveal(-1), []))
+        while (unit := self._units.get()) is not None:
+            self._unit = unit
+            self._decide(unit)
+
+    def _decide(self, unit: Unit) -> None:
+        """Wait for what servers say of a unit, and choose whether to look at it."""
+        for serial in unit.tasks:
+            self._lines.wait(lambda serial=serial: self._complete(unit, serial))  # type: ignore[misc]
+        unit.chosen = unit.results_at_once or self._random() < self._probability
+        if unit.chosen:
+            # The replay is where it was left, or goes on from what the servers show.
+            first = min(unit.said, default=None)
+            state = self._reveal(first) if self._unrun and first is not None else None
+            vouchers = [*self._unvouched, *self._vouchers(unit)]
+            self._unrun, self._unvouched, self._unit = [], [], None
+            self._put(_Run([unit], state, vouchers))
+        else:
+            self._unrun.append(unit)
+            self._unvouched += self._vouchers(unit)
+            self._unit = None
+        self._digests = self._state_after(unit) or self._digests
+        self._release(unit.last, [])
+
+    def _complete(self, unit: Unit, serial: int) -> bool:
+        """Whether all is there that the servers say of a task."""
+        if unit.tasks[serial].kind in ("state", "checkpoint"):
+            return True
+        self._listen(unit)
+        opened = unit.opened.get(serial, [None, None])
+        return all(unit.said.get(serial, [None])) and (
+            unit.tasks[serial].kind != "guard" or all(opened)
+        )
+
+    def _listen(self, unit: Unit) -> None:
+        """Take what servers have said of a unit's tasks.
+
+        Raises:
+            Deviation: it is not signed, or not what was said to the other server.
+        """
+        for place, server in enumerate(SERVERS):
+            progress = self._lines.progress.get(server)
+            if progress is None or progress.attempt != self._attempt:
+                continue
+            for said in progress.commitments:
+                if said.serial in unit.tasks:
+                    both = unit.said.setdefault(said.serial, [None, None])
+                    if both[place] is None:
+                        both[place] = self._trusted(unit, server, said)
+            for opened in progress.opened:
+                if opened.own.serial in unit.tasks:
+                    alarms = unit.opened.setdefault(opened.own.serial, [None, None])
+                    if alarms[place] is None:
+                        alarms[place] = self._heard(unit, place, opened)
+        for serial, both in unit.said.items():
+            self._require_consistent(unit, serial, both)
+
+    def _trusted(self, unit: Unit, server: str, said: Commitment) -> Commitment:
+        """What a server says, if it is signed by whom it should be."""
+        other = SERVERS[1 - SERVERS.index(server)]
+        known = self._certificates.setdefault(server, said.certificate)
+        about = self._attempt, said.serial
+        try:
+            self._verifier.require(said, server, known)
+            self._verifier.require(said.own, server, known)
+            shown = self._certificates.get(other, said.other_certificate)
+            self._verifier.require(said.other, other, shown)
+        except Forged as error:
+            what = f"what it says is not signed: {error}"
+            raise self._catch(unit, said.serial, server, what) from None
+        if {(x.attempt, x.serial) for x in (said, said.own, said.other)} != {about}:
+            raise self._catch(unit, said.serial, server, "it says what was signed for another task")
+        return said
+
+    def _heard(self, unit: Unit, place: int, opened: Opened) -> Opened:
+        for alarm, of in ((opened.own, place), (opened.other, 1 - place)):
+            try:
+                self._verifier.require(alarm, SERVERS[of], self._certificates[SERVERS[of]])
+            except (Forged, KeyError) as error:
+                what = f"how an alarm was opened is not signed: {error}"
+                raise self._catch(unit, opened.own.serial, SERVERS[place], what) from None
+        return opened
+
+    def _require_consistent(
+        self, unit: Unit, serial: int, both: Sequence[Commitment | None]
+    ) -> None:
+        """What a server said to the other one is what it said to DS."""
+        for place, said in enumerate(both):
+            heard = both[1 - place]
+            if said and heard and said.own.digests != heard.other.digests:
+                other = SERVERS[1 - place]
+                what = f"it signed other messages for {other} than for {DEALER}"
+                raise self._catch(unit, serial, SERVERS[place], what)
+
+    def _state_after(self, unit: Unit) -> list[bytes] | None:
+        for serial in sorted(unit.said, reverse=True):
+            return [said.state for said in unit.said[serial] if said is not None]
+        return None
+
+    # What DS asks, and says -------------------------------------------------------------------
+
+    def _reveal(self, serial: int) -> Any:
+        """Both shares of the state before a task, as it was committed to: paired arrays."""
+        like = shapes.state_shapes(self._program)
+        layout = Layout.of(half_shapes(like))
+        halves = []
+        for place, server in enumerate(self._servers):
+            payload = server.reveal(self._attempt, serial, layout.size)
+            arrays = layout.split(payload)
+            if digest(payload) != self._digests[place]:
+                what = "the state that it shows is not the one that it had"
+                raise self._catch(self._unit, serial, server.server, what)
+            halves.append(arrays)
+        paired = [np.stack(pair) for pair in zip(*halves, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(like), paired)
+
+    def _release(self, upto: int, vouchers: Sequence[Voucher]) -> None:
+        for start in range(0, max(1, len(vouchers)), _AT_ONCE):
+            release = self._message(upto, vouchers[start : start + _AT_ONCE])
+            for server in self._servers:
+                server.release(release)
+
+    def _message(
+        self, upto: int, vouchers: Sequence[Voucher] = (), caught: str | None = None
+    ) -> Release:
+        return Release(
+            session=self._cluster.session,
+            role=DEALER,
+            attempt=self._attempt,
+            upto=upto,
+            vouchers=[*vouchers],
+            caught=caught,
+        )
+
+    def _vouchers(self, unit: Unit) -> list[Voucher]:
+        """Of a unit's results, as the servers say they are; unsigned."""
+        kinds: dict[str, ResultKind] = {"train": self._told, "answer": "answer", "finish": "learnt"}
+        kinds |= {"guard": "alarm"} if unit.alarm else {}
+        return [
+            Voucher(
+                attempt=self._attempt,
+                serial=serial,
+                kind=kinds[task.kind],
+                step=task.step + (task.kind == "train"),
+                digests=[said.result for said in unit.said[serial] if said is not None],
+                certificate=self._signer.certificate,
+            )
+            for serial, task in unit.tasks.items()
+            if task.kind in kinds and serial in unit.said
+        ]
+
+    # Looking ----------------------------------------------------------------------------------
+
+    def _run_all(self) -> None:
+        while (run := self._to_run.get()) is not None:
+            if self._replay is None:
+                self._replay = Replay(self._program, self._dealer)
+            if run.state is not None:
+                self._replay.set_state(run.state)
+            for unit in run.units:
+                self._look(self._replay, unit)
+            if run.units:
+                self._pass(run)
+
+    def _look(self, replay: Replay, unit: Unit) -> None:
+        """Run a unit, and compare."""
+        if unit.of_kind("state"):
+            replay.set_state(self._dealer.state)
+        for serial in unit.tasks:
+            if serial not in unit.orders:
+                continue
+            if (done := replay.do(unit.orders[serial])) is not None:
+                found = difference(replay, done, unit.said.get(serial), unit.opened.get(serial))
+                if found is not None:
+                    raise self._catch(unit, serial, *found, done)
+        self.checked += len(unit.of_kind("train"))
+
+    def _pass(self, run: _Run) -> None:
+        """All went as it should: checkpoints may be kept, and results go to SP."""
+        unit = run.units[-1]
+        after = self._state_after(unit)
+        for save in unit.saves:
+            assert after is not None
+            self._record.add(save, after)
+        if run.vouchers:
+            try:
+                self._release(unit.last, [self._signer.sign(v) for v in run.vouchers])
+            except Exception as error:  # what was chosen is still to be run
+                self._lines.fail(error)
+
+    def _catch(
+        self,
+        unit: Unit | None,
+        serial: int,
+        server: str,
+        what: str,
+        done: Done | None = None,
+    ) -> Deviation:
+        """Keep what shows that a server deviated, and tell the other one."""
+        task = None if unit is None else unit.tasks.get(serial)
+        where = "" if task is None else f" ({task.kind} at step {task.step})"
+        caught = Deviation(server, what + where)
+        said = [] if unit is None else unit.said.get(serial, [])
+        opened = [] if unit is None else unit.opened.get(serial, [])
+        evidence = {
+            "reason": str(caught),
+            "session": self._cluster.session,
+            "attempt": self._attempt,
+            "serial": serial,
+            "said": [None if s is None else s.model_dump() for s in said],
+            "opened": [None if o is None else o.model_dump() for o in opened],
+            "expected": None if done is None else vars(done),
+        }
+        file = self._record.catch(str(caught), evidence, f"{self._attempt}-{serial}")
+        self._reporter.event("caught", server=server, reason=str(caught), evidence=str(file))
+        self._caught = caught
+        for each in self._servers:
+            with suppress(Exception):  # the one that deviated, or both, may be gone
+                each.release(self._message(-1, caught=str(caught)))
+        return caught
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is to be run, and what then goes to SP.
+
+    Attributes:
+        units: in order.
+        state: to go on from; None: where the replay is.
+        vouchers: unsigned.
+    """
+
+    units: list[Unit]
+    state: Any
+    vouchers: list[Voucher]
+
+
+def difference(
+    replay: Replay,
+    done: Done,
+    said: Sequence[Commitment | None] | None,
+    opened: Sequence[Opened | None] | None,
+) -> tuple[str, str] | None:
+    """What servers said that they did, against what they should have: (server, what) or None.
+
+    Args:
+        replay: that did it.
+        done: what they should have.
+        said: by S1 and S2; nothing of one that had gone.
+        opened: likewise of an alarm.
+    """
+    said, opened = said or [None, None], opened or [None, None]
+    sent = [_sent(said, place) for place in range(len(SERVERS))]
+    places = [
+        None if own is None else first_difference(own.digests, right)
+        for own, right in zip(sent, done.sent, strict=True)
+    ]
+    if found := [place for place in places if place is not None]:
+        first = min(found)
+        return SERVERS[places.index(first)], replay.message(done.which, first)
+    if done.alarm is not None:
+        for place, server in enumerate(SERVERS):
+            signed = [
+                *(o.own.share for o in [opened[place]] if o is not None),
+                *(o.other.share for o in [opened[1 - place]] if o is not None),
+            ]
+            if any(share != done.alarm[place] for share in signed):
+                return server, "its share of the alarm"
+    for name in ("state", "result"):
+        for place, (server, own) in enumerate(zip(SERVERS, said, strict=True)):
+            if own is not None and getattr(own, name) != getattr(done, name)[place]:
+                return server, f"its share of the {name}"
+    return None
+
+
+def _sent(said: Sequence[Commitment | None], place: int) -> Sent | None:
+    """What a server said that it sent, to DS or to the other one."""
+    own, other = said[place], said[1 - place]
+    if own is not None:
+        return own.own
+    return None if other is None else other.other
+
+
+def iter_now(of: queue.Queue[Any]) -> Iterator[Any]:
+    """What is in a queue by now."""
+    while not of.empty():
+        yield of.get()

@@ -1,0 +1,109 @@
+"""DS runs what both servers should have done, from their shares of a state on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lpgan_jax.cluster.dealer import Dealer, Order
+from lpgan_jax.cluster.parcels import server_programs
+from lpgan_jax.cluster.session import GUARD, TRAIN
+from lpgan_jax.cluster.transcript import Between, arrays, digests_of
+from lpgan_jax.mpc.compiling import options_to_run_often
+from lpgan_jax.mpc.exchange import carrying
+from lpgan_jax.programs import SecureProgram
+
+
+@dataclass(frozen=True)
+class Done:
+    """What both servers should have done in a task: lists have S1's, then S2's.
+
+    Attributes:
+        which: of the programs; None for a task without one.
+        sent: digests of their messages.
+        result: digests of their shares of the result.
+        state: digests of their shares of the state after it.
+        alarm: their shares of it; None if nobody looked at ranges.
+    """
+
+    which: str | None
+    sent: list[bytes]
+    result: list[bytes]
+    state: list[bytes]
+    alarm: list[int] | None = None
+
+
+class Replay:
+    """Both servers in this process, at some point of a training.
+
+    Attributes:
+        state: paired arrays.
+    """
+
+    def __init__(self, program: SecureProgram, dealer: Dealer) -> None:
+        """Traces; each program is compiled when it is first needed."""
+        self._program, self._dealer = program, dealer
+        self._programs = server_programs(program)
+        options = options_to_run_often()
+        self._jitted = {
+            which: jax.jit(of.run_both, compiler_options=options)
+            for which, of in self._programs.items()
+        }
+        self.state: Any = None
+        self._elements: Any = None
+        self._digests: list[bytes] | None = None
+
+    def set_state(self, state: Any) -> None:
+        """Go on from here; paired arrays."""
+        self.state, self._digests = state, None
+
+    def do(self, order: Order) -> Done | None:
+        """A task; None for one in which servers do nothing that could be looked at."""
+        kind = order.task.kind
+        if kind == "finish":
+            learnt = self._program.learnt(self.state)
+            return Done(None, [b"", b""], digests_of(learnt), self._state_digests())
+        dealt = self._dealer.deal(order)
+        if dealt is None or (kind == "answer" and dealt.inputs is None):
+            return None
+        secrets = {TRAIN: (self.state, dealt.inputs), GUARD: self._elements}.get(
+            dealt.which, (self.state, dealt.inputs)
+        )
+        between = Between(self._programs[dealt.which].plan.count)
+        with carrying(between) as number:
+            _, outputs = jax.block_until_ready(
+                self._jitted[dealt.which](
+                    np.uint32(number), dealt.seeds, dealt.corrections, secrets, dealt.public
+                )
+            )
+        alarm = None
+        if kind == "train":
+            state, outputs, self._elements = outputs
+            self.set_state(state)
+        elif kind == "guard":
+            outputs, shares = arrays(outputs)
+            alarm = [int(share) for share in shares]
+        sent = [digests.bytes() for digests in between.sent]
+        return Done(dealt.which, sent, digests_of(outputs), self._state_digests(), alarm)
+
+    def _state_digests(self) -> list[bytes]:
+        if self._digests is None:
+            self._digests = digests_of(self.state)
+        return self._digests
+
+    def message(self, which: str | None, place: int) -> str:
+        """What to call the messages of a digest's place, for people."""
+        if which is None:
+            return "a message"
+        plan = self._programs[which].plan
+        together = Between(plan.count).sent[0].together
+        first, last = place * together + 1, min((place + 1) * together, plan.count)
+        numbers = f"message {first}" if first == last else f"messages {first} to {last}"
+        rounds = [level for level, _ in plan.rounds()]
+        if len(rounds) == plan.count and first == last <= plan.count:
+            names = list(dict.fromkeys(message.name for message in rounds[place].messages))
+            return f"{numbers} of {plan.count} ({', '.join(names[:3])})"
+        return f"{numbers} of {plan.count}"

@@ -1,0 +1,132 @@
+"""Signatures with the keys of the roles' certificates, over messages that others hand on."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+from typing import Any, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+from lpgan_jax.cluster.certificates import Identity
+from lpgan_jax.cluster.settings import ClusterConfig
+from lpgan_jax.cluster.wire import Signed, encode
+
+_HASH = hashes.SHA256()
+_PSS = padding.PSS(padding.MGF1(_HASH), padding.PSS.DIGEST_LENGTH)
+_M = TypeVar("_M", bound=Signed)
+
+
+class Forged(Exception):
+    """A message is not signed by whom it should be, and why."""
+
+
+class Signer:
+    """Signs as one role in one session.
+
+    Attributes:
+        certificate: the role's, PEM.
+    """
+
+    def __init__(self, config: ClusterConfig, identity: Identity, role: str) -> None:
+        """ValueError: the key is of a kind that TLS takes and this does not."""
+        self._session, self._role = config.session, role
+        self.certificate = identity.certificate.decode()
+        self._key: Any = serialization.load_pem_private_key(identity.key, None)
+        self.sign(Signed(attempt=0, serial=0))
+
+    def sign(self, message: _M) -> _M:
+        """The same message, signed."""
+        statement = _statement(self._session, self._role, message)
+        if isinstance(self._key, ec.EllipticCurvePrivateKey):
+            signature = self._key.sign(statement, ec.ECDSA(_HASH))
+        elif isinstance(self._key, rsa.RSAPrivateKey):
+            signature = self._key.sign(statement, _PSS, _HASH)
+        elif isinstance(self._key, ed25519.Ed25519PrivateKey):
+            signature = self._key.sign(statement)
+        else:
+            raise ValueError(f"key of {self._role}: expected one of EC, RSA or Ed25519")
+        return message.model_copy(update={"signature": signature})
+
+
+class Verifier:
+    """Knows by the session's authority who signed."""
+
+    def __init__(self, config: ClusterConfig, identity: Identity) -> None:
+        """`identity`: of whoever verifies."""
+        self._config, self._authority = config, identity.authority
+
+    def require(self, message: Signed, role: str, certificate: str) -> None:
+        """Check who signed a message.
+
+        Args:
+            message: with its signature.
+            role: that should have.
+            certificate: that the message came with, PEM, with those between it and the authority's.
+
+        Raises:
+            Forged: it is not the role's, or did not sign this.
+        """
+        key = _key_of(certificate, self._authority, self._config.certificate_name(role))
+        require_signed(message, self._config.session, role, key)
+
+
+def require_signed(message: Signed, session: str, role: str, key: Any) -> None:
+    """Check that a role signed a message with the key that is known to be its own.
+
+    Raises:
+        Forged: it did not.
+    """
+    statement = _statement(session, role, message)
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(message.signature, statement, ec.ECDSA(_HASH))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(message.signature, statement, _PSS, _HASH)
+        elif isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(message.signature, statement)
+        else:
+            raise Forged(f"certificate of {role}: expected a key of EC, RSA or Ed25519")
+    except InvalidSignature:
+        raise Forged(f"{role} did not sign this {type(message).__name__}") from None
+
+
+def key_in(certificate: bytes) -> Any:
+    """The public key in a certificate (DER) that was verified elsewhere."""
+    return x509.load_der_x509_certificate(certificate).public_key()
+
+
+def _statement(session: str, role: str, message: Signed) -> bytes:
+    unsigned = message.model_copy(update={"signature": b""})
+    return f"lpgan {type(message).__name__} {session} {role}\n".encode() + encode(unsigned)
+
+
+@functools.lru_cache(64)
+def _key_of(certificate: str, authority: bytes, name: str) -> Any:
+    """The public key of a certificate, if the authority certified it for that name."""
+    try:
+        chain = x509.load_pem_x509_certificates(certificate.encode())
+        trusted = x509.load_pem_x509_certificates(authority)
+        names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if name not in names.get_values_for_type(x509.DNSName):
+            raise Forged(f"a certificate of another than {name}")
+        for issued, issuer in itertools.pairwise(chain):
+            _require_issued(issued, issuer)
+        last, now = chain[-1], datetime.datetime.now(datetime.UTC)
+        if last not in trusted:
+            _require_issued(last, next(ca for ca in trusted if ca.subject == last.issuer))
+        if not all(c.not_valid_before_utc <= now <= c.not_valid_after_utc for c in chain):
+            raise Forged(f"a certificate of {name} that is not valid now")
+    except (ValueError, TypeError, InvalidSignature, StopIteration, x509.ExtensionNotFound):
+        raise Forged(f"no certificate of {name} by this session's authority") from None
+    return chain[0].public_key()
+
+
+def _require_issued(issued: x509.Certificate, issuer: x509.Certificate) -> None:
+    if not issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+        raise ValueError("not an authority")
+    issued.verify_directly_issued_by(issuer)

@@ -275,7 +275,7 @@ class Checker:
         """
         self._units.put(None)
         self._threads[0].join()
-        pending = [self._unit, *iter_now(self._units)]
+        pending = [] if self._caught else [self._unit, *iter_now(self._units)]
         for unit in [u for u in pending if u is not None]:
             self._listen(unit)
             if not unit.said:
@@ -355,17 +355,19 @@ class Checker:
                 if said.serial in unit.tasks:
                     both = unit.said.setdefault(said.serial, [None, None])
                     if both[place] is None:
-                        both[place] = self._trusted(unit, server, said)
+                        both[place] = said
+                        self._require_trusted(unit, server, said)
             for opened in progress.opened:
                 if opened.own.serial in unit.tasks:
                     alarms = unit.opened.setdefault(opened.own.serial, [None, None])
                     if alarms[place] is None:
-                        alarms[place] = self._heard(unit, place, opened)
+                        alarms[place] = opened
+                        self._require_heard(unit, place, opened)
         for serial, both in unit.said.items():
             self._require_consistent(unit, serial, both)
 
-    def _trusted(self, unit: Unit, server: str, said: Commitment) -> Commitment:
-        """What a server says, if it is signed by whom it should be."""
+    def _require_trusted(self, unit: Unit, server: str, said: Commitment) -> None:
+        """What a server says is signed by whom it should be."""
         other = SERVERS[1 - SERVERS.index(server)]
         known = self._certificates.setdefault(server, said.certificate)
         about = self._attempt, said.serial
@@ -379,16 +381,14 @@ class Checker:
             raise self._catch(unit, said.serial, server, what) from None
         if {(x.attempt, x.serial) for x in (said, said.own, said.other)} != {about}:
             raise self._catch(unit, said.serial, server, "it says what was signed for another task")
-        return said
 
-    def _heard(self, unit: Unit, place: int, opened: Opened) -> Opened:
+    def _require_heard(self, unit: Unit, place: int, opened: Opened) -> None:
         for alarm, of in ((opened.own, place), (opened.other, 1 - place)):
             try:
                 self._verifier.require(alarm, SERVERS[of], self._certificates[SERVERS[of]])
             except (Forged, KeyError) as error:
                 what = f"how an alarm was opened is not signed: {error}"
                 raise self._catch(unit, opened.own.serial, SERVERS[place], what) from None
-        return opened
 
     def _require_consistent(
         self, unit: Unit, serial: int, both: Sequence[Commitment | None]

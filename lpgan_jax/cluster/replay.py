@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from lpgan_jax.cluster.dealer import Dealer, Order
+from lpgan_jax.cluster.dealer import Dealer, Dealt, Order
 from lpgan_jax.cluster.parcels import server_programs
-from lpgan_jax.cluster.session import GUARD, TRAIN
+from lpgan_jax.cluster.session import GUARD
 from lpgan_jax.cluster.transcript import Between, arrays, digests_of
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import carrying
+from lpgan_jax.mpc.server import ServerProgram
 from lpgan_jax.programs import SecureProgram
 
 
@@ -36,6 +38,16 @@ class Done:
     alarm: list[int] | None = None
 
 
+@functools.lru_cache(2)
+def _programs(program: SecureProgram) -> tuple[dict[str, ServerProgram], dict[str, Any]]:
+    """Of both servers: traced, and jitted."""
+    programs, options = server_programs(program), options_to_run_often()
+    jitted = {
+        which: jax.jit(of.run_both, compiler_options=options) for which, of in programs.items()
+    }
+    return programs, jitted
+
+
 class Replay:
     """Both servers in this process, at some point of a training.
 
@@ -46,12 +58,7 @@ class Replay:
     def __init__(self, program: SecureProgram, dealer: Dealer) -> None:
         """Traces; each program is compiled when it is first needed."""
         self._program, self._dealer = program, dealer
-        self._programs = server_programs(program)
-        options = options_to_run_often()
-        self._jitted = {
-            which: jax.jit(of.run_both, compiler_options=options)
-            for which, of in self._programs.items()
-        }
+        self._programs, self._jitted = _programs(program)
         self.state: Any = None
         self._elements: Any = None
         self._digests: list[bytes] | None = None
@@ -69,16 +76,8 @@ class Replay:
         dealt = self._dealer.deal(order)
         if dealt is None or (kind == "answer" and dealt.inputs is None):
             return None
-        secrets = {TRAIN: (self.state, dealt.inputs), GUARD: self._elements}.get(
-            dealt.which, (self.state, dealt.inputs)
-        )
-        between = Between(self._programs[dealt.which].plan.count)
-        with carrying(between) as number:
-            _, outputs = jax.block_until_ready(
-                self._jitted[dealt.which](
-                    np.uint32(number), dealt.seeds, dealt.corrections, secrets, dealt.public
-                )
-            )
+        secrets = self._elements if dealt.which == GUARD else (self.state, dealt.inputs)
+        outputs, sent = self.run(dealt, secrets)
         alarm = None
         if kind == "train":
             state, outputs, self._elements = outputs
@@ -86,8 +85,16 @@ class Replay:
         elif kind == "guard":
             outputs, shares = arrays(outputs)
             alarm = [int(share) for share in shares]
-        sent = [digests.bytes() for digests in between.sent]
         return Done(dealt.which, sent, digests_of(outputs), self._state_digests(), alarm)
+
+    def run(self, dealt: Dealt, secrets: Any) -> tuple[Any, list[bytes]]:
+        """(paired outputs, digests of both servers' messages) of a program."""
+        between = Between(self._programs[dealt.which].plan.count)
+        with carrying(between) as number:
+            line = np.uint32(number)
+            material = dealt.seeds, dealt.corrections, secrets, dealt.public
+            _, outputs = jax.block_until_ready(self._jitted[dealt.which](line, *material))
+        return outputs, [digests.bytes() for digests in between.sent]
 
     def _state_digests(self) -> list[bytes]:
         if self._digests is None:

@@ -26,7 +26,7 @@ from lpgan_jax.cluster.certificates import Identity, line_context, load_identity
 from lpgan_jax.cluster.journal import Journal
 from lpgan_jax.cluster.line import Line, Listener, dial
 from lpgan_jax.cluster.parcels import Parcels, server_programs
-from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter
+from lpgan_jax.cluster.reporting import FAILED, REFUSED, BadInput, Lost, Reporter
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import GUARD, TRAIN, Session, Task
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, ServerName
@@ -170,7 +170,7 @@ def serve(
         config,
         server,
         program_file,
-        lambda role, reason: reporter.fail(f"lost {role}: {reason}", blames=role),
+        functools.partial(_lost, reporter),
         _Outbox(journal, reporter).add,
     )
     identity = load_identity(config, server)
@@ -226,6 +226,10 @@ def serve(
 
 _BEYOND_S = 5.0  # after its own limit, the line has said what was wrong
 _SWITCH_S = 1e-4  # another thread of Python's gives way after this, so that a message is not late
+
+
+def _lost(reporter: Reporter, role: str, reason: str, over: bool = False) -> None:
+    reporter.fail(f"lost {role}: {reason}", REFUSED if over else FAILED, blames=role)
 
 
 def _refused(reporter: Reporter, reason: str) -> None:

@@ -17,7 +17,7 @@ from lpgan_jax.cluster import wire
 from lpgan_jax.cluster.certificates import Identity
 from lpgan_jax.cluster.condition import own_condition
 from lpgan_jax.cluster.journal import Journal, Order
-from lpgan_jax.cluster.reporting import REFUSED, Reporter
+from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.session import Session
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, ClusterConfig, Timeouts
 from lpgan_jax.cluster.wire import (
@@ -269,6 +269,7 @@ class Service:
         release = self._read(Release, sender, frames)
         self._session.of_attempt(release)
         if release.caught is not None:
-            self._reporter.fail(f"{DEALER} ended the session: {release.caught}", REFUSED)
-        self._session.accounts.release(release)
+            self._session.caught(release.caught)
+        else:
+            self._session.accounts.release(release)
         yield b""

@@ -106,7 +106,8 @@ class Session:
         server: s1 or s2.
         program: this server's own file of a program, if one is trained.
         lost: called with (role, reason) when a sender of the attempt is gone: the attempt is over.
-            It need not return.
+            And with (ds, reason, True) when DS has caught a server: the session is. It need not
+            return.
         publish: takes results for SP.
 
     Attributes:
@@ -118,7 +119,7 @@ class Session:
         config: ClusterConfig,
         server: ServerName,
         program: str | None,
-        lost: Callable[[str, str], None],
+        lost: Callable[..., None],
         publish: Publish,
     ) -> None:
         self.config, self.server = config, server
@@ -295,6 +296,10 @@ class Session:
         """An owner has ended to watch. DS is there from an attempt's beginning to its end."""
         if owner == DEALER:
             self._lost(DEALER, "it is gone")
+
+    def caught(self, reason: str) -> None:
+        """DS has found a server that deviates, and ends the session."""
+        self._report_loss(DEALER, f"it ended this session: {reason}", True)
 
     def _lost(self, role: str, reason: str) -> None:
         if not self._over:

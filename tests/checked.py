@@ -1,0 +1,372 @@
+"""Sessions whose servers DS checks, in this process: one of the servers may deviate."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import jax
+import numpy as np
+import tiny_program
+
+from lpgan_jax.cluster.accounts import Accounts, Held
+from lpgan_jax.cluster.certificates import load_identity
+from lpgan_jax.cluster.checking import Checker, Deviation, Record, units
+from lpgan_jax.cluster.dealer import Dealer, master_key
+from lpgan_jax.cluster.parcels import halves
+from lpgan_jax.cluster.replay import Replay
+from lpgan_jax.cluster.reporting import Lost
+from lpgan_jax.cluster.roles import local_cluster
+from lpgan_jax.cluster.settings import SERVERS, load_cluster
+from lpgan_jax.cluster.signatures import Signer
+from lpgan_jax.cluster.transcript import Between, arrays, digest
+from lpgan_jax.cluster.wire import Alarm, Commitment, Opened, Progress, Result, Sent
+from lpgan_jax.mpc.exchange import carrying
+from lpgan_jax.programs import initial_state, secured
+from lpgan_jax.training.tasks import Task, tasks
+
+S1, S2 = 0, 1
+SEED = 3
+
+
+class Honest:
+    """What a server may do otherwise, at the tasks of some serials; here it does nothing.
+
+    A cheat changes one or more of these.
+
+    Attributes:
+        place: of the server that deviates.
+        kind, step: of the task in which it does.
+        leaves: whether it then says nothing to DS.
+    """
+
+    place, kind, step, leaves = S1, None, None, False
+
+    def material(self, dealt, secrets, servers):
+        """What its program takes; paired arrays, of which it may change its own half."""
+        return dealt, secrets
+
+    def message(self, number, words):
+        """The words of its message of this number, a writable array of bytes for each part."""
+
+    def state(self, before, after):
+        """Its share of the state after a step; leaves."""
+        return after
+
+    def result(self, payload):
+        """Its share of the result."""
+        return payload
+
+    def alarm(self, share):
+        """Its share of the alarm, as it says it."""
+        return share
+
+    def says(self, message, to):
+        """What it signs, "ds" or the other server."""
+        return message
+
+    def signed(self, message, signer):
+        """With its signature."""
+        return signer.sign(message)
+
+    def shows(self, payload):
+        """The state that DS asked for."""
+        return payload
+
+
+class Lines:
+    """Both servers as DS sees them."""
+
+    def __init__(self, servers):
+        self._servers, self.error = servers, None
+
+    @property
+    def progress(self):
+        return {
+            server: Progress(
+                attempt=1,
+                prepared=True,
+                received=0,
+                done=0,
+                requests=[],
+                refused=None,
+                commitments=of.outstanding()[0],
+                opened=of.outstanding()[1],
+            )
+            for server, of in zip(SERVERS, self._servers.accounts, strict=True)
+        }
+
+    def wait(self, wanted):
+        changed = self._servers.changed
+        with changed:
+            assert changed.wait_for(lambda: self.error is not None or wanted(), 60)
+        if self.error is not None:
+            raise self.error
+
+    def fail(self, error):
+        with self._servers.changed:
+            self.error = self.error or error
+            self._servers.changed.notify_all()
+
+
+class Client:
+    """DS's line to one server."""
+
+    def __init__(self, servers, place):
+        self.server, self._servers, self._place = SERVERS[place], servers, place
+        self.asked, self.caught = [], None
+
+    def reveal(self, attempt, serial, size):
+        self.asked.append(serial)
+        cheat = self._servers.cheat
+        payload = b"".join(x.tobytes() for x in self._servers.accounts[self._place].reveal(serial))
+        assert len(payload) == size
+        return bytearray(cheat.shows(payload) if cheat.place == self._place else payload)
+
+    def release(self, release):
+        if release.caught is not None:
+            self.caught = release.caught
+        else:
+            self._servers.accounts[self._place].release(release)
+
+
+class Servers(Replay):
+    """Both, with their accounts."""
+
+    def __init__(self, program, dealer, signers, certificates, cheat):
+        super().__init__(program, dealer)
+        self.changed, self.cheat, self.at_it = threading.Condition(), cheat, False
+        self.signers, self.certificates = signers, certificates
+        self.published = [[], []]
+        self.accounts = [Accounts(self.changed, published.append) for published in self.published]
+        self.before = self.outputs = None
+
+    def run(self, dealt, secrets):
+        cheat = self.cheat if self.at_it else Honest()
+        dealt, secrets = cheat.material(dealt, secrets, self)
+        between = _Changed(self._programs[dealt.which].plan.count, cheat)
+        with carrying(between) as number:
+            material = dealt.seeds, dealt.corrections, secrets, dealt.public
+            line = np.uint32(number)
+            _, outputs = jax.block_until_ready(self._jitted[dealt.which](line, *material))
+        self.outputs = outputs
+        return outputs, [digests.bytes() for digests in between.sent]
+
+    def play(self, serial, order):
+        """A task at both servers, and what they say of it."""
+        task, before = order.task, self.state
+        cheat = self.cheat
+        self.at_it = (task.kind, task.step) == (cheat.kind, cheat.step)
+        self.at_it &= cheat.kind is not None
+        if (done := self.do(order)) is None:
+            return
+        if self.at_it:
+            change = cheat.state(arrays(before), arrays(self.state))
+            self.set_state(_with_half(self.state, change, cheat.place))
+        results = self.outputs
+        if task.kind == "train":
+            results = self.outputs[1]
+        elif task.kind == "guard":
+            results = self.outputs[0]
+        elif task.kind == "finish":
+            results = self._program.learnt(self.state)
+        payloads = [b"".join(x.tobytes() for x in half) for half in halves(results)]
+        if self.at_it:
+            payloads[cheat.place] = cheat.result(payloads[cheat.place])
+        kinds = {"train": "told", "guard": None, "answer": "answer", "finish": "learnt"}
+        if (kind := kinds[task.kind]) is not None:
+            self._hold(serial, task, kind, payloads)
+        self._commit(serial, done, payloads, before)
+        if done.alarm is not None:
+            self._open(serial, task, done.alarm, payloads)
+
+    def _hold(self, serial, task, kind, payloads):
+        for place, payload in enumerate(payloads):
+            head = Result(
+                attempt=1,
+                serial=serial,
+                kind=kind,
+                step=task.step + (task.kind == "train"),
+                seconds=0.0,
+                size=len(payload),
+            )
+            self.accounts[place].hold(serial, Held(head, payload))
+
+    def _commit(self, serial, done, payloads, before):
+        about = {"attempt": 1, "serial": serial}
+        sent = {}
+        for place in (S1, S2):
+            for to in ("ds", SERVERS[1 - place]):
+                said = Sent(**about, digests=done.sent[place])
+                sent[place, to] = self._signed(place, said, to)
+        for place in (S1, S2):
+            if self.at_it and self.cheat.leaves and place == self.cheat.place:
+                continue
+            said = Commitment(
+                **about,
+                own=sent[place, "ds"],
+                other=sent[1 - place, SERVERS[place]],
+                state=self._state_digests()[place],
+                result=digest(payloads[place]),
+                certificate=self.certificates[place],
+                other_certificate=self.certificates[1 - place],
+            )
+            half = jax.tree.map(lambda x, place=place: x[place], arrays(before))
+            self.accounts[place].commit(self._signed(place, said, "ds"), half)
+
+    def _open(self, serial, task, shares, payloads):
+        about = {"attempt": 1, "serial": serial}
+        shares = [
+            self.cheat.alarm(share) if self.at_it and place == self.cheat.place else share
+            for place, share in enumerate(shares)
+        ]
+        alarms = [self._signed(p, Alarm(**about, share=shares[p]), "all") for p in (S1, S2)]
+        if sum(shares) % 2**64:
+            self._hold(serial, task, "alarm", payloads)
+        for place in (S1, S2):
+            self.accounts[place].open(Opened(own=alarms[place], other=alarms[1 - place]))
+
+    def _signed(self, place, message, to):
+        signer = self.signers[place]
+        if self.at_it and place == self.cheat.place:
+            return self.cheat.signed(self.cheat.says(message, to), signer)
+        return signer.sign(message)
+
+
+def _with_half(paired, changed, place):
+    """A pytree of paired secrets with one half of another (arrays)."""
+
+    def leaf(own, other):
+        return own.at[place].set(other[place])
+
+    flat, structure = jax.tree.flatten(paired)
+    return jax.tree.unflatten(structure, [*map(leaf, flat, jax.tree.leaves(changed))])
+
+
+class _Changed(Between):
+    """A line on which one server sends something else."""
+
+    def __init__(self, rounds, cheat):
+        super().__init__(rounds)
+        self._cheat = cheat
+
+    def swap(self, number, sent, received):
+        words = [np.array(part).reshape(2, -1) for part in sent]
+        self._cheat.message(number, [x[self._cheat.place] for x in words])
+        super().swap(number, [memoryview(x.reshape(-1)) for x in words], received)
+
+
+class Cluster:
+    """Everything that sessions share: keys, certificates and compiled programs."""
+
+    def __init__(self, directory, training):
+        self.training, self.program = training, secured(training.program)
+        file = local_cluster(directory / "cluster", "../state", integrity={"check": 1.0})
+        self.config, self.directory = load_cluster(file), directory
+        self.identities = {role: load_identity(self.config, role) for role in self.config.roles}
+        self.signers = [Signer(self.config, self.identities[s], s) for s in SERVERS]
+        initial = initial_state(training.program, SEED)
+        draw = training.feed(SEED, None)
+        self.dealer = Dealer(training, draw, initial, self.config, master_key(SEED, 1))
+        self.question = training.sample_question(SEED)
+        self._count = 0
+
+    def session(self, cheat=None, check=1.0, random=None, steps=None, leave=None):
+        """Train, under checks.
+
+        Args:
+            cheat: what one server does.
+            check: probability of looking at a step.
+            random: its draws.
+            steps: how many; as the training says.
+            leave: called after each task; the session breaks if it says so.
+
+        Returns:
+            a `Session`.
+        """
+        self._count += 1
+        state = self.directory / f"state{self._count}"
+        config = self.config.model_copy(
+            update={
+                "state": str(state),
+                "integrity": self.config.integrity.model_copy(update={"check": check}),
+            }
+        )
+        state.mkdir()
+        certificates = [signer.certificate for signer in self.signers]
+        cheat = cheat or Honest()
+        servers = Servers(self.program, self.dealer, self.signers, certificates, cheat)
+        lines, clients = Lines(servers), [Client(servers, place) for place in (S1, S2)]
+        checker = Checker(
+            cluster=config,
+            identity=self.identities["ds"],
+            program=self.program,
+            dealer=self.dealer,
+            lines=lines,
+            servers=clients,
+            record=Record(config),
+            reporter=Silent(),
+            attempt=1,
+            save=None,
+            **({} if random is None else {"random": random}),
+        )
+        checker.start()
+        training = dataclasses.replace(self.training, steps=steps or self.training.steps)
+        servers.set_state(self.dealer.state)
+        found = None
+        try:
+            self._play(training, servers, checker, lines, leave)
+        except Exception as error:
+            lines.fail(error)
+            found = error
+        try:
+            checker.settle()
+        except Deviation as error:
+            found = error
+        return Session(found, checker, servers, clients, state)
+
+    def _play(self, training, servers, checker, lines, leave):
+        serial = 0
+        for group in units(tasks(training, 0, training.sample is not None)):
+            unit = checker.expect(serial, group)
+            for task in group:
+                asked = task.kind == "answer"
+                question = self.question if asked else None
+                answer = training.sample.answer if asked else None
+                order = self.dealer.order(task, answer, question)
+                unit.orders[serial] = order
+                if task.kind == "checkpoint":
+                    unit.saves.append(f"save{task.step}")
+                    lines.wait(lambda: not any(a._held for a in servers.accounts))
+                lines.wait(lambda: all(len(a._commitments) < 4 for a in servers.accounts))
+                servers.play(serial, order)
+                serial += 1
+                if leave is not None and leave(task):
+                    raise Lost(SERVERS[servers.cheat.place], "it hung up")
+        lines.wait(lambda: not any(a._held for a in servers.accounts))
+
+
+@dataclasses.dataclass
+class Session:
+    """How one went: its error, if any, and who took part."""
+
+    error: Exception | None
+    checker: Checker
+    servers: Servers
+    clients: list
+    state: object
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def event(self, event, **fields):
+        pass
+
+
+def tiny(**fields):
+    """A training of the tiny program."""
+    return dataclasses.replace(tiny_program.training(), **fields)
+
+
+__all__ = ["S1", "S2", "Cluster", "Deviation", "Honest", "Task", "tiny"]

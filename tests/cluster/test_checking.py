@@ -1,0 +1,280 @@
+"""What DS finds out about servers that deviate, and what it does not."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from checked import S2, Cluster, Deviation, Honest, tiny
+
+from lpgan_jax.cluster.reporting import BadInput, Lost
+from lpgan_jax.cluster.settings import SERVERS
+from lpgan_jax.cluster.signatures import Verifier
+from lpgan_jax.cluster.transcript import DIGEST
+from lpgan_jax.cluster.vouchers import require_vouched
+from lpgan_jax.cluster.wire import Sent
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    return Cluster(tmp_path_factory.mktemp("checked"), tiny(guard_every=2))
+
+
+def test_honest_servers_pass_and_every_result_is_vouched_for(cluster):
+    session = cluster.session()
+    assert session.error is None
+    assert session.checker.checked == cluster.training.steps
+    assert [c.asked for c in session.clients] == [[], []]  # DS had the state all along
+    first, second = session.servers.published
+    told, answer = ["told"], ["answer"]
+    kinds = [held.head.kind for held in first]
+    assert kinds == [*answer, *4 * told, *answer, *2 * told, *answer, "learnt"]
+    verifier = Verifier(cluster.config, cluster.identities["sp"])
+    for pair in zip(first, second, strict=True):
+        require_vouched(verifier, [h.head for h in pair], [h.payload for h in pair])
+
+
+def test_without_a_look_losses_wait_for_the_next_one(cluster):
+    session = cluster.session(check=0.5, random=lambda: 0.9)
+    assert session.error is None
+    # Of 3 and 6, since they are saved, and of 4, before a sample.
+    assert session.checker.checked == 3
+    assert [c.asked for c in session.clients] == 2 * [[5, 12]]  # before steps 2 and 5
+
+
+class Pixels(Honest):
+    """Constants on words of one message, as those that read an image into a kernel."""
+
+    def message(self, number, words):
+        if number == 2:
+            words[0][:16] ^= 0x5A
+
+
+class OtherSeed(Honest):
+    def material(self, dealt, secrets, servers):
+        seeds = dealt.seeds.at[self.place, 0].add(1)
+        return dealt._replace(seeds=seeds), secrets
+
+
+class OtherCorrection(Honest):
+    place = S2
+
+    def material(self, dealt, secrets, servers):
+        changed = [x + np.ones((), x.dtype) for x in dealt.corrections]
+        return dealt._replace(corrections=changed), secrets
+
+
+class OldState(Honest):
+    def material(self, dealt, secrets, servers):
+        state, inputs = secrets
+        return dealt, (_half_of(state, servers._dealer.state, self.place), inputs)
+
+
+class OtherImages(Honest):
+    def material(self, dealt, secrets, servers):
+        state, inputs = secrets
+        return dealt, (state, _half_of(inputs, jax.tree.map(lambda x: x + 1, inputs), self.place))
+
+
+class SkippedUpdate(Honest):
+    place = S2
+
+    def state(self, before, after):
+        return before
+
+
+class OtherProgram(Honest):
+    """It subtracts half of the gradient only."""
+
+    place = S2
+
+    def state(self, before, after):
+        return jax.tree.map(lambda b, a: b + (a - b) // np.uint64(2), before, after)
+
+
+class OtherResult(Honest):
+    place = S2
+
+    def result(self, payload):
+        return bytes([payload[0] ^ 1]) + payload[1:]
+
+
+class OtherAlarm(Honest):
+    kind, step = "guard", 2
+
+    def alarm(self, share):
+        return (share + 1) % 2**64
+
+
+class OtherSaid(Honest):
+    """It tells DS that it sent what it should have."""
+
+    place = S2
+
+    def says(self, message, to):
+        digests = getattr(message, "digests", b"")
+        if to == "ds" and digests:
+            return message.model_copy(update={"digests": bytes(DIGEST) + digests[DIGEST:]})
+        return message
+
+
+class Unsigned(Honest):
+    def signed(self, message, signer):
+        return message.model_copy(update={"signature": b"\x30\x00"})
+
+
+class Earlier(Honest):
+    """It says what it signed for another task."""
+
+    def says(self, message, to):
+        other_task = to == "ds" and isinstance(message, Sent)
+        return message.model_copy(update={"serial": 1} if other_task else {})
+
+
+class OtherLearnt(OtherResult):
+    kind, step = "finish", 6
+
+
+class OtherGrid(OtherResult):
+    kind, step = "answer", 4
+
+
+def _half_of(paired, other, place):
+    return jax.tree.map(lambda a, b: a.at[place].set(b[place]), paired, other)
+
+
+CHEATS = {
+    Pixels: "message 3 of 7",
+    OtherSeed: "message 1 of 7",
+    OtherCorrection: "message",
+    OldState: "message 1 of 7",
+    OtherImages: "message 1 of 7",
+    SkippedUpdate: "its share of the state",
+    OtherProgram: "its share of the state",
+    OtherResult: "its share of the result",
+    OtherAlarm: "its share of the alarm",
+    OtherSaid: "it signed other messages for s1 than for ds",
+    Unsigned: "is not signed",
+    Earlier: "signed for another task",
+    OtherLearnt: "its share of the result (finish at step 6)",
+    OtherGrid: "its share of the result (answer at step 4)",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.__name__)
+def test_a_deviation_is_caught_and_named(cluster, cheat):
+    deviating = type("", (cheat,), {} if cheat.kind else {"kind": "train", "step": 1})()
+    session = cluster.session(deviating)
+    server = SERVERS[cheat.place]
+    assert isinstance(session.error, Deviation)
+    assert session.error.server == server
+    assert str(session.error).startswith(f"{server} deviated: ")
+    assert CHEATS[cheat] in str(session.error)
+    assert f"({deviating.kind} at step {deviating.step})" in str(session.error)
+    # What it is known by is kept, both servers are told, and nothing more goes to SP.
+    (evidence,) = session.state.glob("evidence-*.json")
+    kept = json.loads(evidence.read_text())
+    assert kept["reason"] == str(session.error)
+    assert kept["said"][cheat.place] is not None
+    assert {client.caught for client in session.clients} == {str(session.error)}
+    for published in session.servers.published:
+        steps = [held.head.step for held in published if held.head.kind == "told"]
+        assert max(steps, default=0) <= deviating.step
+    with pytest.raises(BadInput, match=f"this session is over: {server} deviated"):
+        type(session.checker._record)(session.checker._cluster)
+
+
+class Shows(Honest):
+    """Another state than it had, when DS asks for it."""
+
+    place = S2
+
+    def shows(self, payload):
+        return payload[:-1] + bytes([payload[-1] ^ 1])
+
+
+def test_a_state_that_a_server_did_not_have_is_caught(cluster):
+    session = cluster.session(Shows(), check=0.5, random=lambda: 0.9)
+    assert str(session.error).startswith("s2 deviated: the state that it shows is not the one")
+
+
+class Leaves(Pixels):
+    """It goes away instead of showing its state."""
+
+    kind, step = "train", 1
+
+    def shows(self, payload):
+        raise Lost("s1", "it hung up")
+
+
+def test_who_leaves_when_it_is_asked_is_looked_at_all_the_same(cluster):
+    """DS runs all from where it last knew the state."""
+    draws = iter([0.9, 0.1])
+    session = cluster.session(Leaves(), check=0.5, random=lambda: next(draws))
+    assert [c.asked for c in session.clients] == [[3], []]
+    assert isinstance(session.error, Deviation)
+    assert "s1 deviated: message 3 of 7" in str(session.error)
+
+
+@pytest.mark.parametrize("draw", [0.1, 0.9])
+def test_who_leaves_early_is_looked_at_with_the_same_probability(cluster, draw):
+    """It has sent its messages, and leaves before DS has heard of them from both."""
+    cheat = type("", (Pixels,), {"kind": "train", "step": 1, "leaves": True})()
+
+    def leave(task):
+        return (task.kind, task.step) == ("train", 1)
+
+    draws = iter([0.9, draw])
+    session = cluster.session(cheat, check=0.5, random=lambda: next(draws), leave=leave)
+    assert isinstance(session.error, Deviation) == (draw < 0.5)
+    if draw < 0.5:
+        assert "s1 deviated: message 3 of 7" in str(session.error)
+
+
+def test_who_sees_an_alarm_and_leaves_has_committed_before(cluster):
+    """The other server has what it signed, so DS may look."""
+
+    class Oracle(Pixels):
+        kind, step = "guard", 2
+
+        def message(self, number, words):
+            if number == 0:
+                words[0][:8] ^= 0x5A
+
+    cheat = Oracle()
+
+    def leave(task):
+        return task.kind == "guard"
+
+    play = cluster.session
+    session = play(cheat, check=0.5, random=lambda: 0.1, leave=leave)
+    assert isinstance(session.error, Deviation)
+    assert session.error.server == "s1"
+    assert "(guard at step 2)" in str(session.error)
+
+
+@pytest.mark.parametrize("check", [0.05, 0.5, 1.0])
+def test_detection_is_as_likely_as_was_said(cluster, check):
+    """A cheat in a random step but the last is caught with probability `check`; then the last one,
+    which is looked at, is honest, and the others are missed. 200 sessions; the bounds have a false
+    alarm rate of 1e-6.
+    """
+    from scipy.stats import binom
+
+    rng, sessions, steps = np.random.default_rng(int(100 * check)), 200, 3
+    plain = dataclasses.replace(
+        cluster.training, steps=steps, sample=None, checkpoint_every=100, guard_every=0
+    )
+    caught = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "training", plain)
+        for _ in range(sessions):
+            deviating = type("", (Pixels,), {"kind": "train", "step": int(rng.integers(steps - 1))})
+            session = cluster.session(deviating(), check=check, random=rng.random)
+            assert session.error is None or isinstance(session.error, Deviation)
+            caught += session.error is not None
+            if session.error is None:  # missed: SP has its results
+                assert [h.head.kind for h in session.servers.published[0]][-1] == "learnt"
+    low, high = binom.ppf([5e-7, 1 - 5e-7], sessions, check)
+    assert low <= caught <= high

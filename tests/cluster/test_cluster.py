@@ -446,7 +446,8 @@ def _wait_for_step(state, role, step, seconds=120.0):
 def test_a_killed_server_is_named_and_the_session_goes_on(settings, tmp_path):
     both = ("generator", "discriminator")
     settings = settings.model_copy(update={"steps": 120, "checkpoint_every": 20, "results": both})
-    file, cluster = local(tmp_path, timeouts={"silence_s": 10.0, "wait_s": 40.0})
+    limits = {"silence_s": 10.0, "wait_s": 40.0}
+    file, cluster = local(tmp_path, timeouts=limits, integrity={"check": 0.2})
     running = Running(jobs(file, settings, tmp_path / "run", SEED), cluster)
     state = tmp_path / "state"
     try:

@@ -2,10 +2,12 @@
 
 import re
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import deviating_worker
 import jax
 import numpy as np
 import tiny_program
@@ -49,7 +51,7 @@ def simulated(training):
 
 
 def test_a_program_is_trained_and_asked_by_two_clients_at_once(tmp_path, subtests, capfd):
-    file, cluster = local(tmp_path, clients=["alice", "bob"])
+    file, cluster = local(tmp_path, clients=["alice", "bob"], integrity={"check": 0.5})
     settings = config.program_config(FILE, seed=SEED)
     training = program_file.load(FILE, {})
     simulation, samples = simulated(training)
@@ -76,6 +78,11 @@ def test_a_program_is_trained_and_asked_by_two_clients_at_once(tmp_path, subtest
                 # Both round within some LSB of 18 bits.
                 expected = simulation.answer("probability", question)
                 assert np.abs(answers[role] - expected).max() < 2**-14
+        with subtests.test("SP asks what DS draws, and DS vouches for the answer"):
+            answer = Asker(cluster, "sp", FILE, Deaf("sp")).ask_of_dealer("probability")
+            assert answer.shape == (4,)
+            assert (answer > 0).all()
+            assert (answer < 1).all()
         with subtests.test("the command shows what nobody else reads"):
             np.save(tmp_path / "q.npy", questions["bob"])
             command = ["ask", "--config", str(file), "--as", "bob", "--program", FILE]
@@ -99,10 +106,47 @@ def test_a_program_is_trained_and_asked_by_two_clients_at_once(tmp_path, subtest
         running.stop()
 
 
+class Deviating(Job):
+    """Of a server that deviates."""
+
+    def command(self):
+        return [sys.executable, deviating_worker.__file__, self.role]
+
+
+def test_a_server_that_deviates_is_named_and_the_session_ends(tmp_path):
+    state, out = tmp_path / "state", tmp_path / "run"
+    file, cluster = local(tmp_path, integrity={"check": 1.0})
+    settings = config.program_config(FILE, seed=SEED)
+    work = jobs(file, out, settings)
+    work[0] = Deviating("serve", "s1", str(file), program=FILE)
+    running = Running(work, cluster)
+    try:
+        assert running.wait("ds", 240) == 1
+        assert running.wait("s2", 60) == 1
+    finally:
+        running.stop()
+    reason = "s1 deviated: message 3 of 7"
+    (caught,) = events(state, "ds", "caught")
+    assert caught["server"] == "s1"
+    assert caught["reason"].startswith(reason)
+    assert Path(caught["evidence"]).is_file()
+    for role in ("ds", "s2"):
+        assert reason in events(state, role, "ended")[0]["reason"]
+        assert not events(state, role, "restarting")
+    # SP has the sample of the beginning, and what was told of the step before.
+    assert [p.name for p in (out / "samples").iterdir()] == ["step_000000.npy"]
+    assert len((out / "metrics.csv").read_text().splitlines()) <= 2
+    assert not (out / "parameters.msgpack").exists()
+    # Nobody gets further with a new attempt.
+    again = Supervisor(jobs(file, out, settings)[2], cluster)
+    assert again.run() == 1
+    assert f"this session is over: {reason}" in events(state, "ds", "ended")[-1]["reason"]
+
+
 def test_values_out_of_range_end_a_session(tmp_path):
     """At all roles, once, and SP names the tensor; what was saved before stays."""
     state, out = tmp_path / "state", tmp_path / "run"
-    file, cluster = local(tmp_path)
+    file, cluster = local(tmp_path, integrity={"check": 0.1})
     options = ["rate=1.0e+8", "checkpoint_every=1"]
     settings = config.program_config(FILE, options, seed=SEED, guard_every=2)
     running = Running(jobs(file, out, settings), cluster)

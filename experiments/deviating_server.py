@@ -9,7 +9,8 @@ patch of the image, and the update carries it.
 
 Printed are correlations (Pearson's, of 15x15 pixels, means over several last steps) of what is read
 from SD's kernel with the image, and with the other images of the batch; and how often the image is
-the closest. *difference*: for who has the kernel before the last step as well.
+the closest. *difference*: for who has the kernel before the last step as well. At the end: what DS
+says of that step if it looks at it (`integrity` of a cluster), as it does at each last one.
 
     python experiments/deviating_server.py --steps 100 --images 20
 """
@@ -25,21 +26,27 @@ import jax.numpy as jnp
 import numpy as np
 
 import lpgan_jax as lp
+from lpgan_jax.cluster.checking import difference
+from lpgan_jax.cluster.dealer import Dealer
+from lpgan_jax.cluster.replay import Done, Replay
+from lpgan_jax.cluster.settings import Address, ClusterConfig, Servers
+from lpgan_jax.cluster.wire import Commitment, Sent
 from lpgan_jax.gan import State, mean_losses
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import Party
 from lpgan_jax.mpc.share_trees import reveal_tree
-from lpgan_jax.programs import SecureProgram, initial_state
+from lpgan_jax.programs import SecureProgram, initial_state, secured
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.training import config, data
-from lpgan_jax.training.building import build
+from lpgan_jax.training.building import build, training_of
 from lpgan_jax.training.source import DataSource
+from lpgan_jax.training.tasks import Task
 
 SETTINGS = ["model.features=16"]
 """As many maps as patches."""
 PLACES = [(row, column) for row in (1, 3, 5, 7) for column in (1, 3, 5, 7)]
 """Outputs of a convolution whose windows tile rows and columns 1 to 15 of the image."""
-MESSAGE = ("Discriminator.conv0.backward/mask", 1)
+MESSAGE = ("Discriminator.conv0.backward/mask", 0)
 """Its name, and how many of this name come before it in a step."""
 ADDED = -8.0
 
@@ -82,6 +89,50 @@ def correlations(read: np.ndarray, images: np.ndarray) -> tuple[float, float, fl
     """With the first of the images; with the others: the mean, and the largest."""
     found = [np.corrcoef(read.ravel(), image.ravel())[0, 1] for image in images]
     return found[0], float(np.mean(found[1:])), max(found[1:])
+
+
+def looked_at(settings: config.TrainConfig, images: Any, initial: Any, step: int) -> str:
+    """What DS says of a step in which S1 deviates, and of one in which nobody does."""
+    training = training_of(settings)
+    honest = secured(training.program)
+    cluster = ClusterConfig(
+        session="none",
+        servers=Servers(s1=Address(host="s1", port=1), s2=Address(host="s2", port=1)),
+        line=Address(host="s1", port=2),
+        certificates="none",
+        state="none",
+    )
+    dealer = Dealer(training, images, initial, cluster, lp.key())
+    order = dealer.order(Task("train", step))
+
+    def done(program: SecureProgram) -> tuple[Replay, Done]:
+        replay = Replay(program, dealer)
+        replay.set_state(dealer.state)
+        found = replay.do(order)
+        assert found is not None
+        return replay, found
+
+    def found(own: Done) -> str:
+        sent = [Sent(attempt=1, serial=0, digests=digests) for digests in own.sent]
+        said = [
+            Commitment(
+                attempt=1,
+                serial=0,
+                own=sent[place],
+                other=sent[1 - place],
+                state=own.state[place],
+                result=own.result[place],
+                certificate="",
+                other_certificate="",
+            )
+            for place in range(2)
+        ]
+        return " deviated: ".join(difference(replay, right, said, None) or ["nobody", "nothing"])
+
+    replay, right = done(honest)
+    with deviating():
+        _, wrong = done(SecureProgram(training.program))
+    return f"{found(wrong)}; without a deviation: {found(right)}"
 
 
 def main() -> None:
@@ -134,6 +185,7 @@ def main() -> None:
             f"the image is the closest in {np.sum(image > closest_other)} of {args.images}",
             flush=True,
         )
+    print(f"DS, if it looks: {looked_at(settings, source.batch, initial, last)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from lpgan_jax.cluster.vouchers import require_vouched, verifier_of
 from lpgan_jax.cluster.wire import Question, Result, nbytes
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.prng import key as make_key
-from lpgan_jax.mpc.share_trees import share_tree
+from lpgan_jax.mpc.share_trees import share_arrays
 from lpgan_jax.programs import SecureProgram, secured, shapes
 from lpgan_jax.programs.training import npy
 
@@ -76,7 +76,7 @@ class Asker:
             with reading_input():
                 self._program.check_question(name, part)
             scales = self._program.question_scales(name, part)
-            parts.append(self._one(name, halves(share_tree(make_key(), part, scales))))
+            parts.append(self._one(name, halves(share_arrays(make_key(), part, scales))))
             self._reporter.set(step=min(count, start + at_once))
         return jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)
 

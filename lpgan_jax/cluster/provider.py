@@ -38,7 +38,6 @@ from lpgan_jax.cluster.wire import Description, Layout, Received, Result, half_s
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc.share_trees import reveal_tree
 from lpgan_jax.programs import Training, agreement, secured, shapes
-from lpgan_jax.programs.simulation import named
 from lpgan_jax.training import config
 from lpgan_jax.training.building import training_of
 from lpgan_jax.training.config import Settings
@@ -73,7 +72,8 @@ class Results:
 
     def outside(self, payloads: list[bytearray]) -> list[str]:
         """The tensors that an alarm is about."""
-        return [str(of) for of in named(self._program, self.put_together("alarm", payloads))]
+        outside = self._program.out_of_range(self.put_together("alarm", payloads))
+        return [str(of) for of in outside]
 
 
 def size_of_half(of: Any) -> int:

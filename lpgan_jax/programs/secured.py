@@ -183,6 +183,10 @@ class SecureProgram:
             assert self._watched is not None
             return self._watched
 
+    def out_of_range(self, outside: np.ndarray) -> list[guard.Watched]:
+        """The tensors of which the guard said 1."""
+        return [of for of, bit in zip(self.watched, outside, strict=True) if bit]
+
     def guard(self, party: Seat, elements: Secret, public: None) -> tuple[Secret, Secret]:
         """Whether any of a step's elements is out of range: see `mpc.guard.check`."""
         return guard.check(party, self.watched, elements)

@@ -85,7 +85,7 @@ class Simulation:
         outside, alarm = self._guard(self._keys.take(), self._elements)
         if not reveal_tree(alarm):
             return []
-        return named(self.program, reveal_tree(outside))
+        return self.program.out_of_range(reveal_tree(outside))
 
     def trace_step(self, step: int, batch: Any) -> jax.stages.Traced:
         """The program of `train_step`, to be lowered and compiled; nothing runs."""
@@ -104,11 +104,6 @@ class Simulation:
     def shares(self) -> Tree:
         """The state's paired arrays by name, for a checkpoint."""
         return {name: np.asarray(s.share) for name, s in by_name(self.state).items()}
-
-
-def named(program: SecureProgram, outside: np.ndarray) -> list[Watched]:
-    """The tensors of which the guard said 1."""
-    return [of for of, bit in zip(program.watched, outside, strict=True) if bit]
 
 
 def share_state(program: SecureProgram, keys: DealerKeys, initial: Any) -> Any:

@@ -48,7 +48,7 @@ PLACES = [(row, column) for row in (1, 3, 5, 7) for column in (1, 3, 5, 7)]
 """Outputs of a convolution whose windows tile rows and columns 1 to 15 of the image."""
 MESSAGE = ("Discriminator.conv0.backward/mask", 0)
 """Its name, and how many of this name come before it in a step."""
-ADDED = -8.0
+ADDED = -32.0
 
 
 @contextmanager

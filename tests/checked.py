@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 
@@ -37,10 +38,11 @@ class Honest:
     Attributes:
         place: of the server that deviates.
         kind, step: of the task in which it does.
-        leaves: whether it then says nothing to DS.
+        commits: "both" commit then, or it "leaves" before, or it is "alone", since it leaves the
+            other server without its own word.
     """
 
-    place, kind, step, leaves = S1, None, None, False
+    place, kind, step, commits = S1, None, None, "both"
 
     def material(self, dealt, secrets, servers):
         """What its program takes; paired arrays, of which it may change its own half."""
@@ -60,6 +62,10 @@ class Honest:
     def alarm(self, share):
         """Its share of the alarm, as it says it."""
         return share
+
+    def opens(self, opened, servers):
+        """What it tells DS of an opened alarm; None for nothing."""
+        return opened
 
     def says(self, message, to):
         """What it signs, "ds" or the other server."""
@@ -139,12 +145,13 @@ class Servers(Replay):
         self.signers, self.certificates = signers, certificates
         self.published = [[], []]
         self.accounts = [Accounts(self.changed, published.append) for published in self.published]
-        self.before = self.outputs = None
+        self.outputs, self.alarms = None, []
+        self.wait = lambda wanted: None
 
     def run(self, dealt, secrets):
         cheat = self.cheat if self.at_it else Honest()
         dealt, secrets = cheat.material(dealt, secrets, self)
-        between = _Changed(self._programs[dealt.which].plan.count, cheat)
+        between = _Changed(cheat)
         with carrying(between) as number:
             material = dealt.seeds, dealt.corrections, secrets, dealt.public
             line = np.uint32(number)
@@ -178,6 +185,7 @@ class Servers(Replay):
             self._hold(serial, task, kind, payloads)
         self._commit(serial, done, payloads, before)
         if done.alarm is not None:
+            self.wait(lambda: all(a._heard >= serial for a in self.accounts))
             self._open(serial, task, done.alarm, payloads)
 
     def _hold(self, serial, task, kind, payloads):
@@ -197,10 +205,12 @@ class Servers(Replay):
         sent = {}
         for place in (S1, S2):
             for to in ("ds", SERVERS[1 - place]):
-                said = Sent(**about, digests=done.sent[place])
+                came = digest(done.sent[1 - place])
+                said = Sent(**about, digests=done.sent[place], received=came)
                 sent[place, to] = self._signed(place, said, to)
         for place in (S1, S2):
-            if self.at_it and self.cheat.leaves and place == self.cheat.place:
+            silent = {"leaves": self.cheat.place, "alone": 1 - self.cheat.place}
+            if self.at_it and silent.get(self.cheat.commits) == place:
                 continue
             said = Commitment(
                 **about,
@@ -221,10 +231,15 @@ class Servers(Replay):
             for place, share in enumerate(shares)
         ]
         alarms = [self._signed(p, Alarm(**about, share=shares[p]), "all") for p in (S1, S2)]
+        self.alarms.append(alarms)
         if sum(shares) % 2**64:
             self._hold(serial, task, "alarm", payloads)
         for place in (S1, S2):
-            self.accounts[place].open(Opened(own=alarms[place], other=alarms[1 - place]))
+            opened = Opened(own=alarms[place], other=alarms[1 - place])
+            if self.at_it and place == self.cheat.place:
+                opened = self.cheat.opens(opened, self)
+            if opened is not None:
+                self.accounts[place].open(opened)
 
     def _signed(self, place, message, to):
         signer = self.signers[place]
@@ -246,8 +261,8 @@ def _with_half(paired, changed, place):
 class _Changed(Between):
     """A line on which one server sends something else."""
 
-    def __init__(self, rounds, cheat):
-        super().__init__(rounds)
+    def __init__(self, cheat):
+        super().__init__()
         self._cheat = cheat
 
     def swap(self, number, sent, received):
@@ -313,6 +328,7 @@ class Cluster:
         checker.start()
         training = dataclasses.replace(self.training, steps=steps or self.training.steps)
         servers.set_state(self.dealer.state)
+        servers.wait = lines.wait
         found = None
         try:
             self._play(training, servers, checker, lines, leave)
@@ -324,6 +340,25 @@ class Cluster:
         except Deviation as error:
             found = error
         return Session(found, checker, servers, clients, state)
+
+    def resumed(self, session, save):
+        """The checker of an attempt that goes on from where a session ended."""
+        servers = session.servers
+        for place, accounts in enumerate(servers.accounts):
+            half = jax.tree.map(lambda x, place=place: x[place], arrays(servers.state))
+            accounts.begin(half)
+        return Checker(
+            cluster=session.checker._cluster,
+            identity=self.identities["ds"],
+            program=self.program,
+            dealer=self.dealer,
+            lines=Lines(servers),
+            servers=session.clients,
+            record=session.checker._record,
+            reporter=Silent(),
+            attempt=2,
+            save=save,
+        )
 
     def _play(self, training, servers, checker, lines, leave):
         serial = 0
@@ -362,6 +397,10 @@ class Silent:
 
     def event(self, event, **fields):
         pass
+
+    @contextlib.contextmanager
+    def phase(self, name, **fields):
+        yield
 
 
 def tiny(**fields):

@@ -55,6 +55,7 @@ class Accounts:
         self._opened: dict[int, Opened] = {}
         self._states: dict[int, Any] = {}
         self._held: dict[int, Held] = {}
+        self._heard = -1
 
     # For the worker ---------------------------------------------------------------------------
 
@@ -85,6 +86,11 @@ class Accounts:
         """Wait until DS has let go of enough states."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._commitments) < _MOST_KEPT)
+
+    def wait_until_heard(self, serial: int) -> None:
+        """Wait until DS has what both servers say of a task."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._heard >= serial)
 
     def wait_for_all(self) -> None:
         """Wait until DS has vouched for all results."""
@@ -117,6 +123,7 @@ class Accounts:
         """
         with self._changed:
             ready = [self._vouched(voucher) for voucher in release.vouchers]
+            self._heard = max(self._heard, release.heard)
             for kept in (self._commitments, self._opened, self._states):
                 for serial in [s for s in kept if s <= release.upto]:
                     del kept[serial]
@@ -130,7 +137,7 @@ class Accounts:
 
     def _vouched(self, voucher: Voucher) -> Held:
         held = self._held.get(voucher.serial)
-        if held is None or digest(held.payload) not in voucher.digests:
+        if held is None or digest(held.payload) != voucher.digest:
             raise Unexpected(f"serial: {voucher.serial}, of which there is no such result")
         head = held.head.model_copy(update={"voucher": voucher})
         return Held(head, held.payload, held.request)

@@ -16,6 +16,7 @@ last knew the state.
 from __future__ import annotations
 
 import json
+import math
 import queue
 import secrets
 import threading
@@ -43,6 +44,7 @@ from lpgan_jax.cluster.wire import (
     Release,
     ResultKind,
     Sent,
+    Signed,
     Voucher,
     half_shapes,
 )
@@ -52,7 +54,7 @@ from lpgan_jax.training.tasks import Task
 
 _OF_SYSTEM = secrets.SystemRandom()
 _WAITING = 8  # units whose states are here and that are not yet run
-_AT_ONCE = 100  # vouchers in a message
+_AT_ONCE = 25  # vouchers in a message
 
 
 class Deviation(BadInput):
@@ -82,6 +84,7 @@ class Record:
         self._cluster = cluster
         self._file = Path(cluster.state) / f"checks-{DEALER}.json"
         self._saves: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
         self.caught: str | None = None
         if self._file.exists():
             kept = json.loads(self._file.read_bytes())
@@ -93,8 +96,9 @@ class Record:
 
     def add(self, save: str, digests: Sequence[bytes]) -> None:
         """A checkpoint of a state that was checked."""
-        self._saves[save] = [d.hex() for d in digests]
-        self._write()
+        with self._lock:
+            self._saves[save] = [d.hex() for d in digests]
+            self._write()
 
     def of(self, save: str) -> list[bytes]:
         """Digests of both shares of a checkpoint. BadInput: DS did not check it."""
@@ -107,10 +111,11 @@ class Record:
 
     def catch(self, reason: str, evidence: dict[str, Any], name: str) -> Path:
         """A server was caught: keep what shows it."""
+        with self._lock:
+            self.caught = reason
+            self._write()
         file = Path(self._cluster.state) / f"evidence-{DEALER}-{name}.json"
         atomic_write(file, json.dumps(evidence, indent=2, default=bytes.hex).encode())
-        self.caught = reason
-        self._write()
         return file
 
     def _write(self) -> None:
@@ -131,6 +136,7 @@ class Unit:
         saves: names of checkpoints.
         said: what servers said of each task, by serial: S1, S2, or None where one did not.
         opened: likewise of alarms.
+        confirmed: whether the servers were told to open an alarm.
         chosen: whether DS looks at it; None before it is decided.
     """
 
@@ -139,6 +145,7 @@ class Unit:
     saves: list[str] = field(default_factory=list)
     said: dict[int, list[Commitment | None]] = field(default_factory=dict)
     opened: dict[int, list[Opened | None]] = field(default_factory=dict)
+    confirmed: bool = False
     chosen: bool | None = None
 
     @property
@@ -153,7 +160,13 @@ class Unit:
     @property
     def results_at_once(self) -> bool:
         """Whether something follows from it at once that is more than losses."""
-        return bool(self.of_kind("answer", "checkpoint", "finish")) or self.alarm
+        seen = self.confirmed and not self.opened_by_both  # by one, which then left
+        return bool(self.of_kind("answer", "checkpoint", "finish")) or self.alarm or seen
+
+    @property
+    def opened_by_both(self) -> bool:
+        """Whether both servers say how an alarm was opened."""
+        return all(all(self.opened.get(serial, [None])) for serial in self.of_kind("guard"))
 
     @property
     def alarm(self) -> bool:
@@ -187,6 +200,7 @@ class Lines(Protocol):
     """Both servers, as DS sees them (`owners`)."""
 
     progress: dict[str, Progress]
+    error: Exception | None
 
     def wait(self, wanted: Callable[[], bool]) -> None:
         """Until something is so, or the attempt is over, whose error is raised."""
@@ -236,7 +250,6 @@ class Checker:
         self._probability = cluster.integrity.check
         self._signer = Signer(cluster, identity, DEALER)
         self._verifier = Verifier(cluster, identity)
-        self._certificates: dict[str, str] = {}
         self._told: ResultKind = "told" if jax.tree.leaves(shapes.told_shapes(program)) else "step"
         self._save = save
         # Of the state after the last unit.
@@ -244,10 +257,12 @@ class Checker:
         self._units: queue.Queue[Unit | None] = queue.Queue()
         self._unit: Unit | None = None  # that is being decided on
         self._unrun: list[Unit] = []  # since the state that the replay has, or will have
-        self._unvouched: list[Voucher] = []
+        self._most_unrun = math.ceil(8 / self._probability)
+        self._unvouched: list[_Pair] = []
         self._to_run: queue.Queue[_Run | None] = queue.Queue(_WAITING)
         self._replay: Replay | None = None
         self._caught: Deviation | None = None
+        self._ran = threading.Event()
         self.checked = 0
         self._threads = [
             threading.Thread(target=self._guarded, args=(target,), daemon=True)
@@ -257,8 +272,19 @@ class Checker:
     # For DS's main thread ---------------------------------------------------------------------
 
     def start(self) -> None:
-        """Both servers are prepared."""
-        for thread in self._threads:
+        """Both servers are prepared, and nothing is dealt yet.
+
+        Raises:
+            Deviation: a server has another state than the one that DS checked.
+            Lost: a server is gone.
+        """
+        if self._save is not None:
+            try:
+                self._to_run.put(_Run([], self._reveal(-1), None))
+            except Deviation as error:
+                self._tell(error)
+                raise
+        for thread in reversed(self._threads):  # who runs, before who says what is to be run
             thread.start()
 
     def expect(self, first: int, tasks: Sequence[Task]) -> Unit:
@@ -273,22 +299,32 @@ class Checker:
         Raises:
             Deviation: a server did something else than its program.
         """
+        limit = self._cluster.timeouts.start_s
         self._units.put(None)
-        self._threads[0].join()
-        pending = [] if self._caught else [self._unit, *iter_now(self._units)]
+        with self._reporter.phase("looking at what servers did", limit_s=limit):
+            self._threads[0].join()
+        pending = [self._unit, *iter_now(self._units)]
         for unit in [u for u in pending if u is not None]:
-            self._listen(unit)
+            if self._caught is not None:
+                break
+            with suppress(Exception):  # of what a server says: what was said before stays
+                self._listen(unit)
             if not unit.said:
                 break
             if unit.chosen is None:
                 unit.chosen = unit.results_at_once or self._random() < self._probability
             self._unrun.append(unit)
             if unit.chosen:
-                self._put(_Run([*self._unrun], None, []))
+                self._put(_Run([*self._unrun], None, None))
                 self._unrun.clear()
         self._put(None)
-        self._threads[1].join()
+        while self._threads[1].is_alive():
+            self._ran.clear()
+            with self._reporter.phase("looking at what servers did", limit_s=limit):
+                while self._threads[1].is_alive() and not self._ran.wait(0.1):
+                    pass
         if self._caught is not None:
+            self._tell(self._caught)
             raise self._caught
 
     def _put(self, run: _Run | None) -> None:
@@ -300,23 +336,31 @@ class Checker:
     def _guarded(self, target: Callable[[], None]) -> None:
         try:
             target()
+        except Deviation as error:
+            self._tell(error)
+            self._lines.fail(error)
         except Exception as error:
             self._lines.fail(error)
 
     # What the servers say ---------------------------------------------------------------------
 
     def _decide_all(self) -> None:
-        if self._save is not None:
-            self._put(_Run([], self._reveal(-1), []))
         while (unit := self._units.get()) is not None:
             self._unit = unit
             self._decide(unit)
 
     def _decide(self, unit: Unit) -> None:
         """Wait for what servers say of a unit, and choose whether to look at it."""
-        for serial in unit.tasks:
-            self._lines.wait(lambda serial=serial: self._complete(unit, serial))  # type: ignore[misc]
-        unit.chosen = unit.results_at_once or self._random() < self._probability
+        for serial, task in unit.tasks.items():
+            if task.kind in ("state", "checkpoint"):
+                continue
+            self._lines.wait(lambda serial=serial: self._said(unit, serial))  # type: ignore[misc]
+            if task.kind == "guard":
+                unit.confirmed = True
+                self._release(-2, heard=serial)
+                self._lines.wait(lambda: self._opened(unit))
+        wanted = unit.results_at_once or len(self._unrun) >= self._most_unrun
+        unit.chosen = wanted or self._random() < self._probability
         if unit.chosen:
             # The replay is where it was left, or goes on from what the servers show.
             first = min(unit.said, default=None)
@@ -329,20 +373,20 @@ class Checker:
             self._unvouched += self._vouchers(unit)
             self._unit = None
         self._digests = self._state_after(unit) or self._digests
-        self._release(unit.last, [])
+        self._release(unit.last)
 
-    def _complete(self, unit: Unit, serial: int) -> bool:
-        """Whether all is there that the servers say of a task."""
-        if unit.tasks[serial].kind in ("state", "checkpoint"):
-            return True
+    def _said(self, unit: Unit, serial: int) -> bool:
+        """Whether both servers have said what they did in a task."""
         self._listen(unit)
-        opened = unit.opened.get(serial, [None, None])
-        return all(unit.said.get(serial, [None])) and (
-            unit.tasks[serial].kind != "guard" or all(opened)
-        )
+        return all(unit.said.get(serial, [None]))
+
+    def _opened(self, unit: Unit) -> bool:
+        """Whether both servers have said how they opened an alarm."""
+        self._listen(unit)
+        return unit.opened_by_both
 
     def _listen(self, unit: Unit) -> None:
-        """Take what servers have said of a unit's tasks.
+        """Take what servers have said of a unit's tasks; the first word counts.
 
         Raises:
             Deviation: it is not signed, or not what was said to the other server.
@@ -355,51 +399,56 @@ class Checker:
                 if said.serial in unit.tasks:
                     both = unit.said.setdefault(said.serial, [None, None])
                     if both[place] is None:
-                        both[place] = said
                         self._require_trusted(unit, server, said)
+                        both[place] = said
             for opened in progress.opened:
                 if opened.own.serial in unit.tasks:
                     alarms = unit.opened.setdefault(opened.own.serial, [None, None])
                     if alarms[place] is None:
-                        alarms[place] = opened
                         self._require_heard(unit, place, opened)
-        for serial, both in unit.said.items():
-            self._require_consistent(unit, serial, both)
+                        alarms[place] = opened
 
     def _require_trusted(self, unit: Unit, server: str, said: Commitment) -> None:
-        """What a server says is signed by whom it should be."""
+        """What a server says is signed by whom it should be, and is no contradiction.
+
+        An honest server does not say anything else: it has looked at what the other one signed.
+        """
         other = SERVERS[1 - SERVERS.index(server)]
-        known = self._certificates.setdefault(server, said.certificate)
-        about = self._attempt, said.serial
+        what = None
         try:
-            self._verifier.require(said, server, known)
-            self._verifier.require(said.own, server, known)
-            shown = self._certificates.get(other, said.other_certificate)
-            self._verifier.require(said.other, other, shown)
+            self._verifier.require(said, server, said.certificate)
+            self._verifier.require(said.own, server, said.certificate)
+            self._verifier.require(said.other, other, said.other_certificate)
         except Forged as error:
             what = f"what it says is not signed: {error}"
-            raise self._catch(unit, said.serial, server, what) from None
+        about = self._attempt, said.serial
         if {(x.attempt, x.serial) for x in (said, said.own, said.other)} != {about}:
-            raise self._catch(unit, said.serial, server, "it says what was signed for another task")
+            what = "it says what was signed for another task"
+        elif digest(said.own.digests) != said.other.received:
+            what = f"it says that it sent something else than what {other} says has come"
+        elif digest(said.other.digests) != said.own.received:
+            what = f"it says that something else came than what {other} says it sent"
+        if what is not None:
+            raise self._catch(unit, said.serial, server, what, said=[said])
 
     def _require_heard(self, unit: Unit, place: int, opened: Opened) -> None:
-        for alarm, of in ((opened.own, place), (opened.other, 1 - place)):
-            try:
-                self._verifier.require(alarm, SERVERS[of], self._certificates[SERVERS[of]])
-            except (Forged, KeyError) as error:
-                what = f"how an alarm was opened is not signed: {error}"
-                raise self._catch(unit, opened.own.serial, SERVERS[place], what) from None
-
-    def _require_consistent(
-        self, unit: Unit, serial: int, both: Sequence[Commitment | None]
-    ) -> None:
-        """What a server said to the other one is what it said to DS."""
-        for place, said in enumerate(both):
-            heard = both[1 - place]
-            if said and heard and said.own.digests != heard.other.digests:
-                other = SERVERS[1 - place]
-                what = f"it signed other messages for {other} than for {DEALER}"
-                raise self._catch(unit, serial, SERVERS[place], what)
+        serial, what = opened.own.serial, None
+        said = unit.said.get(serial, [None, None])[place]
+        if said is None or {(a.attempt, a.serial) for a in (opened.own, opened.other)} != {
+            (self._attempt, serial)
+        }:
+            what = "how an alarm was opened was said of another task"
+        else:
+            shown = said.certificate, said.other_certificate
+            for alarm, of, certificate in zip(
+                (opened.own, opened.other), (place, 1 - place), shown, strict=True
+            ):
+                try:
+                    self._verifier.require(alarm, SERVERS[of], certificate)
+                except Forged as error:
+                    what = f"how an alarm was opened is not signed: {error}"
+        if what is not None:
+            raise self._catch(unit, serial, SERVERS[place], what, said=[opened])
 
     def _state_after(self, unit: Unit) -> list[bytes] | None:
         for serial in sorted(unit.said, reverse=True):
@@ -423,37 +472,55 @@ class Checker:
         paired = [np.stack(pair) for pair in zip(*halves, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(like), paired)
 
-    def _release(self, upto: int, vouchers: Sequence[Voucher]) -> None:
+    def _release(self, upto: int, vouchers: Sequence[_Pair] = (), heard: int = -1) -> None:
         for start in range(0, max(1, len(vouchers)), _AT_ONCE):
-            release = self._message(upto, vouchers[start : start + _AT_ONCE])
-            for server in self._servers:
-                server.release(release)
+            pairs = vouchers[start : start + _AT_ONCE]
+            for place, server in enumerate(self._servers):
+                server.release(self._message(upto, [pair[place] for pair in pairs], heard))
 
     def _message(
-        self, upto: int, vouchers: Sequence[Voucher] = (), caught: str | None = None
+        self,
+        upto: int,
+        vouchers: Sequence[Voucher] = (),
+        heard: int = -1,
+        caught: str | None = None,
     ) -> Release:
         return Release(
             session=self._cluster.session,
             role=DEALER,
             attempt=self._attempt,
             upto=upto,
+            heard=heard,
             vouchers=[*vouchers],
             caught=caught,
         )
 
-    def _vouchers(self, unit: Unit) -> list[Voucher]:
+    def _tell(self, caught: Deviation) -> None:
+        """Tell both servers that the session is over, the honest one first."""
+        for server in sorted(self._servers, key=lambda each: each.server == caught.server):
+            with suppress(Exception):  # it may be gone
+                server.release(self._message(-2, caught=str(caught)))
+
+    def _vouchers(self, unit: Unit) -> list[_Pair]:
         """Of a unit's results, as the servers say they are; unsigned."""
         kinds: dict[str, ResultKind] = {"train": self._told, "answer": "answer", "finish": "learnt"}
         kinds |= {"guard": "alarm"} if unit.alarm else {}
-        return [
-            Voucher(
+
+        def voucher(serial: int, task: Task, place: int) -> Voucher:
+            said = unit.said[serial][place]
+            assert said is not None
+            return Voucher(
                 attempt=self._attempt,
                 serial=serial,
+                server=SERVERS[place],
                 kind=kinds[task.kind],
                 step=task.step + (task.kind == "train"),
-                digests=[said.result for said in unit.said[serial] if said is not None],
+                digest=said.result,
                 certificate=self._signer.certificate,
             )
+
+        return [
+            (voucher(serial, task, 0), voucher(serial, task, 1))
             for serial, task in unit.tasks.items()
             if task.kind in kinds and serial in unit.said
         ]
@@ -468,8 +535,9 @@ class Checker:
                 self._replay.set_state(run.state)
             for unit in run.units:
                 self._look(self._replay, unit)
-            if run.units:
-                self._pass(run)
+                self._ran.set()
+            if run.vouchers is not None and self._lines.error is None:
+                self._pass(run.units[-1], run.vouchers)
 
     def _look(self, replay: Replay, unit: Unit) -> None:
         """Run a unit, and compare."""
@@ -484,18 +552,17 @@ class Checker:
                     raise self._catch(unit, serial, *found, done)
         self.checked += len(unit.of_kind("train"))
 
-    def _pass(self, run: _Run) -> None:
+    def _pass(self, unit: Unit, vouchers: Sequence[_Pair]) -> None:
         """All went as it should: checkpoints may be kept, and results go to SP."""
-        unit = run.units[-1]
         after = self._state_after(unit)
         for save in unit.saves:
             assert after is not None
             self._record.add(save, after)
-        if run.vouchers:
-            try:
-                self._release(unit.last, [self._signer.sign(v) for v in run.vouchers])
-            except Exception as error:  # what was chosen is still to be run
-                self._lines.fail(error)
+        sign = self._signer.sign
+        try:
+            self._release(unit.last, [(sign(first), sign(second)) for first, second in vouchers])
+        except Exception as error:  # what was chosen is still to be run
+            self._lines.fail(error)
 
     def _catch(
         self,
@@ -504,29 +571,31 @@ class Checker:
         server: str,
         what: str,
         done: Done | None = None,
+        said: Sequence[Signed | Opened] = (),
     ) -> Deviation:
-        """Keep what shows that a server deviated, and tell the other one."""
+        """Remember that a server deviated, and keep what shows it."""
         task = None if unit is None else unit.tasks.get(serial)
         where = "" if task is None else f" ({task.kind} at step {task.step})"
-        caught = Deviation(server, what + where)
-        said = [] if unit is None else unit.said.get(serial, [])
-        opened = [] if unit is None else unit.opened.get(serial, [])
+        self._caught = caught = Deviation(server, what + where)
+        heard = [*said]
+        if unit is not None:
+            both = [*unit.said.get(serial, []), *unit.opened.get(serial, [])]
+            heard += [each for each in both if each is not None]
         evidence = {
             "reason": str(caught),
             "session": self._cluster.session,
             "attempt": self._attempt,
             "serial": serial,
-            "said": [None if s is None else s.model_dump() for s in said],
-            "opened": [None if o is None else o.model_dump() for o in opened],
+            "said": [each.model_dump() for each in heard],
             "expected": None if done is None else vars(done),
         }
         file = self._record.catch(str(caught), evidence, f"{self._attempt}-{serial}")
         self._reporter.event("caught", server=server, reason=str(caught), evidence=str(file))
-        self._caught = caught
-        for each in self._servers:
-            with suppress(Exception):  # the one that deviated, or both, may be gone
-                each.release(self._message(-1, caught=str(caught)))
         return caught
+
+
+_Pair = tuple[Voucher, Voucher]
+"""For S1 and for S2, of one result."""
 
 
 @dataclass(frozen=True)
@@ -536,12 +605,12 @@ class _Run:
     Attributes:
         units: in order.
         state: to go on from; None: where the replay is.
-        vouchers: unsigned.
+        vouchers: unsigned; None: nothing goes anywhere.
     """
 
     units: list[Unit]
     state: Any
-    vouchers: list[Voucher]
+    vouchers: list[_Pair] | None
 
 
 def difference(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -81,18 +82,21 @@ class Client:
 
     def _call(
         self, method: str, frames: Iterable[bytes], limit_s: float | None = None
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes]:
         """The answers of a method."""
         call = self._channel.stream_stream(f"/{SERVICE}/{method}")
+        answers = call(iter(frames), timeout=limit_s)
         try:
-            yield from call(iter(frames), timeout=limit_s)
+            yield from answers
         except grpc.RpcError as error:
             raise self._explained(error) from None
+        finally:
+            answers.cancel()  # whoever has enough reads no more
 
     def _answer(self, method: str, frames: Iterable[bytes], limit_s: float | None = None) -> bytes:
         """The only answer of a method."""
-        answers = list(self._call(method, frames, limit_s))
-        return answers[0] if answers else b""
+        with closing(self._call(method, frames, limit_s)) as answers:
+            return next(answers, b"")
 
     def describe(self) -> Description:
         """What the server says of itself."""

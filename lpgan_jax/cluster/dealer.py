@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 
 from lpgan_jax.cluster.parcels import Payloads, halves, with_material
-from lpgan_jax.cluster.reporting import reading_input
+from lpgan_jax.cluster.reporting import BadInput, reading_input
 from lpgan_jax.cluster.session import GUARD, TRAIN
 from lpgan_jax.cluster.settings import DEALER, ClusterConfig
+from lpgan_jax.cluster.transcript import digests_of
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import deal, server_seeds
@@ -57,7 +58,7 @@ class Dealt(NamedTuple):
         return with_material(inputs, self.seeds, self.corrections)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Order:
     """A task as DS deals it, of which it can deal the same again.
 
@@ -66,12 +67,14 @@ class Order:
         keys: DS's, of this task alone.
         answer: the name of what is asked.
         question: what DS asks, unless somebody else shared a question.
+        inputs: digests of what was shared, once it was.
     """
 
     task: Task
     keys: Any
     answer: str | None = None
     question: Any = None
+    inputs: list[bytes] | None = None
 
 
 class Dealer:
@@ -130,7 +133,11 @@ class Dealer:
         return [[], []] if dealt is None else dealt.payloads()
 
     def deal(self, order: Order) -> Dealt | None:
-        """What the servers' programs take; None for a task without one."""
+        """What the servers' programs take; None for a task without one.
+
+        Raises:
+            BadInput: the batch is not the one that it was: a `feed` has to give the same again.
+        """
         kind, inputs, public = order.task.kind, None, None
         if kind == "guard":
             seeds, corrections = self._programs[GUARD](order.keys, None)
@@ -149,6 +156,11 @@ class Dealer:
                 inputs = share_arrays(order.keys[0], question, scales)
         else:
             return None
+        if inputs is not None:
+            found = digests_of(inputs)
+            if order.inputs is not None and found != order.inputs:
+                raise BadInput(f"feed: step {order.task.step} has another batch when asked again")
+            order.inputs = found
         seeds, corrections = self._programs[which](order.keys[1], public)
         return Dealt(which, inputs, seeds, corrections, public)
 

@@ -52,7 +52,7 @@ class _Lines:
         self.clients, self._attempt = clients, attempt
         self._changed = threading.Condition()
         self.progress: dict[str, Progress] = {}
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._queues: dict[str, queue.Queue[Any]] = {}
         for client in clients:
             # One being sent, one ready: with the server's own look-ahead, memory has a bound.
@@ -102,7 +102,7 @@ class _Lines:
             return server in self.progress and self.progress[server].received > serial
 
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or there())
+            self._changed.wait_for(lambda: self.error is not None or there())
 
     def put(self, server: str, parcel: Parcel, payload: list[np.ndarray]) -> None:
         """Send a parcel, once there is room."""
@@ -116,19 +116,19 @@ class _Lines:
     def wait(self, wanted: Callable[[], bool], seconds: float | None = None) -> None:
         """Wait until something is so, or for so long, or until an error ends the attempt."""
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or wanted(), seconds)
+            self._changed.wait_for(lambda: self.error is not None or wanted(), seconds)
         self.check()
 
     def fail(self, error: Exception) -> None:
         """End the attempt."""
         with self._changed:
-            self._error = self._error or error
+            self.error = self.error or error
             self._changed.notify_all()
 
     def check(self) -> None:
         """Raise what ended the attempt, if something did."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def prepared(self, server: str) -> bool:
         """Whether a server's programs are compiled."""
@@ -312,13 +312,14 @@ def deal_and_feed(
             attempt=attempt,
             save=name,
         )
-        checker.start()
+        with reporter.phase("comparing checkpoints of servers", limit_s=limits.start_s):
+            checker.start()
     try:
         _Run(cluster, training, question, dealer, lines, reporter, opening, checker).run()
-    except Exception:
+    except Exception as error:
         if checker is not None:
-            with reporter.phase("looking at what the servers did", limit_s=limits.start_s):
-                checker.settle()
+            lines.fail(error)
+            checker.settle()
         raise
 
 

@@ -89,7 +89,7 @@ class Replay:
 
     def run(self, dealt: Dealt, secrets: Any) -> tuple[Any, list[bytes]]:
         """(paired outputs, digests of both servers' messages) of a program."""
-        between = Between(self._programs[dealt.which].plan.count)
+        between = Between()
         with carrying(between) as number:
             line = np.uint32(number)
             material = dealt.seeds, dealt.corrections, secrets, dealt.public
@@ -106,11 +106,9 @@ class Replay:
         if which is None:
             return "a message"
         plan = self._programs[which].plan
-        together = Between(plan.count).sent[0].together
-        first, last = place * together + 1, min((place + 1) * together, plan.count)
-        numbers = f"message {first}" if first == last else f"messages {first} to {last}"
+        number = f"message {place + 1} of {plan.count}"
         rounds = [level for level, _ in plan.rounds()]
-        if len(rounds) == plan.count and first == last <= plan.count:
-            names = list(dict.fromkeys(message.name for message in rounds[place].messages))
-            return f"{numbers} of {plan.count} ({', '.join(names[:3])})"
-        return f"{numbers} of {plan.count}"
+        if len(rounds) != plan.count or place >= plan.count:  # in loops, or there are too many
+            return number
+        names = dict.fromkeys(message.name for message in rounds[place].messages)
+        return f"{number} ({', '.join([*names][:3])})"

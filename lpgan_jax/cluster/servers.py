@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import mmap
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +39,7 @@ from lpgan_jax.cluster.wire import (
     Opening,
     Result,
     Sent,
+    Shown,
     Signed,
     buffers,
 )
@@ -191,7 +191,10 @@ def serve(
             line = dial(config, context, opening.attempt, wait_s)
     reporter.gauge(lambda: reporter.measured(other, sent=line.sent, received=line.received))
     sys.setswitchinterval(_SWITCH_S)
-    checked = _Checked(config, identity, server, line) if opening.checked else None
+    checked = None
+    if opening.checked:
+        with reporter.phase("joining", on=other, limit_s=wait_s + _BEYOND_S):
+            checked = _Checked(config, identity, server, line)
     with closing(line), carrying(checked.witness if checked else line) as number:
         with reporter.phase("compiling", limit_s=config.timeouts.start_s):
             training = training_of(settings)
@@ -279,6 +282,7 @@ class _Checked:
     Attributes:
         witness: of the line.
         signer: for this server.
+        other_certificate: as the other server says, for DS.
     """
 
     def __init__(
@@ -288,6 +292,8 @@ class _Checked:
         self.signer = Signer(config, identity, server)
         self._line, self._session = line, config.session
         self._other_key = key_in(line.certificate)
+        shown = Shown(certificate=self.signer.certificate)
+        self.other_certificate = line.swap_notes(shown, config.timeouts.wait_s).certificate
 
     def swap(self, own: _S, limit_s: float) -> tuple[_S, _S]:
         """Say something signed to the other server: (as it was said, what the other says).
@@ -387,8 +393,11 @@ class _Work:
         with self._talking("looking at ranges with", GUARD, f"guard at step {step}"):
             outside, share = self.programs.guard(memoryview(task.payload))
         payload = _bytes(outside)
-        # Before the alarm is known: nobody is to see it and then leave.
+        # Before the alarm is known: nobody is to see it, and leave before DS has heard.
         self._commit(task, state, state, payload)
+        if self.checked is not None:
+            accounts = self.session.accounts
+            self._wait_for_checks(lambda: accounts.wait_until_heard(task.parcel.serial))
         beyond = limit + _BEYOND_S
         with self.reporter.phase("looking at ranges with", on=self.other, limit_s=beyond):
             own = Alarm(attempt=self.attempt, serial=task.parcel.serial, share=share)
@@ -398,7 +407,6 @@ class _Work:
                 own, other = self.checked.swap(own, limit)
         alarm = (share + other.share) % 2**64
         if alarm:
-            self.session.end()
             self._hand_over(task, "alarm", payload)
         if self.checked is not None:
             self.session.accounts.open(Opened(own=own, other=other))
@@ -408,6 +416,7 @@ class _Work:
     def _end_by_alarm(self, task: Task) -> None:
         step, limits = task.parcel.step, self.config.timeouts
         self._wait_for_vouchers()
+        self.session.end()
         self.journal.sync()
         self.reporter.event("out of range", step=step)
         with self.reporter.phase("telling", on=PROVIDER, limit_s=limits.wait_s + _BEYOND_S):
@@ -434,7 +443,7 @@ class _Work:
 
     def _finish(self, state: Any, task: Task) -> None:
         if self.checked is not None:
-            self.checked.witness.begin(0)
+            self.checked.witness.begin()
         payload = _bytes(arrays(secured(self.training.program).learnt(state)))
         self._hand_over(task, "learnt", payload)
         self._commit(task, state, state, payload)
@@ -449,10 +458,11 @@ class _Work:
         about: dict[str, Any] = {"attempt": self.attempt, "serial": task.parcel.serial}
         witness, limit = self.checked.witness, self.config.timeouts.wait_s
         with self.reporter.phase("comparing with", on=self.other, limit_s=limit + _BEYOND_S):
-            sent = Sent(**about, digests=witness.sent.bytes())
-            own, other = self.checked.swap(sent, limit)
-            if other.digests != witness.received.bytes():
-                raise self.line.broken(f"{self.other} says that it sent something else")
+            sent, received = witness.sent.bytes(), witness.received.bytes()
+            said = Sent(**about, digests=sent, received=digest(received))
+            own, other = self.checked.swap(said, limit)
+            if other.digests != received or other.received != digest(sent):
+                raise self.line.broken(f"{self.other} says that something else was sent")
         commitment = Commitment(
             **about,
             own=own,
@@ -460,7 +470,7 @@ class _Work:
             state=digest_of(after),
             result=digest(payload),
             certificate=self.checked.signer.certificate,
-            other_certificate=ssl.DER_cert_to_PEM_cert(self.line.certificate),
+            other_certificate=self.checked.other_certificate,
         )
         self.session.accounts.commit(self.checked.signer.sign(commitment), before)
 
@@ -481,7 +491,7 @@ class _Work:
             rounds = self.programs.rounds_of(which)
             self.line.begin(name, rounds, limit)
             if self.checked is not None:
-                self.checked.witness.begin(rounds)
+                self.checked.witness.begin()
             try:
                 yield
             except jax.errors.JaxRuntimeError as error:

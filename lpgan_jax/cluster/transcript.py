@@ -14,29 +14,29 @@ from lpgan_jax.cluster.wire import buffers
 from lpgan_jax.mpc.exchange import Line
 from lpgan_jax.mpc.secret import is_secret
 
-DIGEST = hashlib.sha256().digest_size
-MOST_DIGESTS = 2**10
-"""Of a server's messages in a task: of longer tasks, several messages have one digest."""
+DIGEST = 16
+"""Bytes of a message's digest: to find another message of the same digest takes 2^128 tries."""
+MOST_MESSAGES = 2**12
+"""Of a server in a task, where DS checks."""
 
 
 class Digests:
-    """Of messages in their order."""
+    """Of messages in their order, one after the other."""
 
-    def __init__(self, count: int) -> None:
-        """`count`: of the messages."""
-        self.together = max(1, -(-count // MOST_DIGESTS))
-        self._hashes: list[Any] = []
+    def __init__(self) -> None:
+        self._found: list[bytes] = []
 
     def add(self, number: int, parts: Sequence[memoryview]) -> None:
         """The message of this number, from 0."""
-        if number // self.together == len(self._hashes):
-            self._hashes.append(hashlib.sha256())
+        assert number == len(self._found), "messages come in order"
+        of = hashlib.sha256()
         for part in parts:
-            self._hashes[-1].update(part)
+            of.update(part)
+        self._found.append(of.digest()[:DIGEST])
 
     def bytes(self) -> bytes:
-        """All of them, one after the other."""
-        return b"".join(each.digest() for each in self._hashes)
+        """All of them."""
+        return b"".join(self._found)
 
 
 def first_difference(first: bytes, second: bytes) -> int | None:
@@ -56,11 +56,11 @@ class Witness:
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self.begin(0)
+        self.begin()
 
-    def begin(self, rounds: int) -> None:
-        """A task begins, of so many messages."""
-        self.sent, self.received = Digests(rounds), Digests(rounds)
+    def begin(self) -> None:
+        """A task begins."""
+        self.sent, self.received = Digests(), Digests()
 
     def swap(self, number: int, sent: Sequence[memoryview], received: Sequence[memoryview]) -> None:
         """As `exchange.Line`."""
@@ -76,8 +76,8 @@ class Between:
         sent: digests of S1's and of S2's messages.
     """
 
-    def __init__(self, rounds: int) -> None:
-        self.sent = Digests(rounds), Digests(rounds)
+    def __init__(self) -> None:
+        self.sent = Digests(), Digests()
 
     def swap(self, number: int, sent: Sequence[memoryview], received: Sequence[memoryview]) -> None:
         """As `exchange.Line`, of paired words (`ServerProgram.run_both`)."""

@@ -32,7 +32,7 @@ def require_vouched(
     Raises:
         BadInput: a server gives something else; names it.
     """
-    for place, (server, head, payload) in enumerate(zip(SERVERS, heads, payloads, strict=True)):
+    for server, head, payload in zip(SERVERS, heads, payloads, strict=True):
         what, voucher = f"{server}: its share of {head.kind} at step {head.step}", head.voucher
         if voucher is None:
             raise BadInput(f"{what}: {DEALER} has not vouched for it")
@@ -40,10 +40,11 @@ def require_vouched(
             verifier.require(voucher, DEALER, voucher.certificate)
         except Forged as error:
             raise BadInput(f"{what}: {error}") from None
-        said = voucher.attempt, voucher.serial, voucher.kind, voucher.step
-        if said != (head.attempt, head.serial, head.kind, head.step):
+        said = voucher.server, voucher.attempt, voucher.serial, voucher.kind, voucher.step
+        if said != (server, head.attempt, head.serial, head.kind, head.step):
             raise BadInput(f"{what}: {DEALER} vouched for another result")
-        if voucher.digests[place : place + 1] != [digest(payload)]:
+        if voucher.digest != digest(payload):
             raise BadInput(f"{what}: not the one that {DEALER} vouched for")
-    if heads[0].voucher != heads[1].voucher:  # an earlier answer, say
+    first, second = ((head.attempt, head.serial) for head in heads)
+    if first != second:  # an earlier answer, say
         raise BadInput(f"{heads[0].kind}: s1 and s2 give shares of different ones")

@@ -29,7 +29,7 @@ LONGEST_HEAD = LONGEST_JSON + 2**12
 """Bytes of a message that is no chunk, at most."""
 LONGEST_OPENING = 2**20
 """Bytes of an opening: it has four for each operation of the program, in hexadecimal."""
-LONGEST_NOTE = 2**16
+LONGEST_NOTE = 2**16 + 2**15
 """Bytes of what servers say to each other, at most."""
 LONGEST_CERTIFICATE = 2**14
 """Characters of a certificate, with those between it and the authority's."""
@@ -179,11 +179,20 @@ class Signed(Fields):
     signature: bytes = b""
 
 
+class Shown(Fields):
+    """What a server says to the other one at the beginning, where DS checks."""
+
+    certificate: str = Field(max_length=LONGEST_CERTIFICATE)
+    """Its own, PEM, with those between it and the authority's."""
+
+
 class Sent(Signed):
     """What a server says to the other one, and through it to DS, that it sent in a task."""
 
-    digests: bytes = Field(max_length=LONGEST_NOTE)
+    digests: bytes = Field(max_length=2**16)
     """Of its messages (`transcript.Digests`)."""
+    received: bytes
+    """Digest of the digests of the other's messages, as they came."""
 
 
 class Alarm(Signed):
@@ -205,7 +214,7 @@ class Commitment(Signed):
     certificate: str = Field(max_length=LONGEST_CERTIFICATE)
     """Its own, PEM."""
     other_certificate: str = Field(max_length=LONGEST_CERTIFICATE)
-    """That the other server showed on the line."""
+    """The other server's, as it said."""
 
 
 class Opened(Fields):
@@ -230,16 +239,18 @@ class Revealed(Fields):
 
 
 class Voucher(Signed):
-    """DS says that a result may go to SP, and what its two shares are.
+    """DS says that a server may hand a result to SP, and what its share is.
 
     It stands for the checks of the result itself, if it is no `told`, and of the last step that was
-    looked at (docs/security).
+    looked at (docs/security). Of one result there are two, one for each server: a digest of a small
+    share tells the share to whoever can guess the result.
     """
 
+    server: str
     kind: ResultKind
     step: int
-    digests: list[bytes]
-    """Of S1's and S2's share."""
+    digest: bytes
+    """Of the server's share."""
     certificate: str = Field(max_length=LONGEST_CERTIFICATE)
     """DS's."""
 
@@ -249,6 +260,8 @@ class Release(Message):
 
     attempt: int
     upto: int
+    heard: int = -1
+    """DS has what both servers say of tasks up to this, so that an alarm may be opened."""
     vouchers: list[Voucher] = Field(default=[])
     caught: str | None = Field(default=None, min_length=1, max_length=LONGEST_JSON)
     """A server that deviated, and how: this session is over."""
@@ -311,6 +324,7 @@ class Question(Message):
 _LONGEST: dict[type[Fields], int] = {
     Opening: LONGEST_OPENING,
     Sent: LONGEST_NOTE,
+    Shown: LONGEST_NOTE,
     Progress: 2**20,
     Release: 2**20,
 }

@@ -1,6 +1,8 @@
 """What DS finds out about servers that deviate, and what it does not."""
 
 import dataclasses
+import datetime
+import itertools
 import json
 
 import jax
@@ -11,9 +13,37 @@ from checked import S2, Cluster, Deviation, Honest, tiny
 from lpgan_jax.cluster.reporting import BadInput, Lost
 from lpgan_jax.cluster.settings import SERVERS
 from lpgan_jax.cluster.signatures import Verifier
-from lpgan_jax.cluster.transcript import DIGEST
+from lpgan_jax.cluster.transcript import DIGEST, digest
 from lpgan_jax.cluster.vouchers import require_vouched
-from lpgan_jax.cluster.wire import Sent
+from lpgan_jax.cluster.wire import Commitment, Sent
+
+
+def _with_an_extension_twice():
+    """A certificate that cannot be read: it has one extension two times."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "s1")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(
+        name,
+        name,
+        key.public_key(),
+        x509.random_serial_number(),
+        now,
+        now + datetime.timedelta(days=1),
+    )
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("s1")]), False)
+    twice = [*builder._extensions, *builder._extensions]
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), builder._serial_number, now, builder._not_valid_after, twice
+    ).sign(key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+_TWICE = _with_an_extension_twice()
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +184,7 @@ CHEATS = {
     OtherProgram: "its share of the state",
     OtherResult: "its share of the result",
     OtherAlarm: "its share of the alarm",
-    OtherSaid: "it signed other messages for s1 than for ds",
+    OtherSaid: "it says that it sent something else than what s1 says has come",
     Unsigned: "is not signed",
     Earlier: "signed for another task",
     OtherLearnt: "its share of the result (finish at step 6)",
@@ -220,7 +250,7 @@ def test_who_leaves_when_it_is_asked_is_looked_at_all_the_same(cluster):
 @pytest.mark.parametrize("draw", [0.1, 0.9])
 def test_who_leaves_early_is_looked_at_with_the_same_probability(cluster, draw):
     """It has sent its messages, and leaves before DS has heard of them from both."""
-    cheat = type("", (Pixels,), {"kind": "train", "step": 1, "leaves": True})()
+    cheat = type("", (Pixels,), {"kind": "train", "step": 1, "commits": "leaves"})()
 
     def leave(task):
         return (task.kind, task.step) == ("train", 1)
@@ -232,26 +262,134 @@ def test_who_leaves_early_is_looked_at_with_the_same_probability(cluster, draw):
         assert "s1 deviated: message 3 of 7" in str(session.error)
 
 
-def test_who_sees_an_alarm_and_leaves_has_committed_before(cluster):
-    """The other server has what it signed, so DS may look."""
+def test_who_leaves_the_other_server_without_its_word_is_named(cluster):
+    """It alone commits, to messages that it should have sent."""
+    alone = type("", (OtherSaid,), {"kind": "train", "step": 1, "commits": "alone"})()
+    session = cluster.session(alone, leave=lambda task: (task.kind, task.step) == ("train", 1))
+    assert isinstance(session.error, Deviation)
+    assert session.error.server == "s2"
 
-    class Oracle(Pixels):
-        kind, step = "guard", 2
 
-        def message(self, number, words):
-            if number == 0:
-                words[0][:8] ^= 0x5A
+class Guard(Pixels):
+    """It adds to what a look at ranges compares: does a value lie beyond?"""
 
-    cheat = Oracle()
+    kind, step = "guard", 2
 
-    def leave(task):
-        return task.kind == "guard"
+    def message(self, number, words):
+        if number == 0:
+            words[0][:8] ^= 0x5A
 
-    play = cluster.session
-    session = play(cheat, check=0.5, random=lambda: 0.1, leave=leave)
+
+@pytest.mark.parametrize("draw", [0.1, 0.9])
+def test_no_alarm_is_opened_before_both_have_committed(cluster, draw):
+    """Who keeps the alarm for itself, and who leaves when it has it, is looked at with certainty;
+    who leaves before, with the probability of any step, and has seen nothing.
+    """
+    keeps = type("", (Guard,), {"opens": lambda *_: None})()
+    session = cluster.session(keeps, check=0.5, random=lambda: draw, leave=_of_guard)
     assert isinstance(session.error, Deviation)
     assert session.error.server == "s1"
     assert "(guard at step 2)" in str(session.error)
+    before = type("", (Guard,), {"commits": "leaves"})()
+    draws = iter([0.9, draw])
+    session = cluster.session(before, check=0.5, random=lambda: next(draws), leave=_of_train)
+    assert isinstance(session.error, Lost)
+    assert session.servers.alarms == []
+
+
+def _of_guard(task):
+    return task.kind == "guard"
+
+
+def _of_train(task):
+    return (task.kind, task.step) == ("train", 1)
+
+
+class OldAlarm(Honest):
+    """It shows DS an alarm that the other server opened before."""
+
+    kind, step = "guard", 4
+
+    def opens(self, opened, servers):
+        return opened.model_copy(update={"other": servers.alarms[0][1 - self.place]})
+
+
+def test_an_alarm_of_another_look_is_no_evidence(cluster):
+    session = cluster.session(OldAlarm())
+    assert str(session.error).startswith("s1 deviated: how an alarm was opened was said of another")
+
+
+def test_a_server_is_told_the_digest_of_its_own_result_alone(cluster):
+    """A loss has few values: a digest of the other share and the own share would give it away."""
+    session = cluster.session()
+    for place, published in enumerate(session.servers.published):
+        for held in published:
+            assert held.head.voucher.server == SERVERS[place]
+            assert held.head.voucher.digest == digest(held.payload)
+    swapped = [[h.head for h in published][1:3] for published in session.servers.published]
+    payloads = [[h.payload for h in published][1:3] for published in session.servers.published]
+    verifier = Verifier(cluster.config, cluster.identities["sp"])
+    require_vouched(verifier, [h[0] for h in swapped], [p[0] for p in payloads])
+    wrong = (
+        ("s2: its share .* vouched for another", [swapped[0][0], swapped[0][0]], [0, 0]),
+        ("told: s1 and s2 give shares of different", [swapped[0][0], swapped[1][1]], [0, 1]),
+        ("s2: its share of told at step 1: not the one", [swapped[0][0], swapped[1][0]], [0, 1]),
+        (
+            "s1: its share .* has not vouched",
+            [swapped[0][0].model_copy(update={"voucher": None}), swapped[1][0]],
+            [0, 0],
+        ),
+    )
+    for message, heads, which in wrong:
+        taken = [payloads[place][number] for place, number in enumerate(which)]
+        with pytest.raises(BadInput, match=message):
+            require_vouched(verifier, heads, taken)
+
+
+def test_a_certificate_that_nobody_can_read_is_no_word_of_anybody(cluster):
+    """Whatever a server shows instead of a certificate, it is the one that is named."""
+
+    class Shown(Honest):
+        kind, step = "train", 0
+
+        def says(self, message, to):
+            if isinstance(message, Commitment):
+                return message.model_copy(update={"certificate": _TWICE})
+            return message
+
+    session = cluster.session(Shown())
+    assert "s1 deviated: what it says is not signed: no certificate of s1" in str(session.error)
+
+
+def test_a_batch_that_is_another_when_asked_again_is_nobodys_deviation(cluster, monkeypatch):
+    draws, draw = itertools.count(), cluster.dealer._draw
+
+    def another(turn):
+        batch = draw(turn)
+        return batch | {"x": batch["x"] + next(draws) % 2}
+
+    monkeypatch.setattr(cluster.dealer, "_draw", another)
+    session = cluster.session()
+    assert isinstance(session.error, BadInput)
+    assert not isinstance(session.error, Deviation)
+    assert "feed: step 0 has another batch when asked again" in str(session.error)
+
+
+def test_a_record_of_another_state_is_compared_before_anything_is_dealt(cluster):
+    """An attempt that goes on from a checkpoint which is not what was checked."""
+    session = cluster.session()
+    record = session.checker._record
+    assert record.of("save3") != record.of("save6")
+    with pytest.raises(BadInput, match="knows nothing of the checkpoint"):
+        record.of("save5")
+    for save, caught in (("save6", False), ("save3", True)):
+        later = cluster.resumed(session, save)
+        if not caught:
+            later.start()
+            later.settle()
+            continue
+        with pytest.raises(Deviation, match="the state that it shows is not the one"):
+            later.start()
 
 
 @pytest.mark.parametrize("check", [0.05, 0.5, 1.0])

@@ -65,13 +65,15 @@ def test_the_guides_example_is_a_configuration(tmp_path):
         (
             "link",
             {"s1": "10.8.0.1", "s2": "10.8.0.2", "port": 1},
-            "cluster.yaml: link (line 6): of an older version",
+            "cluster.yaml: link (line 8): of an older version",
         ),
         ("turns", ["ds", "s1"], "turns: ['ds', 's1'] given, expected names of data owners"),
         ("turns", [], "turns: "),
         ("turns", ["../x"], "turns: ['../x'] given, expected names of data owners"),
         ("look_ahead", 0, "look_ahead: 0 given, expected at least 1"),
         ("timeouts", {"silence_s": 0.5}, "timeouts.silence_s: 0.5 given, expected at least 2"),
+        ("turns", ["ds", "clinic"], "expected no integrity with other owners than ds"),
+        ("integrity", {"check": 0}, "integrity.check: 0 given, expected more than 0"),
         ("colour", "red", "colour: unknown field, expected one of session, servers"),
     ],
 )

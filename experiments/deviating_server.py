@@ -26,11 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import lpgan_jax as lp
-from lpgan_jax.cluster.checking import difference
 from lpgan_jax.cluster.dealer import Dealer
 from lpgan_jax.cluster.replay import Done, Replay
-from lpgan_jax.cluster.settings import Address, ClusterConfig, Servers
-from lpgan_jax.cluster.wire import Commitment, Sent
+from lpgan_jax.cluster.settings import SERVERS, Address, ClusterConfig, Servers
+from lpgan_jax.cluster.transcript import first_difference
 from lpgan_jax.gan import State, mean_losses
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import Party
@@ -92,7 +91,7 @@ def correlations(read: np.ndarray, images: np.ndarray) -> tuple[float, float, fl
 
 
 def looked_at(settings: config.TrainConfig, images: Any, initial: Any, step: int) -> str:
-    """What DS says of a step in which S1 deviates, and of one in which nobody does."""
+    """What DS says of a step in which S1 deviates: the first message that is not what it was to be."""
     training = training_of(settings)
     honest = secured(training.program)
     cluster = ClusterConfig(
@@ -112,27 +111,12 @@ def looked_at(settings: config.TrainConfig, images: Any, initial: Any, step: int
         assert found is not None
         return replay, found
 
-    def found(own: Done) -> str:
-        sent = [Sent(attempt=1, serial=0, digests=digests) for digests in own.sent]
-        said = [
-            Commitment(
-                attempt=1,
-                serial=0,
-                own=sent[place],
-                other=sent[1 - place],
-                state=own.state[place],
-                result=own.result[place],
-                certificate="",
-                other_certificate="",
-            )
-            for place in range(2)
-        ]
-        return " deviated: ".join(difference(replay, right, said, None) or ["nobody", "nothing"])
-
     replay, right = done(honest)
     with deviating():
         _, wrong = done(SecureProgram(training.program))
-    return f"{found(wrong)}; without a deviation: {found(right)}"
+    places = [first_difference(*both) for both in zip(wrong.sent, right.sent, strict=True)]
+    first = min(place for place in places if place is not None)
+    return f"{SERVERS[places.index(first)]} deviated: {replay.message(right.which, first)}"
 
 
 def main() -> None:

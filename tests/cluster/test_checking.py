@@ -414,5 +414,6 @@ def test_detection_is_as_likely_as_was_said(cluster, check):
             caught += session.error is not None
             if session.error is None:  # missed: SP has its results
                 assert [h.head.kind for h in session.servers.published[0]][-1] == "learnt"
+    print(f"{caught} of {sessions} at {check}")
     low, high = binom.ppf([5e-7, 1 - 5e-7], sessions, check)
     assert low <= caught <= high

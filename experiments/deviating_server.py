@@ -91,7 +91,7 @@ def correlations(read: np.ndarray, images: np.ndarray) -> tuple[float, float, fl
 
 
 def looked_at(settings: config.TrainConfig, images: Any, initial: Any, step: int) -> str:
-    """What DS says of a step in which S1 deviates: the first message that is not what it was to be."""
+    """What DS says of a step in which S1 deviates: the first message that is another."""
     training = training_of(settings)
     honest = secured(training.program)
     cluster = ClusterConfig(

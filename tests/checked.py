@@ -12,15 +12,17 @@ import tiny_program
 
 from lpgan_jax.cluster.accounts import Accounts, Held
 from lpgan_jax.cluster.certificates import load_identity
-from lpgan_jax.cluster.checking import Checker, Deviation, Record, units
+from lpgan_jax.cluster.checking import Checker
 from lpgan_jax.cluster.dealer import Dealer, master_key
 from lpgan_jax.cluster.parcels import halves
+from lpgan_jax.cluster.record import Deviation, Record
 from lpgan_jax.cluster.replay import Replay
 from lpgan_jax.cluster.reporting import Lost
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import SERVERS, load_cluster
 from lpgan_jax.cluster.signatures import Signer
 from lpgan_jax.cluster.transcript import Between, arrays, digest
+from lpgan_jax.cluster.units import units
 from lpgan_jax.cluster.wire import Alarm, Commitment, Opened, Progress, Result, Sent
 from lpgan_jax.mpc.exchange import carrying
 from lpgan_jax.programs import initial_state, secured

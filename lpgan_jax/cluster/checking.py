@@ -15,27 +15,27 @@ last knew the state.
 
 from __future__ import annotations
 
-import json
 import math
 import queue
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from lpgan_jax.cluster.certificates import Identity
-from lpgan_jax.cluster.dealer import Dealer, Order
+from lpgan_jax.cluster.dealer import Dealer
+from lpgan_jax.cluster.record import Deviation, Record
 from lpgan_jax.cluster.replay import Done, Replay
-from lpgan_jax.cluster.reporting import BadInput, Reporter
+from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
 from lpgan_jax.cluster.signatures import Forged, Signer, Verifier
 from lpgan_jax.cluster.transcript import digest, digests_of, first_difference
+from lpgan_jax.cluster.units import Unit
 from lpgan_jax.cluster.wire import (
     Commitment,
     Layout,
@@ -48,152 +48,12 @@ from lpgan_jax.cluster.wire import (
     Voucher,
     half_shapes,
 )
-from lpgan_jax.common.files import atomic_write
 from lpgan_jax.programs import SecureProgram, shapes
 from lpgan_jax.training.tasks import Task
 
 _OF_SYSTEM = secrets.SystemRandom()
 _WAITING = 8  # units whose states are here and that are not yet run
 _AT_ONCE = 25  # vouchers in a message
-
-
-class Deviation(BadInput):
-    """A server did something else than its program.
-
-    Attributes:
-        server: which one.
-    """
-
-    def __init__(self, server: str, what: str) -> None:
-        super().__init__(f"{server} deviated: {what}")
-        self.server = server
-
-
-# What DS remembers --------------------------------------------------------------------------------
-
-
-class Record:
-    """DS's file of a session: the checkpoints that it has checked, and whether it caught a server.
-
-    Attributes:
-        caught: who, and how; None if nobody was.
-    """
-
-    def __init__(self, cluster: ClusterConfig) -> None:
-        """Reads it. BadInput: it is of another session, or a server was caught."""
-        self._cluster = cluster
-        self._file = Path(cluster.state) / f"checks-{DEALER}.json"
-        self._saves: dict[str, list[str]] = {}
-        self._lock = threading.Lock()
-        self.caught: str | None = None
-        if self._file.exists():
-            kept = json.loads(self._file.read_bytes())
-            if kept["session"] != cluster.session:
-                raise BadInput(f"{self._file}: of another session: expected a directory of its own")
-            self._saves, self.caught = kept["saves"], kept["caught"]
-        if self.caught is not None:
-            raise BadInput(f"this session is over: {self.caught}")
-
-    def add(self, save: str, digests: Sequence[bytes]) -> None:
-        """A checkpoint of a state that was checked."""
-        with self._lock:
-            self._saves[save] = [d.hex() for d in digests]
-            self._write()
-
-    def of(self, save: str) -> list[bytes]:
-        """Digests of both shares of a checkpoint. BadInput: DS did not check it."""
-        if save not in self._saves:
-            raise BadInput(
-                f"{self._file}: knows nothing of the checkpoint that both servers have, which DS "
-                "then cannot check: begin another session"
-            )
-        return [bytes.fromhex(d) for d in self._saves[save]]
-
-    def catch(self, reason: str, evidence: dict[str, Any], name: str) -> Path:
-        """A server was caught: keep what shows it."""
-        with self._lock:
-            self.caught = reason
-            self._write()
-        file = Path(self._cluster.state) / f"evidence-{DEALER}-{name}.json"
-        atomic_write(file, json.dumps(evidence, indent=2, default=bytes.hex).encode())
-        return file
-
-    def _write(self) -> None:
-        kept = {"session": self._cluster.session, "saves": self._saves, "caught": self.caught}
-        atomic_write(self._file, json.dumps(kept).encode())
-
-
-# What is looked at together -----------------------------------------------------------------------
-
-
-@dataclass
-class Unit:
-    """A step, and what follows it up to the next one.
-
-    Attributes:
-        tasks: with their serials.
-        orders: as they were dealt, by their serials.
-        saves: names of checkpoints.
-        said: what servers said of each task, by serial: S1, S2, or None where one did not.
-        opened: likewise of alarms.
-        confirmed: whether the servers were told to open an alarm.
-        chosen: whether DS looks at it; None before it is decided.
-    """
-
-    tasks: dict[int, Task]
-    orders: dict[int, Order] = field(default_factory=dict)
-    saves: list[str] = field(default_factory=list)
-    said: dict[int, list[Commitment | None]] = field(default_factory=dict)
-    opened: dict[int, list[Opened | None]] = field(default_factory=dict)
-    confirmed: bool = False
-    chosen: bool | None = None
-
-    @property
-    def last(self) -> int:
-        """Serial of its last task."""
-        return max(self.tasks)
-
-    def of_kind(self, *kinds: str) -> list[int]:
-        """Serials of its tasks of some kinds."""
-        return [serial for serial, task in self.tasks.items() if task.kind in kinds]
-
-    @property
-    def results_at_once(self) -> bool:
-        """Whether something follows from it at once that is more than losses."""
-        seen = self.confirmed and not self.opened_by_both  # by one, which then left
-        return bool(self.of_kind("answer", "checkpoint", "finish")) or self.alarm or seen
-
-    @property
-    def opened_by_both(self) -> bool:
-        """Whether both servers say how an alarm was opened."""
-        return all(all(self.opened.get(serial, [None])) for serial in self.of_kind("guard"))
-
-    @property
-    def alarm(self) -> bool:
-        """Whether the servers opened an alarm."""
-        return any(
-            (of.own.share + of.other.share) % 2**64 != 0
-            for both in self.opened.values()
-            for of in both
-            if of is not None
-        )
-
-
-def units(tasks: Iterator[Task]) -> Iterator[list[Task]]:
-    """The tasks of a training, in units.
-
-    A checkpoint, which waits for the check, is the last of its unit.
-    """
-    unit: list[Task] = []
-    for task in tasks:
-        if task.kind in ("train", "finish") and unit:
-            yield unit
-            unit = []
-        unit.append(task)
-    yield unit
-
-
-# The checks ---------------------------------------------------------------------------------------
 
 
 class Lines(Protocol):

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from lpgan_jax.cluster.certificates import load_identity
-from lpgan_jax.cluster.checking import Checker, Record, Unit, units
+from lpgan_jax.cluster.checking import Checker
 from lpgan_jax.cluster.client import Client
 from lpgan_jax.cluster.dealer import Dealer, Order, master_key, share_batch
 from lpgan_jax.cluster.parcels import Payloads, halves
+from lpgan_jax.cluster.record import Record
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, changed_field
+from lpgan_jax.cluster.units import Unit, units
 from lpgan_jax.cluster.wire import (
     Description,
     Opening,

@@ -1,0 +1,142 @@
+"""What DP-SGD spends: epsilon at a delta, after so many noised updates.
+
+Each example is in a step's batch with the sampling rate as its probability, independently of the
+others (Poisson sampling); the sum of clipped gradients gets Gaussian noise, of standard deviation
+noise multiplier x clip. Two data sets are neighbours if one has an example more. Epsilon is that of
+`dp_accounting`'s privacy loss distributions, which round pessimistically.
+
+A batch has a fixed number of rows, and a draw may be larger: then some examples are left out. This
+is no other mechanism but with the probability eta that it happens at all. If the one without a
+limit is (epsilon, delta')-private, this one is (epsilon, delta' + (1 + e^epsilon) eta)-private:
+Pr[M(D) in S] <= Pr[M'(D) in S] + eta <= e^epsilon (Pr[M(D') in S] + eta) + delta' + eta. So a tenth
+of delta is kept for it, and where that is not enough, the setting is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import dp_accounting
+from dp_accounting import pld
+from scipy.stats import binom
+
+NEIGHBOURS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+_FOR_DRAWS = 0.1
+"""Part of delta for draws that are larger than a batch."""
+_FINEST = 1e-3  # of noise multipliers that are searched for
+_ROOM = 9.0  # standard deviations of a draw between its mean and the batch
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """One noised update.
+
+    Attributes:
+        examples: in the data set.
+        sampling_rate: the probability of each to be in a batch.
+        batch_size: rows of a batch: more are not taken.
+        noise_multiplier: standard deviation of the noise, in clips.
+    """
+
+    examples: int
+    sampling_rate: float
+    batch_size: int
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        """ValueError: a field is out of range."""
+        if self.examples < 1:
+            raise ValueError(f"examples: {self.examples}, expected at least 1")
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"sampling_rate: {self.sampling_rate:g}, expected above 0, at most 1")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: {self.batch_size}, expected at least 1")
+        if not self.noise_multiplier > 0:
+            raise ValueError(f"noise_multiplier: {self.noise_multiplier:g}, expected above 0")
+
+    @functools.cached_property
+    def too_large(self) -> float:
+        """The probability that a draw has more examples than a batch has rows."""
+        return float(binom.sf(self.batch_size, self.examples, self.sampling_rate))
+
+    def epsilon(self, updates: int, delta: float) -> float:
+        """Spent by so many updates; 0 by none.
+
+        Raises:
+            ValueError: delta is not between 0 and 1, or draws are larger than a batch too often.
+        """
+        epsilon, eta = self.without_limit(updates, delta), updates * self.too_large
+        if eta > 0 and math.log(eta) + _softplus(epsilon) > math.log(_FOR_DRAWS * delta):
+            raise ValueError(
+                f"batch_size: {self.batch_size} rows, and a draw has more with probability "
+                f"{self.too_large:.1g}, too often for delta {delta:g}: expected a larger batch, or "
+                f"a sampling_rate below {self.sampling_rate:g}"
+            )
+        return epsilon
+
+    def without_limit(self, updates: int, delta: float) -> float:
+        """The same if no draw is larger than a batch, at what is left of delta for that."""
+        if not 0 < delta < 1:
+            raise ValueError(f"delta: {delta:g}, expected between 0 and 1")
+        if updates == 0:
+            return 0.0
+        gaussian = dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        event = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, gaussian)
+        accountant = pld.PLDAccountant(NEIGHBOURS)
+        accountant.compose(event, updates)
+        left = delta if self.too_large == 0 else (1 - _FOR_DRAWS) * delta
+        return float(accountant.get_epsilon(left))
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def noise_for(
+    epsilon: float,
+    delta: float,
+    updates: int,
+    *,
+    examples: int,
+    sampling_rate: float,
+    batch_size: int,
+) -> float:
+    """The least noise multiplier, to 0.001, of which so many updates spend no more than epsilon.
+
+    Raises:
+        ValueError: a number is out of range, or as of `Mechanism.epsilon`.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon: {epsilon:g}, expected above 0")
+    if updates < 1:
+        raise ValueError(f"updates: {updates}, expected at least 1")
+
+    def with_noise(thousandths: int) -> Mechanism:
+        return Mechanism(examples, sampling_rate, batch_size, thousandths * _FINEST)
+
+    def is_enough(thousandths: int) -> bool:
+        return with_noise(thousandths).without_limit(updates, delta) <= epsilon
+
+    low, high = 300, 1000  # with less noise, an accountant of discrete losses takes long
+    while not is_enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    with_noise(high).epsilon(updates, delta)  # or draws are larger too often
+    return high * _FINEST
+
+
+def default_rate(examples: int, batch_size: int) -> float:
+    """The sampling rate at which a batch has room for 9 standard deviations more than the mean.
+
+    Raises:
+        ValueError: the batch is larger than the data set.
+    """
+    if batch_size > examples:
+        raise ValueError(f"batch_size: {batch_size}, expected at most the {examples} examples")
+    # mean + 9 sqrt(mean) = batch_size
+    mean = (math.sqrt(_ROOM**2 / 4 + batch_size) - _ROOM / 2) ** 2
+    return mean / examples

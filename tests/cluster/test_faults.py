@@ -121,7 +121,8 @@ def _inject(rng, roles, machines):
 
 def test_fifty_faults(machines, tmp_path):
     settings = tiny(steps=10**6, checkpoint_every=10, sample_every=10**6, keep_checkpoints=2)
-    roles = Operated(machines, tmp_path, settings, SEED, timeouts=LIMITS, restarts=4)
+    fields = {"timeouts": LIMITS, "restarts": 4, "integrity": {"check": 0.3}}
+    roles = Operated(machines, tmp_path, settings, SEED, **fields)
     rng = np.random.default_rng(int(os.environ.get("LPGAN_FAULTS_SEED", "0")))
     took: dict[str, list[float]] = {}
     try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import queue
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ import tiny_program
 from lpgan_jax.cluster.accounts import Accounts, Held
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.checking import Checker
+from lpgan_jax.cluster.conduct import Conduct
 from lpgan_jax.cluster.dealer import Dealer, master_key
 from lpgan_jax.cluster.parcels import halves
 from lpgan_jax.cluster.record import Deviation, Record
@@ -20,13 +24,13 @@ from lpgan_jax.cluster.replay import Replay
 from lpgan_jax.cluster.reporting import Lost
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.settings import SERVERS, load_cluster
-from lpgan_jax.cluster.signatures import Signer
-from lpgan_jax.cluster.transcript import Between, arrays, digest
+from lpgan_jax.cluster.signatures import Signer, Verifier
+from lpgan_jax.cluster.transcript import Between, arrays, digest, digest_of
 from lpgan_jax.cluster.units import units
-from lpgan_jax.cluster.wire import Alarm, Commitment, Opened, Progress, Result, Sent
+from lpgan_jax.cluster.wire import Commitment, Progress, Result, Sent
 from lpgan_jax.mpc.exchange import carrying
 from lpgan_jax.programs import initial_state, secured
-from lpgan_jax.training.tasks import Task, tasks
+from lpgan_jax.training.tasks import OutOfRange, Task, tasks
 
 S1, S2 = 0, 1
 SEED = 3
@@ -73,9 +77,17 @@ class Honest:
         """What it signs, "ds" or the other server."""
         return message
 
-    def signed(self, message, signer):
+    def signed(self, message, to, conduct):
         """With its signature."""
-        return signer.sign(message)
+        return conduct._signer.sign(message)
+
+    def certificate(self, own):
+        """What it shows to the other server at the beginning."""
+        return own
+
+    def relays(self, certificate):
+        """What it says of the other server's certificate."""
+        return certificate
 
     def shows(self, payload):
         """The state that DS asked for."""
@@ -141,14 +153,28 @@ class Client:
 class Servers(Replay):
     """Both, with their accounts."""
 
-    def __init__(self, program, dealer, signers, certificates, cheat):
+    def __init__(self, program, dealer, signers, verifiers, cheat):
         super().__init__(program, dealer)
         self.changed, self.cheat, self.at_it = threading.Condition(), cheat, False
-        self.signers, self.certificates = signers, certificates
         self.published = [[], []]
         self.accounts = [Accounts(self.changed, published.append) for published in self.published]
         self.outputs, self.alarms = None, []
         self.wait = lambda wanted: None
+        queues = queue.Queue(), queue.Queue()
+        self.conducts = [None, None]
+
+        def conduct(place):
+            signer = signers[place]
+            if place == cheat.place:
+                signer = copy.copy(signer)
+                signer.certificate = cheat.certificate(signer.certificate)
+            line = Notes(queues[place], queues[1 - place], SERVERS[1 - place])
+            of = signer, verifiers[place], line, self.accounts[place], 1, 30.0
+            made = Deviant(self, *of) if place == cheat.place else Conduct(*of)
+            made._signer = signers[place]
+            self.conducts[place] = made
+
+        self._both(conduct)
 
     def run(self, dealt, secrets):
         cheat = self.cheat if self.at_it else Honest()
@@ -203,51 +229,117 @@ class Servers(Replay):
             self.accounts[place].hold(serial, Held(head, payload))
 
     def _commit(self, serial, done, payloads, before):
-        about = {"attempt": 1, "serial": serial}
-        sent = {}
-        for place in (S1, S2):
-            for to in ("ds", SERVERS[1 - place]):
-                came = digest(done.sent[1 - place])
-                said = Sent(**about, digests=done.sent[place], received=came)
-                sent[place, to] = self._signed(place, said, to)
-        for place in (S1, S2):
-            silent = {"leaves": self.cheat.place, "alone": 1 - self.cheat.place}
-            if self.at_it and silent.get(self.cheat.commits) == place:
-                continue
-            said = Commitment(
-                **about,
-                own=sent[place, "ds"],
-                other=sent[1 - place, SERVERS[place]],
-                state=self._state_digests()[place],
-                result=digest(payloads[place]),
-                certificate=self.certificates[place],
-                other_certificate=self.certificates[1 - place],
+        def commit(place):
+            half = jax.tree.map(lambda x: x[place], arrays(before))
+            after = jax.tree.map(lambda x: x[place], arrays(self.state))
+            self.conducts[place].witness = SimpleNamespace(
+                sent=Digest(done.sent[place]), received=Digest(done.sent[1 - place])
             )
-            half = jax.tree.map(lambda x, place=place: x[place], arrays(before))
-            self.accounts[place].commit(self._signed(place, said, "ds"), half)
+            self.conducts[place].commit(serial, half, after, payloads[place])
+
+        self._both(commit)
 
     def _open(self, serial, task, shares, payloads):
-        about = {"attempt": 1, "serial": serial}
-        shares = [
-            self.cheat.alarm(share) if self.at_it and place == self.cheat.place else share
-            for place, share in enumerate(shares)
-        ]
-        alarms = [self._signed(p, Alarm(**about, share=shares[p]), "all") for p in (S1, S2)]
-        self.alarms.append(alarms)
-        if sum(shares) % 2**64:
+        if self.at_it:
+            shares[self.cheat.place] = self.cheat.alarm(shares[self.cheat.place])
+        found = self._both(lambda place: self.conducts[place].open_alarm(serial, shares[place]))
+        self.alarms.append([opened.own for opened in found])
+        if alarm := sum(shares) % 2**64:
             self._hold(serial, task, "alarm", payloads)
-        for place in (S1, S2):
-            opened = Opened(own=alarms[place], other=alarms[1 - place])
+        for place, opened in enumerate(found):
             if self.at_it and place == self.cheat.place:
                 opened = self.cheat.opens(opened, self)
             if opened is not None:
                 self.accounts[place].open(opened)
+        if alarm:
+            self.wait(lambda: not any(a._held for a in self.accounts))
+            raise OutOfRange("values were out of range")
 
-    def _signed(self, place, message, to):
-        signer = self.signers[place]
-        if self.at_it and place == self.cheat.place:
-            return self.cheat.signed(self.cheat.says(message, to), signer)
-        return signer.sign(message)
+    def _both(self, work):
+        """Do something at both servers at a time; what S1 and S2 have of it."""
+        found, errors = [None, None], []
+
+        def at(place):
+            try:
+                found[place] = work(place)
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=at, args=(place,)) for place in (S1, S2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return found
+
+
+class Digest:
+    """As `transcript.Digests`."""
+
+    def __init__(self, of):
+        self._of = of
+
+    def bytes(self):
+        return self._of
+
+
+class Broken(Exception):
+    """The line between the servers is."""
+
+
+class Notes:
+    """One end of the line between the servers, for notes."""
+
+    def __init__(self, own, other, name):
+        self._own, self._other, self.other = own, other, name
+
+    def swap_notes(self, own, limit_s):
+        self._own.put(own)
+        if (found := self._other.get(timeout=30)) is None:
+            raise Broken("it hung up")
+        return found
+
+    def broken(self, reason):
+        return Broken(reason)
+
+
+class Deviant(Conduct):
+    """The conduct of a server that may deviate in it, too."""
+
+    def __init__(self, servers, *args):
+        self._servers = servers
+        super().__init__(*args)
+
+    def commit(self, serial, before, after, result):
+        servers, cheat = self._servers, self._servers.cheat
+        if not servers.at_it:
+            return super().commit(serial, before, after, result)
+        about = {"attempt": 1, "serial": serial}
+        digests, came = self.witness.sent.bytes(), digest(self.witness.received.bytes())
+        sent = {
+            to: cheat.signed(
+                cheat.says(Sent(**about, digests=digests, received=came), to), to, self
+            )
+            for to in ("ds", self._line.other)
+        }
+        other = self._line.swap_notes(
+            None if cheat.commits == "alone" else sent[self._line.other], self._limit_s
+        )
+        if cheat.commits == "leaves":
+            return
+        said = Commitment(
+            **about,
+            own=sent["ds"],
+            other=other,
+            state=digest_of(after),
+            result=digest(result),
+            certificate=self._signer.certificate,
+            other_certificate=cheat.relays(self._other_certificate),
+        )
+        said = cheat.signed(cheat.says(said, "ds"), "ds", self)
+        self._accounts.commit(said, before)
 
 
 def _with_half(paired, changed, place):
@@ -282,6 +374,7 @@ class Cluster:
         self.config, self.directory = load_cluster(file), directory
         self.identities = {role: load_identity(self.config, role) for role in self.config.roles}
         self.signers = [Signer(self.config, self.identities[s], s) for s in SERVERS]
+        self.verifiers = [Verifier(self.config, self.identities[s]) for s in SERVERS]
         initial = initial_state(training.program, SEED)
         draw = training.feed(SEED, None)
         self.dealer = Dealer(training, draw, initial, self.config, master_key(SEED, 1))
@@ -310,9 +403,8 @@ class Cluster:
             }
         )
         state.mkdir()
-        certificates = [signer.certificate for signer in self.signers]
         cheat = cheat or Honest()
-        servers = Servers(self.program, self.dealer, self.signers, certificates, cheat)
+        servers = Servers(self.program, self.dealer, self.signers, self.verifiers, cheat)
         lines, clients = Lines(servers), [Client(servers, place) for place in (S1, S2)]
         checker = Checker(
             cluster=config,
@@ -365,7 +457,8 @@ class Cluster:
     def _play(self, training, servers, checker, lines, leave):
         serial = 0
         for group in units(tasks(training, 0, training.sample is not None)):
-            unit = checker.expect(serial, group)
+            saved = any(task.kind == "checkpoint" for task in group)
+            unit = checker.expect(serial, group, f"save{group[-1].step}" if saved else None)
             for task in group:
                 asked = task.kind == "answer"
                 question = self.question if asked else None
@@ -373,7 +466,6 @@ class Cluster:
                 order = self.dealer.order(task, answer, question)
                 unit.orders[serial] = order
                 if task.kind == "checkpoint":
-                    unit.saves.append(f"save{task.step}")
                     lines.wait(lambda: not any(a._held for a in servers.accounts))
                 lines.wait(lambda: all(len(a._commitments) < 4 for a in servers.accounts))
                 servers.play(serial, order)

@@ -86,6 +86,8 @@ class Asker:
 
     def _one(self, name: str, shared: Payloads) -> Any:
         request, limit = secrets.token_hex(16), self._cluster.timeouts.patience_s
+        if self._verifier is not None:
+            limit += self._cluster.timeouts.start_s
         of = shapes.answer_shapes(self._program, name)
 
         def ask(client: Client, payload: list[np.ndarray]) -> tuple[Result, bytearray]:

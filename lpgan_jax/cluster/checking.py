@@ -15,6 +15,7 @@ last knew the state.
 
 from __future__ import annotations
 
+import functools
 import math
 import queue
 import secrets
@@ -29,21 +30,19 @@ import numpy as np
 
 from lpgan_jax.cluster.certificates import Identity
 from lpgan_jax.cluster.dealer import Dealer
+from lpgan_jax.cluster.hearing import Contradiction, Hearing, Lines
 from lpgan_jax.cluster.record import Deviation, Record
-from lpgan_jax.cluster.replay import Done, Replay
+from lpgan_jax.cluster.replay import Done, Replay, difference
 from lpgan_jax.cluster.reporting import Reporter
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
-from lpgan_jax.cluster.signatures import Forged, Signer, Verifier
-from lpgan_jax.cluster.transcript import digest, digests_of, first_difference
+from lpgan_jax.cluster.signatures import Signer, Verifier
+from lpgan_jax.cluster.transcript import digest, digests_of
 from lpgan_jax.cluster.units import Unit
 from lpgan_jax.cluster.wire import (
-    Commitment,
     Layout,
     Opened,
-    Progress,
     Release,
     ResultKind,
-    Sent,
     Signed,
     Voucher,
     half_shapes,
@@ -52,21 +51,8 @@ from lpgan_jax.programs import SecureProgram, shapes
 from lpgan_jax.training.tasks import Task
 
 _OF_SYSTEM = secrets.SystemRandom()
-_WAITING = 8  # units whose states are here and that are not yet run
+_WAITING = 1  # units whose states are here and that are not yet run
 _AT_ONCE = 25  # vouchers in a message
-
-
-class Lines(Protocol):
-    """Both servers, as DS sees them (`owners`)."""
-
-    progress: dict[str, Progress]
-    error: Exception | None
-
-    def wait(self, wanted: Callable[[], bool]) -> None:
-        """Until something is so, or the attempt is over, whose error is raised."""
-
-    def fail(self, error: Exception) -> None:
-        """End the attempt."""
 
 
 class Server(Protocol):
@@ -109,8 +95,9 @@ class Checker:
         self._reporter, self._attempt, self._random = reporter, attempt, random
         self._probability = cluster.integrity.check
         self._signer = Signer(cluster, identity, DEALER)
-        self._verifier = Verifier(cluster, identity)
-        self._told: ResultKind = "told" if jax.tree.leaves(shapes.told_shapes(program)) else "step"
+        self._hearing = Hearing(Verifier(cluster, identity), lines, attempt)
+        told = Layout.of(half_shapes(shapes.told_shapes(program))).size
+        self._told: ResultKind = "told" if told else "step"
         self._save = save
         # Of the state after the last unit.
         self._digests = digests_of(dealer.state) if save is None else record.of(save)
@@ -119,7 +106,7 @@ class Checker:
         self._unrun: list[Unit] = []  # since the state that the replay has, or will have
         self._most_unrun = math.ceil(8 / self._probability)
         self._unvouched: list[_Pair] = []
-        self._to_run: queue.Queue[_Run | None] = queue.Queue(_WAITING)
+        self._to_run: queue.Queue[_Look | None] = queue.Queue(_WAITING)
         self._replay: Replay | None = None
         self._caught: Deviation | None = None
         self._ran = threading.Event()
@@ -140,30 +127,36 @@ class Checker:
         """
         if self._save is not None:
             try:
-                self._to_run.put(_Run([], self._reveal(-1), None))
+                self._to_run.put(_Look([], self._reveal(-1), None))
             except Deviation as error:
                 self._tell(error)
                 raise
         for thread in reversed(self._threads):  # who runs, before who says what is to be run
             thread.start()
 
-    def expect(self, first: int, tasks: Sequence[Task]) -> Unit:
-        """Tasks will be dealt that belong together; `first`: serial of the first of them."""
-        unit = Unit(dict(enumerate(tasks, first)))
+    def expect(self, first: int, tasks: Sequence[Task], save: str | None = None) -> Unit:
+        """Tasks will be dealt that belong together.
+
+        Args:
+            first: serial of the first of them.
+            tasks: in order.
+            save: the name of the checkpoint, if one is of them.
+        """
+        unit = Unit(dict(enumerate(tasks, first)), save)
         self._units.put(unit)
         return unit
 
     def settle(self) -> None:
         """The attempt has failed: run what was chosen, without asking for anything.
 
+        And choose, of what the servers have committed to and was not decided on.
+
         Raises:
             Deviation: a server did something else than its program.
         """
-        limit = self._cluster.timeouts.start_s
         self._units.put(None)
-        with self._reporter.phase("looking at what servers did", limit_s=limit):
-            self._threads[0].join()
-        pending = [self._unit, *iter_now(self._units)]
+        self._wait_for(self._threads[0])
+        pending = [self._unit, *_iter_now(self._units)]
         for unit in [u for u in pending if u is not None]:
             if self._caught is not None:
                 break
@@ -175,19 +168,28 @@ class Checker:
                 unit.chosen = unit.results_at_once or self._random() < self._probability
             self._unrun.append(unit)
             if unit.chosen:
-                self._put(_Run([*self._unrun], None, None))
+                self._put(_Look([*self._unrun], None, None))
                 self._unrun.clear()
         self._put(None)
-        while self._threads[1].is_alive():
-            self._ran.clear()
-            with self._reporter.phase("looking at what servers did", limit_s=limit):
-                while self._threads[1].is_alive() and not self._ran.wait(0.1):
-                    pass
+        self._wait_for(self._threads[1])
         if self._caught is not None:
             self._tell(self._caught)
             raise self._caught
+        if not self._to_run.empty():
+            self._reporter.event(
+                "not looked at", reason=f"DS's own run failed: {self._lines.error}"
+            )
 
-    def _put(self, run: _Run | None) -> None:
+    def _wait_for(self, thread: threading.Thread) -> None:
+        """Wait for a thread to end, in a phase for each unit that is run meanwhile."""
+        limit = self._cluster.timeouts.start_s
+        while thread.is_alive():
+            self._ran.clear()
+            with self._reporter.phase("looking at what servers did", limit_s=limit):
+                while thread.is_alive() and not self._ran.wait(0.1):
+                    pass
+
+    def _put(self, run: _Look | None) -> None:
         """Have something run, once there is room."""
         while self._threads[1].is_alive():
             with suppress(queue.Full):
@@ -214,11 +216,13 @@ class Checker:
         for serial, task in unit.tasks.items():
             if task.kind in ("state", "checkpoint"):
                 continue
-            self._lines.wait(lambda serial=serial: self._said(unit, serial))  # type: ignore[misc]
+            self._lines.wait(functools.partial(self._said, unit, serial))
             if task.kind == "guard":
                 unit.confirmed = True
                 self._release(-2, heard=serial)
-                self._lines.wait(lambda: self._opened(unit))
+                self._lines.wait(functools.partial(self._opened, unit))
+            if unit.alarm:
+                break  # the servers do nothing more
         wanted = unit.results_at_once or len(self._unrun) >= self._most_unrun
         unit.chosen = wanted or self._random() < self._probability
         if unit.chosen:
@@ -227,7 +231,7 @@ class Checker:
             state = self._reveal(first) if self._unrun and first is not None else None
             vouchers = [*self._unvouched, *self._vouchers(unit)]
             self._unrun, self._unvouched, self._unit = [], [], None
-            self._put(_Run([unit], state, vouchers))
+            self._put(_Look([unit], state, vouchers))
         else:
             self._unrun.append(unit)
             self._unvouched += self._vouchers(unit)
@@ -246,69 +250,11 @@ class Checker:
         return unit.opened_by_both
 
     def _listen(self, unit: Unit) -> None:
-        """Take what servers have said of a unit's tasks; the first word counts.
-
-        Raises:
-            Deviation: it is not signed, or not what was said to the other server.
-        """
-        for place, server in enumerate(SERVERS):
-            progress = self._lines.progress.get(server)
-            if progress is None or progress.attempt != self._attempt:
-                continue
-            for said in progress.commitments:
-                if said.serial in unit.tasks:
-                    both = unit.said.setdefault(said.serial, [None, None])
-                    if both[place] is None:
-                        self._require_trusted(unit, server, said)
-                        both[place] = said
-            for opened in progress.opened:
-                if opened.own.serial in unit.tasks:
-                    alarms = unit.opened.setdefault(opened.own.serial, [None, None])
-                    if alarms[place] is None:
-                        self._require_heard(unit, place, opened)
-                        alarms[place] = opened
-
-    def _require_trusted(self, unit: Unit, server: str, said: Commitment) -> None:
-        """What a server says is signed by whom it should be, and is no contradiction.
-
-        An honest server does not say anything else: it has looked at what the other one signed.
-        """
-        other = SERVERS[1 - SERVERS.index(server)]
-        what = None
         try:
-            self._verifier.require(said, server, said.certificate)
-            self._verifier.require(said.own, server, said.certificate)
-            self._verifier.require(said.other, other, said.other_certificate)
-        except Forged as error:
-            what = f"what it says is not signed: {error}"
-        about = self._attempt, said.serial
-        if {(x.attempt, x.serial) for x in (said, said.own, said.other)} != {about}:
-            what = "it says what was signed for another task"
-        elif digest(said.own.digests) != said.other.received:
-            what = f"it says that it sent something else than what {other} says has come"
-        elif digest(said.other.digests) != said.own.received:
-            what = f"it says that something else came than what {other} says it sent"
-        if what is not None:
-            raise self._catch(unit, said.serial, server, what, said=[said])
-
-    def _require_heard(self, unit: Unit, place: int, opened: Opened) -> None:
-        serial, what = opened.own.serial, None
-        said = unit.said.get(serial, [None, None])[place]
-        if said is None or {(a.attempt, a.serial) for a in (opened.own, opened.other)} != {
-            (self._attempt, serial)
-        }:
-            what = "how an alarm was opened was said of another task"
-        else:
-            shown = said.certificate, said.other_certificate
-            for alarm, of, certificate in zip(
-                (opened.own, opened.other), (place, 1 - place), shown, strict=True
-            ):
-                try:
-                    self._verifier.require(alarm, SERVERS[of], certificate)
-                except Forged as error:
-                    what = f"how an alarm was opened is not signed: {error}"
-        if what is not None:
-            raise self._catch(unit, serial, SERVERS[place], what, said=[opened])
+            self._hearing.listen(unit)
+        except Contradiction as error:
+            at = unit, error.serial, error.server
+            raise self._catch(*at, str(error), said=[error.said]) from None
 
     def _state_after(self, unit: Unit) -> list[bytes] | None:
         for serial in sorted(unit.said, reverse=True):
@@ -415,9 +361,9 @@ class Checker:
     def _pass(self, unit: Unit, vouchers: Sequence[_Pair]) -> None:
         """All went as it should: checkpoints may be kept, and results go to SP."""
         after = self._state_after(unit)
-        for save in unit.saves:
+        if unit.save is not None and not unit.alarm:
             assert after is not None
-            self._record.add(save, after)
+            self._record.add(unit.save, after)
         sign = self._signer.sign
         try:
             self._release(unit.last, [(sign(first), sign(second)) for first, second in vouchers])
@@ -459,7 +405,7 @@ _Pair = tuple[Voucher, Voucher]
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Look:
     """What is to be run, and what then goes to SP.
 
     Attributes:
@@ -473,53 +419,7 @@ class _Run:
     vouchers: list[_Pair] | None
 
 
-def difference(
-    replay: Replay,
-    done: Done,
-    said: Sequence[Commitment | None] | None,
-    opened: Sequence[Opened | None] | None,
-) -> tuple[str, str] | None:
-    """What servers said that they did, against what they should have: (server, what) or None.
-
-    Args:
-        replay: that did it.
-        done: what they should have.
-        said: by S1 and S2; nothing of one that had gone.
-        opened: likewise of an alarm.
-    """
-    said, opened = said or [None, None], opened or [None, None]
-    sent = [_sent(said, place) for place in range(len(SERVERS))]
-    places = [
-        None if own is None else first_difference(own.digests, right)
-        for own, right in zip(sent, done.sent, strict=True)
-    ]
-    if found := [place for place in places if place is not None]:
-        first = min(found)
-        return SERVERS[places.index(first)], replay.message(done.which, first)
-    if done.alarm is not None:
-        for place, server in enumerate(SERVERS):
-            signed = [
-                *(o.own.share for o in [opened[place]] if o is not None),
-                *(o.other.share for o in [opened[1 - place]] if o is not None),
-            ]
-            if any(share != done.alarm[place] for share in signed):
-                return server, "its share of the alarm"
-    for name in ("state", "result"):
-        for place, (server, own) in enumerate(zip(SERVERS, said, strict=True)):
-            if own is not None and getattr(own, name) != getattr(done, name)[place]:
-                return server, f"its share of the {name}"
-    return None
-
-
-def _sent(said: Sequence[Commitment | None], place: int) -> Sent | None:
-    """What a server said that it sent, to DS or to the other one."""
-    own, other = said[place], said[1 - place]
-    if own is not None:
-        return own.own
-    return None if other is None else other.other
-
-
-def iter_now(of: queue.Queue[Any]) -> Iterator[Any]:
+def _iter_now(of: queue.Queue[Any]) -> Iterator[Any]:
     """What is in a queue by now."""
     while not of.empty():
         yield of.get()

@@ -8,6 +8,7 @@ number, which no attempt of the session has after it. So a seed is for one sessi
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ class Order:
         answer: the name of what is asked.
         question: what DS asks, unless somebody else shared a question.
         inputs: digests of what was shared, once it was.
+        public: what both servers know in it, likewise.
     """
 
     task: Task
@@ -75,6 +77,7 @@ class Order:
     answer: str | None = None
     question: Any = None
     inputs: list[bytes] | None = None
+    public: Any = None
 
 
 class Dealer:
@@ -98,6 +101,7 @@ class Dealer:
         the attempt's master key.
         """
         self._draw, self._cluster = draw, cluster
+        self._drawing = threading.Lock()
         self._program = program = secured(training.program)
         self._keys = DealerKeys(key)
         options = options_to_run_often()
@@ -144,10 +148,11 @@ class Dealer:
             return Dealt(GUARD, None, seeds, corrections, None)
         if kind == "train":
             which, step = TRAIN, order.task.step
-            public = self._program.schedule(step)
+            order.public = public = order.public or self._program.schedule(step)
             if self._cluster.owner_of(step) == DEALER:
                 turn = self._cluster.turn_of(DEALER, step)
-                inputs = share_batch(self._program, order.keys[0], self._draw, turn)
+                with self._drawing:  # a `feed` is not asked by two threads at a time
+                    inputs = share_batch(self._program, order.keys[0], self._draw, turn)
         elif kind == "answer":
             which = str(order.answer)
             if (question := order.question) is not None:

@@ -239,7 +239,6 @@ class Line:
 
     Attributes:
         other: the other server.
-        certificate: that it showed, DER.
         sent: bytes so far, with heads, without what TLS adds.
         received: likewise.
         failure: why it is broken; None as long as it is not.
@@ -249,7 +248,6 @@ class Line:
         """`connection`: after the handshake."""
         connection.setblocking(False)
         self._socket, self.other = connection, other
-        self.certificate = connection.getpeercert(binary_form=True) or b""
         self._poll = select.poll()
         self.sent = self.received = 0
         self.failure: LineBroken | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,20 +108,31 @@ class _Lines:
         with self._changed:
             self._changed.wait_for(lambda: self.error is not None or there())
 
-    def put(self, server: str, parcel: Parcel, payload: list[np.ndarray]) -> None:
-        """Send a parcel, once there is room."""
-        while True:
-            self.check()
-            try:
-                return self._queues[server].put((parcel, payload), timeout=0.2)
-            except queue.Full:
-                continue
+    def put(
+        self, server: str, parcel: Parcel, payload: list[np.ndarray], limit_s: float | None
+    ) -> None:
+        """Send a parcel, once there is room.
 
-    def wait(self, wanted: Callable[[], bool], seconds: float | None = None) -> None:
-        """Wait until something is so, or for so long, or until an error ends the attempt."""
+        Raises:
+            Lost: there is none for so long.
+        """
+        end = math.inf if limit_s is None else time.monotonic() + limit_s
+        while time.monotonic() < end:
+            self.check()
+            with suppress(queue.Full):
+                return self._queues[server].put((parcel, payload), timeout=0.2)
+        raise Lost(server, f"it took nothing for {limit_s:g} s")
+
+    def wait(self, wanted: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait until something is so, or for so long, or until an error ends the attempt.
+
+        Returns:
+            Whether it is so.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self.error is not None or wanted(), seconds)
+            found = self._changed.wait_for(lambda: self.error is not None or wanted(), seconds)
         self.check()
+        return found
 
     def fail(self, error: Exception) -> None:
         """End the attempt."""
@@ -369,19 +382,26 @@ class _Run:
         limits = self.cluster.timeouts
         return limits.wait_s if self.checker is None else limits.start_s + limits.wait_s
 
-    def _expect(self, tasks: Sequence[Task]) -> Unit | None:
-        return None if self.checker is None else self.checker.expect(self.serial, tasks)
+    @property
+    def _beyond(self) -> float:
+        """After this, this process is stuck itself, and looks at nothing any more."""
+        return self._limit + self.cluster.timeouts.silence_s
+
+    def _expect(self, tasks: Sequence[Task], save: str | None = None) -> Unit | None:
+        return None if self.checker is None else self.checker.expect(self.serial, tasks, save)
 
     def run(self) -> None:
         """Deal for training, then for whoever asks."""
         started, first, sample = time.monotonic(), self.opening.start, self.training.sample
         sampled = sample is not None and sample.opened
         for group in units(tasks(self.training, self.opening.start, sampled)):
-            unit = self._expect(group)
+            saved = any(task.kind == "checkpoint" for task in group)
+            save = share_file.new_name() if saved else None
+            unit = self._expect(group, save)
             for task in group:
                 answer = sample.answer if sample is not None and task.kind == "answer" else None
                 question = None if answer is None else self.question
-                self._deal(unit, self.dealer.order(task, answer, question), None)
+                self._deal(unit, self.dealer.order(task, answer, question), None, save)
                 step = task.step + (task.kind == "train")
                 if step > first:
                     seconds = (time.monotonic() - started) / (step - first)
@@ -389,8 +409,10 @@ class _Run:
                 self.reporter.set(step=step)
         for server in SERVERS:
             while (done := self.lines.progress[server].done) < self.serial:
-                with self.reporter.phase("finishing with", on=server, limit_s=self._limit):
-                    self.lines.wait(partial(self.lines.advanced, server, done))
+                with self.reporter.phase("finishing with", on=server, limit_s=self._beyond):
+                    advanced = partial(self.lines.advanced, server, done)
+                    if not self.lines.wait(advanced, self._limit):
+                        raise Lost(server, f"it did nothing for {self._limit:g} s")
         looked = {} if self.checker is None else {"checked": self.checker.checked}
         self.reporter.event("trained", step=self.training.steps, **looked)
         self._serve()
@@ -440,20 +462,19 @@ class _Run:
             own = sample.question(rng)
         task = Task("answer", self.training.steps)
         unit = None if own is None else self._expect([task])
-        self._deal(unit, self.dealer.order(task, asked.answer, own), asked.name)
+        self._deal(unit, self.dealer.order(task, asked.answer, own), asked.name, None)
         return True
 
-    def _deal(self, unit: Unit | None, order: Order, request: str | None) -> None:
-        task, save = order.task, None
-        if task.kind == "checkpoint":
-            save = share_file.new_name()
+    def _deal(self, unit: Unit | None, order: Order, request: str | None, save: str | None) -> None:
+        task = order.task
         if unit is not None:
             unit.orders[self.serial] = order
-            unit.saves += [] if save is None else [save]
         limit = self.cluster.timeouts.wait_s
         with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
             payloads = self.dealer.payloads(order)
-        self._send(task.kind, task.step, payloads, answer=order.answer, request=request, save=save)
+        fields = {"answer": order.answer, "request": request}
+        fields |= {"save": save} if task.kind == "checkpoint" else {}
+        self._send(task.kind, task.step, payloads, **fields)
 
     def _send(self, kind: ParcelKind, step: int, payloads: Payloads, **fields: Any) -> None:
         for server, payload in zip(SERVERS, payloads, strict=True):
@@ -467,8 +488,8 @@ class _Run:
                 size=nbytes(payload),
                 **fields,
             )
-            with self.reporter.phase("sending to", on=server, limit_s=self._limit):
-                self.lines.put(server, parcel, payload)
+            with self.reporter.phase("sending to", on=server, limit_s=self._beyond):
+                self.lines.put(server, parcel, payload, self._limit)
         self.serial += 1
         self.reporter.set(ahead=self.serial - self.lines.done())
 
@@ -517,7 +538,7 @@ def feed(cluster: ClusterConfig, settings: Settings, owner: str, reporter: Repor
             )
             # Between an owner's turns there may be many of others: the servers' lives are enough.
             with reporter.phase("feeding", on=server, limit_s=None):
-                lines.put(server, parcel, payload)
+                lines.put(server, parcel, payload, None)
         reporter.set(step=step + 1)
     with reporter.phase("idle, feeds no more of", on=DEALER, limit_s=None):
         lines.wait(lambda: False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 
 from lpgan_jax.cluster.dealer import Dealer, Dealt, Order
 from lpgan_jax.cluster.parcels import server_programs
+from lpgan_jax.cluster.reporting import BadInput
 from lpgan_jax.cluster.session import GUARD
-from lpgan_jax.cluster.transcript import Between, arrays, digests_of
+from lpgan_jax.cluster.settings import DEALER, SERVERS
+from lpgan_jax.cluster.transcript import Between, arrays, digests_of, first_difference
+from lpgan_jax.cluster.wire import Commitment, Opened, Sent
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import carrying
 from lpgan_jax.mpc.server import ServerProgram
@@ -112,3 +116,70 @@ class Replay:
             return number
         names = dict.fromkeys(message.name for message in rounds[place].messages)
         return f"{number} ({', '.join([*names][:3])})"
+
+
+def difference(
+    replay: Replay,
+    done: Done,
+    said: Sequence[Commitment | None] | None,
+    opened: Sequence[Opened | None] | None,
+) -> tuple[str, str] | None:
+    """What servers said that they did, against what they should have: (server, what) or None.
+
+    Before the first difference all was right, and so it cannot be at both servers: what one does
+    there does not depend on the other's doing otherwise.
+
+    Args:
+        replay: that did it.
+        done: what they should have.
+        said: by S1 and S2; nothing of one that had gone.
+        opened: likewise of an alarm.
+
+    Raises:
+        BadInput: both differ: it is DS's own run that is another.
+    """
+    said, opened = said or [None, None], opened or [None, None]
+    sent = [_sent(said, place) for place in range(len(SERVERS))]
+    places = [
+        None if own is None else first_difference(own.digests, right)
+        for own, right in zip(sent, done.sent, strict=True)
+    ]
+    if found := [place for place in places if place is not None]:
+        first = min(found)
+        where = replay.message(done.which, first)
+        return _one([place == first for place in places], where), where
+    if done.alarm is not None:
+        heard = [
+            [
+                *(o.own.share for o in [opened[place]] if o is not None),
+                *(o.other.share for o in [opened[1 - place]] if o is not None),
+            ]
+            for place in range(len(SERVERS))
+        ]
+        wrong = [any(s != own for s in both) for both, own in zip(heard, done.alarm, strict=True)]
+        if any(wrong):
+            return _one(wrong, "the alarm"), "its share of the alarm"
+    for name in ("state", "result"):
+        right = getattr(done, name)
+        wrong = [o is not None and getattr(o, name) != right[k] for k, o in enumerate(said)]
+        if any(wrong):
+            return _one(wrong, name), f"its share of the {name}"
+    return None
+
+
+def _one(wrong: Sequence[bool], what: str) -> str:
+    """The server that differs."""
+    if all(wrong):
+        raise BadInput(
+            f"{what}: both servers have another than {DEALER}, which cannot be by what one of them "
+            "did: expected the same versions at all roles"
+        )
+    return SERVERS[wrong.index(True)]
+
+
+def _sent(said: Sequence[Commitment | None], place: int) -> Sent | None:
+    """What a server said that it sent, to DS or to the other one."""
+    own, other = said[place], said[1 - place]
+    if own is not None:
+        return own.own
+    return None if other is None else other.other

@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
 from lpgan_jax.cluster.accounts import Held
-from lpgan_jax.cluster.certificates import Identity, line_context, load_identity
+from lpgan_jax.cluster.certificates import line_context, load_identity
+from lpgan_jax.cluster.conduct import Conduct
 from lpgan_jax.cluster.journal import Journal
 from lpgan_jax.cluster.line import Line, Listener, dial
 from lpgan_jax.cluster.parcels import Parcels, server_programs
@@ -29,18 +30,13 @@ from lpgan_jax.cluster.reporting import FAILED, REFUSED, BadInput, Lost, Reporte
 from lpgan_jax.cluster.service import Service
 from lpgan_jax.cluster.session import GUARD, TRAIN, Session, Task
 from lpgan_jax.cluster.settings import DEALER, PROVIDER, SERVERS, ClusterConfig, ServerName
-from lpgan_jax.cluster.signatures import Forged, Signer, key_in, require_signed
-from lpgan_jax.cluster.transcript import Witness, arrays, digest, digest_of
+from lpgan_jax.cluster.signatures import Signer, Verifier
+from lpgan_jax.cluster.transcript import MOST_MESSAGES, arrays
 from lpgan_jax.cluster.wire import (
     Alarm,
-    Commitment,
     Layout,
-    Opened,
     Opening,
     Result,
-    Sent,
-    Shown,
-    Signed,
     buffers,
 )
 from lpgan_jax.mpc.compiling import options_to_run_often
@@ -71,6 +67,11 @@ class Programs:
         self._corrected = server == "s2"
         options = options_to_run_often()
         programs = server_programs(program)
+        count = max(of.plan.count for of in programs.values())
+        if keeps and count > MOST_MESSAGES:
+            raise BadInput(
+                f"integrity: a program of {count} messages, expected at most {MOST_MESSAGES}"
+            )
         self._parcels = Parcels(program, server, programs)
         self.sizes = self._parcels.sizes
         # S1 has no use for corrections, but its program has a place for them.
@@ -191,11 +192,18 @@ def serve(
             line = dial(config, context, opening.attempt, wait_s)
     reporter.gauge(lambda: reporter.measured(other, sent=line.sent, received=line.received))
     sys.setswitchinterval(_SWITCH_S)
-    checked = None
+    conduct = None
     if opening.checked:
         with reporter.phase("joining", on=other, limit_s=wait_s + _BEYOND_S):
-            checked = _Checked(config, identity, server, line)
-    with closing(line), carrying(checked.witness if checked else line) as number:
+            conduct = Conduct(
+                Signer(config, identity, server),
+                Verifier(config, identity),
+                line,
+                session.accounts,
+                opening.attempt,
+                wait_s,
+            )
+    with closing(line), carrying(conduct.witness if conduct else line) as number:
         with reporter.phase("compiling", limit_s=config.timeouts.start_s):
             training = training_of(settings)
             program = secured(training.program)
@@ -205,7 +213,8 @@ def serve(
             if opening.save is not None:
                 _, tree = checkpoint.load_share(config.state, server, opening.start)
                 state = programs.state_of(program, tree)
-                session.accounts.begin(state)
+                if opening.checked:
+                    session.accounts.begin(state)
         start_s = config.timeouts.start_s
         with reporter.phase("comparing with", on=other, limit_s=start_s + _BEYOND_S):
             line.agree(agreement.short(opening.functions) | programs.rounds, start_s)
@@ -222,7 +231,7 @@ def serve(
             session=session,
             journal=journal,
             reporter=reporter,
-            checked=checked,
+            conduct=conduct,
         )
         work.run(state)
 
@@ -266,7 +275,10 @@ class _Outbox:
 
     def add(self, result: Held) -> None:
         """A result for SP."""
-        self._journal.append(result.head, result.payload)
+        try:
+            self._journal.append(result.head, result.payload)
+        except OSError as error:  # in a thread of gRPC's, too
+            self._reporter.fail(f"results: {error}")
         if (waiting := self._journal.waiting) > self._many:
             self._many = 2 * waiting
             self._reporter.event(
@@ -274,45 +286,6 @@ class _Outbox:
                 reason=f"{waiting / 1e6:.0f} MB of results wait for {PROVIDER}, and stay on this "
                 "disk until it has come for them",
             )
-
-
-class _Checked:
-    """What it takes to say what this server did.
-
-    Attributes:
-        witness: of the line.
-        signer: for this server.
-        other_certificate: as the other server says, for DS.
-    """
-
-    def __init__(
-        self, config: ClusterConfig, identity: Identity, server: ServerName, line: Line
-    ) -> None:
-        self.witness = Witness(line)
-        self.signer = Signer(config, identity, server)
-        self._line, self._session = line, config.session
-        self._other_key = key_in(line.certificate)
-        shown = Shown(certificate=self.signer.certificate)
-        self.other_certificate = line.swap_notes(shown, config.timeouts.wait_s).certificate
-
-    def swap(self, own: _S, limit_s: float) -> tuple[_S, _S]:
-        """Say something signed to the other server: (as it was said, what the other says).
-
-        Raises:
-            LineBroken: the other does not, or signs something else.
-        """
-        own = self.signer.sign(own)
-        other = self._line.swap_notes(own, limit_s)
-        try:
-            require_signed(other, self._session, self._line.other, self._other_key)
-        except Forged as error:
-            raise self._line.broken(str(error)) from None
-        if (other.attempt, other.serial) != (own.attempt, own.serial):
-            raise self._line.broken(f"{self._line.other} signs what it said earlier")
-        return own, other
-
-
-_S = TypeVar("_S", bound=Signed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -329,7 +302,7 @@ class _Work:
     session: Session
     journal: Journal
     reporter: Reporter
-    checked: _Checked | None
+    conduct: Conduct | None
 
     def run(self, state: Any) -> None:
         """Do what DS says, until this process ends."""
@@ -340,7 +313,7 @@ class _Work:
             self.reporter.set(ahead=self.session.ahead)
             with self.reporter.phase("waiting for", on=DEALER, limit_s=limit):
                 task = self.session.next_task()
-            if self.checked is not None:
+            if self.conduct is not None:
                 self._wait_for_checks(self.session.accounts.wait_for_room)
             limit = None if finished else limits.wait_s  # None: for whoever asks
             kind, step = task.parcel.kind, task.parcel.step
@@ -393,23 +366,23 @@ class _Work:
         with self._talking("looking at ranges with", GUARD, f"guard at step {step}"):
             outside, share = self.programs.guard(memoryview(task.payload))
         payload = _bytes(outside)
-        # Before the alarm is known: nobody is to see it, and leave before DS has heard.
         self._commit(task, state, state, payload)
-        if self.checked is not None:
-            accounts = self.session.accounts
-            self._wait_for_checks(lambda: accounts.wait_until_heard(task.parcel.serial))
-        beyond = limit + _BEYOND_S
+        serial, beyond = task.parcel.serial, limit + _BEYOND_S
+        if self.conduct is not None:
+            self._wait_for_checks(lambda: self.session.accounts.wait_until_heard(serial))
+        opened = None
         with self.reporter.phase("looking at ranges with", on=self.other, limit_s=beyond):
-            own = Alarm(attempt=self.attempt, serial=task.parcel.serial, share=share)
-            if self.checked is None:
+            if self.conduct is None:
+                own = Alarm(attempt=self.attempt, serial=serial, share=share)
                 other = self.line.swap_notes(own, limit)
             else:
-                own, other = self.checked.swap(own, limit)
+                opened = self.conduct.open_alarm(serial, share)
+                other = opened.other
         alarm = (share + other.share) % 2**64
         if alarm:
             self._hand_over(task, "alarm", payload)
-        if self.checked is not None:
-            self.session.accounts.open(Opened(own=own, other=other))
+        if opened is not None:
+            self.session.accounts.open(opened)
         if alarm:
             self._end_by_alarm(task)
 
@@ -442,8 +415,8 @@ class _Work:
             self._commit(task, state, state, payload)
 
     def _finish(self, state: Any, task: Task) -> None:
-        if self.checked is not None:
-            self.checked.witness.begin()
+        if self.conduct is not None:
+            self.conduct.witness.begin()
         payload = _bytes(arrays(secured(self.training.program).learnt(state)))
         self._hand_over(task, "learnt", payload)
         self._commit(task, state, state, payload)
@@ -453,29 +426,14 @@ class _Work:
 
     def _commit(self, task: Task, before: Any, after: Any, payload: bytes) -> None:
         """Say to the other server and to DS what was done, if DS checks it."""
-        if self.checked is None:
+        if self.conduct is None:
             return
-        about: dict[str, Any] = {"attempt": self.attempt, "serial": task.parcel.serial}
-        witness, limit = self.checked.witness, self.config.timeouts.wait_s
-        with self.reporter.phase("comparing with", on=self.other, limit_s=limit + _BEYOND_S):
-            sent, received = witness.sent.bytes(), witness.received.bytes()
-            said = Sent(**about, digests=sent, received=digest(received))
-            own, other = self.checked.swap(said, limit)
-            if other.digests != received or other.received != digest(sent):
-                raise self.line.broken(f"{self.other} says that something else was sent")
-        commitment = Commitment(
-            **about,
-            own=own,
-            other=other,
-            state=digest_of(after),
-            result=digest(payload),
-            certificate=self.checked.signer.certificate,
-            other_certificate=self.checked.other_certificate,
-        )
-        self.session.accounts.commit(self.checked.signer.sign(commitment), before)
+        beyond = self.config.timeouts.wait_s + _BEYOND_S
+        with self.reporter.phase("comparing with", on=self.other, limit_s=beyond):
+            self.conduct.commit(task.parcel.serial, before, after, payload)
 
     def _wait_for_vouchers(self) -> None:
-        if self.checked is not None:
+        if self.conduct is not None:
             self._wait_for_checks(self.session.accounts.wait_for_all)
 
     def _wait_for_checks(self, wait: Callable[[], None]) -> None:
@@ -490,8 +448,8 @@ class _Work:
         with self.reporter.phase(phase, on=self.other, limit_s=limit + _BEYOND_S):
             rounds = self.programs.rounds_of(which)
             self.line.begin(name, rounds, limit)
-            if self.checked is not None:
-                self.checked.witness.begin()
+            if self.conduct is not None:
+                self.conduct.witness.begin()
             try:
                 yield
             except jax.errors.JaxRuntimeError as error:
@@ -512,7 +470,7 @@ class _Work:
             size=len(payload),
         )
         held = Held(head, payload, parcel.request)
-        if self.checked is not None and vouched:
+        if self.conduct is not None and vouched:
             self.session.accounts.hold(parcel.serial, held)
         else:
             self.session.hand_over(held)

@@ -250,7 +250,9 @@ class Service:
         self._session.check_question(sender, question)
         shares = wire.receive(frames, question.size) if question.size else None
         answer = self._session.ask(sender, question, shares)
-        limit = self._config.timeouts.wait_s
+        timeouts = self._config.timeouts
+        # The first that DS looks at has it compile what it looks with.
+        limit = timeouts.wait_s if self._config.integrity is None else timeouts.start_s
         try:
             held = answer.result(limit)
         except TimeoutError:

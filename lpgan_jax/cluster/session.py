@@ -347,13 +347,15 @@ class Session:
         )
 
     def of_attempt(self, message: Reveal | Release) -> None:
-        """Check that DS means the attempt that goes on.
+        """Check that DS means the attempt that goes on, and that it checks what servers do.
 
         Raises:
-            Unexpected: it is another.
+            Unexpected: it is another, or DS does not.
         """
         if self._opening is None or message.attempt != self._attempt:
             raise Unexpected(f"attempt: {message.attempt}, which is not going on")
+        if not self._opening.checked:
+            raise Unexpected(f"{DEALER} does not check servers in this session")
 
     def accept(self, sender: str, frames: Iterator[bytes]) -> None:
         """Take the parcels of a stream, until it ends; returns when it does.

@@ -32,11 +32,15 @@ class Signer:
     """
 
     def __init__(self, config: ClusterConfig, identity: Identity, role: str) -> None:
-        """ValueError: the key is of a kind that TLS takes and this does not."""
+        """ValueError: TLS may take this certificate, or its key, and others will not here."""
         self._session, self._role = config.session, role
         self.certificate = identity.certificate.decode()
         self._key: Any = serialization.load_pem_private_key(identity.key, None)
-        self.sign(Signed(attempt=0, serial=0))
+        trial = self.sign(Signed(attempt=0, serial=0))
+        try:
+            Verifier(config, identity).require(trial, role, self.certificate)
+        except Forged as error:
+            raise ValueError(f"certificate of {role}: {error}") from None
 
     def sign(self, message: _M) -> _M:
         """The same message, signed."""
@@ -71,32 +75,18 @@ class Verifier:
             Forged: it is not the role's, or did not sign this.
         """
         key = _key_of(certificate, self._authority, self._config.certificate_name(role))
-        require_signed(message, self._config.session, role, key)
-
-
-def require_signed(message: Signed, session: str, role: str, key: Any) -> None:
-    """Check that a role signed a message with the key that is known to be its own.
-
-    Raises:
-        Forged: it did not.
-    """
-    statement = _statement(session, role, message)
-    try:
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(message.signature, statement, ec.ECDSA(_HASH))
-        elif isinstance(key, rsa.RSAPublicKey):
-            key.verify(message.signature, statement, _PSS, _HASH)
-        elif isinstance(key, ed25519.Ed25519PublicKey):
-            key.verify(message.signature, statement)
-        else:
-            raise Forged(f"certificate of {role}: expected a key of EC, RSA or Ed25519")
-    except (InvalidSignature, ValueError):
-        raise Forged(f"{role} did not sign this {type(message).__name__}") from None
-
-
-def key_in(certificate: bytes) -> Any:
-    """The public key in a certificate (DER) that was verified elsewhere."""
-    return x509.load_der_x509_certificate(certificate).public_key()
+        statement = _statement(self._config.session, role, message)
+        try:
+            if isinstance(key, ec.EllipticCurvePublicKey):
+                key.verify(message.signature, statement, ec.ECDSA(_HASH))
+            elif isinstance(key, rsa.RSAPublicKey):
+                key.verify(message.signature, statement, _PSS, _HASH)
+            elif isinstance(key, ed25519.Ed25519PublicKey):
+                key.verify(message.signature, statement)
+            else:
+                raise Forged(f"certificate of {role}: expected a key of EC, RSA or Ed25519")
+        except (InvalidSignature, ValueError):
+            raise Forged(f"{role} did not sign this {type(message).__name__}") from None
 
 
 def _statement(session: str, role: str, message: Signed) -> bytes:

@@ -16,8 +16,8 @@ class Unit:
 
     Attributes:
         tasks: with their serials.
+        save: the name of a checkpoint, if one is among them.
         orders: as they were dealt, by their serials.
-        saves: names of checkpoints.
         said: what servers said of each task, by serial: S1, S2, or None where one did not.
         opened: likewise of alarms.
         confirmed: whether the servers were told to open an alarm.
@@ -25,8 +25,8 @@ class Unit:
     """
 
     tasks: dict[int, Task]
+    save: str | None = None
     orders: dict[int, Order] = field(default_factory=dict)
-    saves: list[str] = field(default_factory=list)
     said: dict[int, list[Commitment | None]] = field(default_factory=dict)
     opened: dict[int, list[Opened | None]] = field(default_factory=dict)
     confirmed: bool = False

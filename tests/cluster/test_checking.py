@@ -8,14 +8,17 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from checked import S2, Cluster, Deviation, Honest, tiny
+import tiny_program
+from checked import S1, S2, Broken, Cluster, Deviation, Honest, tiny
 
+from lpgan_jax.cluster.replay import Done, Replay, difference
 from lpgan_jax.cluster.reporting import BadInput, Lost
 from lpgan_jax.cluster.settings import SERVERS
 from lpgan_jax.cluster.signatures import Verifier
 from lpgan_jax.cluster.transcript import DIGEST, digest
 from lpgan_jax.cluster.vouchers import require_vouched
 from lpgan_jax.cluster.wire import Commitment, Sent
+from lpgan_jax.training.tasks import OutOfRange
 
 
 def _with_an_extension_twice():
@@ -150,8 +153,10 @@ class OtherSaid(Honest):
 
 
 class Unsigned(Honest):
-    def signed(self, message, signer):
-        return message.model_copy(update={"signature": b"\x30\x00"})
+    def signed(self, message, to, conduct):
+        signed = super().signed(message, to, conduct)
+        made_up = isinstance(message, Commitment)
+        return signed.model_copy(update={"signature": b"\x30\x00"}) if made_up else signed
 
 
 class Earlier(Honest):
@@ -206,7 +211,7 @@ def test_a_deviation_is_caught_and_named(cluster, cheat):
     (evidence,) = session.state.glob("evidence-*.json")
     kept = json.loads(evidence.read_text())
     assert kept["reason"] == str(session.error)
-    assert kept["said"][cheat.place] is not None
+    assert kept["said"]
     assert {client.caught for client in session.clients} == {str(session.error)}
     for published in session.servers.published:
         steps = [held.head.step for held in published if held.head.kind == "told"]
@@ -359,6 +364,74 @@ def test_a_certificate_that_nobody_can_read_is_no_word_of_anybody(cluster):
 
     session = cluster.session(Shown())
     assert "s1 deviated: what it says is not signed: no certificate of s1" in str(session.error)
+
+
+class Garbage(Honest):
+    """It shows the other server something else than its certificate."""
+
+    def certificate(self, own):
+        return _TWICE
+
+
+class Relayed(Honest):
+    """It says that the other server showed that."""
+
+    kind, step = "train", 1
+
+    def relays(self, certificate):
+        return _TWICE
+
+
+def test_nobody_is_blamed_for_the_other_servers_certificate(cluster):
+    """An honest server verifies what DS will verify, before it says it."""
+    session = cluster.session(Garbage())
+    assert isinstance(session.error, Broken)
+    assert "no certificate of s1 by this session's authority" in str(session.error)
+    assert session.checker._record.caught is None
+    session = cluster.session(Relayed())
+    assert isinstance(session.error, Deviation)
+    assert session.error.server == "s1"
+
+
+def test_an_alarm_is_the_last_of_its_unit(tmp_path):
+    """Before a sample, a checkpoint and the end: none of them takes place, and SP hears of it."""
+    training = dataclasses.replace(
+        tiny_program.training(rate=1e8, every=1), steps=3, guard_every=1, checkpoint_every=1
+    )
+    session = Cluster(tmp_path, training).session(check=0.1)
+    assert isinstance(session.error, OutOfRange)
+    for published in session.servers.published:
+        last = published[-1].head
+        assert last.kind == "alarm"
+        assert last.voucher.kind == "alarm"
+    saved = {f"save{step}" for step in range(1, last.step)}
+    assert set(session.checker._record._saves) == saved
+
+
+def test_what_both_servers_have_otherwise_is_dss_own(cluster):
+    """One that deviates cannot change the other's message of the same round."""
+    replay = Replay(cluster.program, cluster.dealer)
+    done = Done("", [b"a" * DIGEST, b"b" * DIGEST], [b"r", b"r"], [b"s", b"s"])
+    for changed in ({"sent": [b"x" * DIGEST] * 2}, {"state": [b"x"] * 2}, {"result": [b"x"] * 2}):
+        other = dataclasses.replace(done, **changed)
+        sent = [Sent(attempt=1, serial=0, digests=d, received=b"") for d in other.sent]
+        said = [
+            Commitment(
+                attempt=1,
+                serial=0,
+                own=sent[place],
+                other=sent[1 - place],
+                state=other.state[place],
+                result=other.result[place],
+                certificate="",
+                other_certificate="",
+            )
+            for place in (S1, S2)
+        ]
+        with pytest.raises(BadInput, match="both servers have another than ds"):
+            difference(replay, done, said, None)
+        if "sent" not in changed:
+            assert difference(replay, done, [said[S1], None], None)[0] == "s1"
 
 
 def test_a_batch_that_is_another_when_asked_again_is_nobodys_deviation(cluster, monkeypatch):

@@ -147,7 +147,7 @@ def test_values_out_of_range_end_a_session(tmp_path):
     """At all roles, once, and SP names the tensor; what was saved before stays."""
     state, out = tmp_path / "state", tmp_path / "run"
     file, cluster = local(tmp_path, integrity={"check": 0.1})
-    options = ["rate=1.0e+8", "checkpoint_every=1"]
+    options = ["rate=1.0e+8", "checkpoint_every=1", "every=1"]
     settings = config.program_config(FILE, options, seed=SEED, guard_every=2)
     running = Running(jobs(file, out, settings), cluster)
     try:

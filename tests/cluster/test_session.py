@@ -640,6 +640,35 @@ def test_sp_begins_again_when_results_are_dropped(server):
         assert [next(results)[0] for _ in wanted] == wanted
 
 
+@pytest.mark.parametrize("checked", [False, True])
+def test_only_a_dealer_that_checks_may_look(start, checked):
+    """Several owners' sessions are never checked: DS must not see what others' images made."""
+    server = start(integrity={"check": 0.5} if checked else None)
+    server.client("ds").open(server.opening(checked=checked))
+    server.session.prepare(SIZES)
+    server.session.accounts.begin({"w": np.arange(3, dtype=np.uint64)})
+    ds = server.client("ds")
+    release = Release(session=server.config.session, role="ds", attempt=1, upto=-2)
+    if checked:
+        assert bytes(ds.reveal(1, -1, 24)) == np.arange(3, dtype="<u8").tobytes()
+        ds.release(release.model_copy(update={"upto": -1}))
+        with pytest.raises(RefusedBy, match="whose state is not here"):
+            ds.reveal(1, -1, 24)
+        with pytest.raises(RefusedBy, match="attempt: 2, which is not going on"):
+            ds.reveal(2, -1, 24)
+        ds.release(release.model_copy(update={"caught": "s2 deviated"}))
+        assert server.lost == [("ds", "it ended this session: s2 deviated", True)]
+    else:
+        with pytest.raises(RefusedBy, match="does not check servers in this session"):
+            ds.reveal(1, -1, 24)
+        with pytest.raises(RefusedBy, match="does not check servers in this session"):
+            ds.release(release)
+    other = server.opening(attempt=2, checked=not checked)
+    server.session._opening = None
+    with pytest.raises(RefusedBy, match=r"integrity: ds .* expected as this server's"):
+        server.client("ds").open(other)
+
+
 def test_answers_are_for_who_asked(start):
     server = start(clients=["alice", "bob"], most_questions=1)
     server.begin()
@@ -907,8 +936,7 @@ def _attacked(server, count):
     _until(lambda: len(server.taken) == 3)
     before = server.session.describe()
     answers = attack(server, count, seed=1)
-    # DS's own word that it has caught a server is the one thing that ends a session.
-    assert {of[2:] for of in server.lost} <= {(True,)}
+    assert server.lost == []
     assert server.session.describe() == before
     gate.set()
     stream.join()

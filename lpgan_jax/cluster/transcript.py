@@ -89,7 +89,7 @@ class Between:
 
 
 def digest(payload: bytes | bytearray) -> bytes:
-    """Of a result's share."""
+    """Of a share of a result or a state, or of digests."""
     return hashlib.sha256(payload).digest()
 
 

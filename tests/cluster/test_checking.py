@@ -11,6 +11,7 @@ import pytest
 import tiny_program
 from checked import S1, S2, Broken, Cluster, Deviation, Honest, tiny
 
+from lpgan_jax.cluster import servers
 from lpgan_jax.cluster.replay import Done, Replay, difference
 from lpgan_jax.cluster.reporting import BadInput, Lost
 from lpgan_jax.cluster.settings import SERVERS
@@ -432,6 +433,12 @@ def test_what_both_servers_have_otherwise_is_dss_own(cluster):
             difference(replay, done, said, None)
         if "sent" not in changed:
             assert difference(replay, done, [said[S1], None], None)[0] == "s1"
+
+
+def test_a_program_of_too_many_messages_is_refused_at_the_beginning(cluster, monkeypatch):
+    monkeypatch.setattr(servers, "MOST_MESSAGES", 6)
+    with pytest.raises(BadInput, match="integrity: a program of 7 messages, expected at most 6"):
+        servers.Programs(cluster.program, "s1", 1, keeps=True)
 
 
 def test_a_batch_that_is_another_when_asked_again_is_nobodys_deviation(cluster, monkeypatch):

@@ -20,7 +20,7 @@ from lpgan_jax.cluster.accounts import Held
 from lpgan_jax.cluster.certificates import Identity, load_identity, make_certificates
 from lpgan_jax.cluster.client import Client, RefusedBy
 from lpgan_jax.cluster.journal import Journal
-from lpgan_jax.cluster.owners import new_attempt, newest_common
+from lpgan_jax.cluster.owners import _Lines, new_attempt, newest_common
 from lpgan_jax.cluster.reporting import BadInput, Lost
 from lpgan_jax.cluster.roles import local_cluster
 from lpgan_jax.cluster.service import SERVICE, Service, link_options
@@ -973,3 +973,36 @@ def test_networks_are_imported_only_if_the_server_itself_names_them(start):
         server.client("ds").open(server.opening(**asked))
     fields["model"]["module"] = "my_nets:Networks"  # which is not there, nor looked for yet
     server.client("ds").open(server.opening(config=json.dumps(fields)))
+
+
+def test_a_client_reads_no_more_than_it_asked_for(server, monkeypatch):
+    """A server could answer without an end, until memory is full."""
+    client, read, closed = server.client("ds"), [], []
+
+    def flood(method, frames, limit_s=None):
+        try:
+            for number in range(10**6):
+                read.append(number)
+                yield b"x"
+        finally:
+            closed.append(method)
+
+    monkeypatch.setattr(client, "_call", flood)
+    client.release(Release(session="s", role="ds", attempt=1, upto=0))
+    assert (read, closed) == ([0], ["Release"])
+
+
+def test_a_server_that_takes_nothing_is_lost_in_the_process(server):
+    """So DS still looks at what servers did: it is not its supervisor that ends it."""
+    server.begin()
+    lines = _Lines([server.client("ds")], 1)
+    parcel = server.parcel("state")
+    lines.put("s1", parcel, [], 1.0)  # nobody sends yet
+    started = time.monotonic()
+    with pytest.raises(Lost, match="lost s1: it took nothing for 1 s"):
+        lines.put("s1", parcel, [], 1.0)
+    assert time.monotonic() - started < 10
+    assert not lines.wait(lambda: False, 0.2)
+    lines.fail(Lost("s1", "it is gone"))
+    with pytest.raises(Lost, match="it is gone"):
+        lines.wait(lambda: True)

@@ -4,12 +4,13 @@ import dataclasses
 import datetime
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tiny_program
-from checked import S1, S2, Broken, Cluster, Deviation, Honest, tiny
+from checked import S1, S2, Broken, Cluster, Deviation, Honest, Silent, tiny
 
 from lpgan_jax.cluster import servers
 from lpgan_jax.cluster.replay import Done, Replay, difference
@@ -433,6 +434,48 @@ def test_what_both_servers_have_otherwise_is_dss_own(cluster):
             difference(replay, done, said, None)
         if "sent" not in changed:
             assert difference(replay, done, [said[S1], None], None)[0] == "s1"
+
+
+@pytest.mark.parametrize("alarm", [0, 1])
+def test_a_server_opens_no_alarm_before_ds_has_heard(cluster, alarm):
+    """Its own order, which the sessions of this file do not go through."""
+    calls = []
+
+    def noted(name, result=None):
+        return lambda *args, **kwargs: (calls.append(name), result)[1]
+
+    opened = SimpleNamespace(other=SimpleNamespace(share=alarm - 5))
+    accounts = SimpleNamespace(
+        wait_until_heard=noted("heard"), open=noted("told"), hold=noted("held")
+    )
+    conduct = SimpleNamespace(
+        witness=SimpleNamespace(begin=noted("begin")),
+        commit=noted("commit"),
+        open_alarm=noted("alarm", opened),
+    )
+    work = servers._Work(
+        config=cluster.config,
+        training=None,
+        server="s1",
+        other="s2",
+        attempt=1,
+        line=SimpleNamespace(begin=noted("line"), finish=noted("finish")),
+        programs=SimpleNamespace(
+            guard=noted("run", (np.zeros(2, np.uint64), 5)), rounds_of=lambda which: 1
+        ),
+        session=SimpleNamespace(accounts=accounts),
+        journal=None,
+        reporter=Silent(),
+        conduct=conduct,
+    )
+    task = SimpleNamespace(
+        parcel=SimpleNamespace(serial=7, step=2, kind="guard", request=None), payload=bytearray()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers._Work, "_end_by_alarm", noted("end"))
+        work._guard(None, task)
+    expected = ["line", "begin", "run", "finish", "commit", "heard", "alarm"]
+    assert calls == [*expected, *(["held", "told", "end"] if alarm else ["told"])]
 
 
 def test_a_program_of_too_many_messages_is_refused_at_the_beginning(cluster, monkeypatch):

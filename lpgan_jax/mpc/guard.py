@@ -170,25 +170,25 @@ def check(party: Seat, watched: Sequence[Watched], elements: Secret) -> tuple[Se
     ends = np.cumsum([of.count for of in watched])
     of_each = [elements[end - of.count : end] for of, end in zip(watched, ends, strict=True)]
     order = sorted(range(len(watched)), key=lambda i: watched[i].bits)
-    outside = []
+    found = []
     for bits, group in itertools.groupby(order, key=lambda i: watched[i].bits):
-        outside.append(_outside(party, concatenate([of_each[i] for i in group]), bits).share)
+        found.append(outside(party, concatenate([of_each[i] for i in group]), bits).share)
     # The sum of each tensor's, as differences of running sums; then that of all.
-    sums = jnp.cumsum(jnp.concatenate(outside), dtype=party.ring.dtype)
+    sums = jnp.cumsum(jnp.concatenate(found), dtype=party.ring.dtype)
     sums = sums[np.cumsum([watched[i].count for i in order]) - 1]
     counts = jnp.diff(sums, prepend=jnp.zeros(1, sums.dtype))[np.argsort(order)]
     sums = jnp.concatenate([counts, sums[-1:]])
-    bits = _bits_of(2 * int(ends[-1]))
+    bits = bits_of(2 * int(ends[-1]))
     some = b2a(party, positive(party, Secret(sums, 0), bits))
     return some[:-1], some[-1]
 
 
-def _bits_of(most: int) -> int:
+def bits_of(most: int) -> int:
     """Of a comparison of integers up to `most`."""
     return math.ceil(math.log2(most + 1)) + 1
 
 
-def _outside(party: Seat, x: Secret, bits: int) -> Secret:
+def outside(party: Seat, x: Secret, bits: int) -> Secret:
     """For each element more than 0 if it is not in [-2^bits, 2^bits), else 0."""
     x = masked(party, x)
     if bits >= RANGE_BITS:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import lpgan_jax as lp
 from lpgan_jax import key
 from lpgan_jax.mpc import clipping
+from lpgan_jax.mpc.emulated import EmulatedSeat
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret
 
@@ -122,6 +123,22 @@ def test_nothing_is_sent_that_is_not_masked():
     assert report.openings
     assert report.problems == []
     assert all(opening.problems == [] for opening in report.openings)
+
+
+def test_shadow_mode_clips_alike():
+    """On whole words: within what the rounding of a factor is (3 LSB of 2^-20)."""
+    g = np.random.default_rng(0).normal(size=(M, D)) * [[0.1], [1.0], [20.0]]
+    integers, weights = np.round(g * 2**F).astype(np.int64), np.array([1, 1, 0])
+
+    @jax.jit
+    def shadow(k, words, weights):
+        secrets = Secret(words, F), Secret(weights, 0)
+        return clipping.clipped_sum(EmulatedSeat(k), *secrets, 1.0).share
+
+    words = shadow(key(0), integers.astype(np.uint64), weights.astype(np.uint64))
+    own = np.asarray(words).astype(np.int64) / 2.0 ** (F + clipping.FACTOR_BITS)
+    shared = np.array(summed(integers, weights, 1.0), float) / 2.0 ** (F + clipping.FACTOR_BITS)
+    assert (np.abs(own - shared) <= 3 * 2.0**-20 * np.abs(g).sum(0)).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000, 2**20, 2**20 + 1])

@@ -125,6 +125,13 @@ EXAMPLES: dict[str, Example] = {
     "convert_element_type": _many(
         "grad of maximum(x, 0.5)", _backward(lambda x: jnp.maximum(x, 0.5))
     ),
+    # clipping
+    "clipped_sum": _many(
+        "clipped_sum(x, n, 1.0), n of 0 and 1",
+        lambda x, n: lp.clipped_sum(x, n[:, 0], 1.0),
+        SIGNED,
+        (0, 1),
+    ),
     # comparison
     "lt": _many("x < y", jnp.less),
     "le": _many("x <= y", jnp.less_equal),

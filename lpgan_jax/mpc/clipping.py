@@ -29,6 +29,7 @@ whether it is there or not.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -54,11 +55,17 @@ def margin(clip: float) -> float:
     return LARGEST * (clip + 1) * 2.0**-FACTOR_BITS + 2.0**-24
 
 
+def allowed(clip: float) -> float:
+    """C': the norm to which vectors are scaled."""
+    return clip * (1 - margin(clip))
+
+
 def element_bits(size: int) -> int:
     """B: elements of 2^B LSB and more make a vector of so many elements count for nothing."""
     return (_ROOM - math.ceil(math.log2(max(size, 2)))) // 2
 
 
+@functools.singledispatch
 @jax.named_scope("clipping")
 def clipped_sum(party: Seat, gradients: Secret, weights: Secret, clip: float) -> Secret:
     """The sum over i of weights[i] gradients[i], each of norm `clip` at most.
@@ -76,13 +83,24 @@ def clipped_sum(party: Seat, gradients: Secret, weights: Secret, clip: float) ->
     Raises:
         ValueError: the clip is out of range, or R clip is more than a sum of squares has room for.
     """
-    f = gradients.frac_bits
+    check_clip(clip, gradients.frac_bits)
+    with party.filling_the_range():  # nothing here is out of range
+        return _clipped_sum(party, gradients, weights, clip)
+
+
+def check_clip(clip: float, frac_bits: int) -> None:
+    """Raise ValueError if a clip is out of range, or too large for so many fraction bits."""
     if not 2.0**-6 <= clip <= 2.0**6:
         raise ValueError(f"clip: {clip:g}, expected 2^-6 to 2^6")
-    lower = clip * (1 - margin(clip))
+    if (LARGEST * clip) ** 2 * 4.0**frac_bits >= 2.0**_ROOM:
+        raise ValueError(
+            f"clip: {clip:g}, and {frac_bits} fraction bits: squares of norms do not fit"
+        )
+
+
+def _clipped_sum(party: Seat, gradients: Secret, weights: Secret, clip: float) -> Secret:
+    f, lower = gradients.frac_bits, allowed(clip)
     least, most = (round(bound**2 * 4.0**f) for bound in (lower, LARGEST * clip))
-    if most >= 1 << _ROOM:
-        raise ValueError(f"clip: {clip:g}, and {f} fraction bits: squares of norms do not fit")
     gradients = masked(party, gradients.settled(party))
     bits = element_bits(gradients.shape[1])
     beyond = outside(party, gradients, bits).sum((1,))
@@ -111,3 +129,10 @@ def _dots(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _weighted(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum("i,id->d", x, y)
+
+
+def of_reals(vectors: jax.Array, weights: jax.Array, clip: float) -> jax.Array:
+    """The same of floats, [m, d] and [m]: what the protocol is close to."""
+    norms = jnp.sqrt(jnp.square(vectors).sum(1))
+    factors = jnp.minimum(1.0, allowed(clip) / jnp.maximum(norms, allowed(clip) / 2))
+    return jnp.where(norms < LARGEST * clip, factors * weights, 0.0) @ vectors

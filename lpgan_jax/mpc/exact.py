@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lpgan_jax.mpc import arithmetic, compare, exponential, series
+from lpgan_jax.mpc import arithmetic, clipping, compare, exponential, series
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.plain import PlainSeat
 from lpgan_jax.mpc.secret import Secret
@@ -89,6 +89,13 @@ def _less_than_public(
     limits = jnp.asarray(thresholds, jnp.float64).reshape((-1,) + (1,) * len(x.shape))
     below = x.share[None] < limits
     return compare.Bit(below, Dealt(jnp.zeros(below.shape), None))
+
+
+@clipping.clipped_sum.register
+def _clipped_sum(party: ExactSeat, gradients: Secret, weights: Secret, clip: float) -> Secret:
+    clipping.check_clip(clip, gradients.frac_bits)
+    total = clipping.of_reals(party.real(gradients), party.real(weights), clip)
+    return scaled(total, gradients.frac_bits + clipping.FACTOR_BITS)
 
 
 @compare.floor.register

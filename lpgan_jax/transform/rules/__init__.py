@@ -2,6 +2,7 @@
 
 from lpgan_jax.transform.rules import (  # noqa: F401
     arithmetic,
+    clipping,
     comparison,
     functions,
     indices,

@@ -161,7 +161,7 @@ class Dealer:
                 inputs = share_arrays(order.keys[0], question, scales)
         else:
             return None
-        if inputs is not None:
+        if inputs is not None and self._cluster.integrity is not None:  # it may be asked again
             found = digests_of(inputs)
             if order.inputs is not None and found != order.inputs:
                 raise BadInput(f"feed: step {order.task.step} has another batch when asked again")

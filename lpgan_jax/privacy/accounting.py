@@ -22,6 +22,8 @@ import dp_accounting
 from dp_accounting import pld
 from scipy.stats import binom
 
+from lpgan_jax.privacy.sampling import require_sampling
+
 NEIGHBOURS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 _FOR_DRAWS = 0.1
 """Part of delta for draws that are larger than a batch."""
@@ -47,12 +49,7 @@ class Mechanism:
 
     def __post_init__(self) -> None:
         """ValueError: a field is out of range."""
-        if self.examples < 1:
-            raise ValueError(f"examples: {self.examples}, expected at least 1")
-        if not 0 < self.sampling_rate <= 1:
-            raise ValueError(f"sampling_rate: {self.sampling_rate:g}, expected above 0, at most 1")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: {self.batch_size}, expected at least 1")
+        require_sampling(self.sampling_rate, examples=self.examples, batch_size=self.batch_size)
         if not self.noise_multiplier > 0:
             raise ValueError(f"noise_multiplier: {self.noise_multiplier:g}, expected above 0")
 

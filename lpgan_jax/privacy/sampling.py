@@ -17,6 +17,15 @@ import numpy as np
 from lpgan_jax.privacy.noise import SEED_BYTES, Stream
 
 
+def require_sampling(sampling_rate: float, **counts: int) -> None:
+    """Raise ValueError, and name it, if a rate is no probability above 0, or a count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}: {count}, expected at least 1")
+    if not 0 < sampling_rate <= 1:
+        raise ValueError(f"sampling_rate: {sampling_rate:g}, expected above 0, at most 1")
+
+
 @dataclass(frozen=True)
 class PoissonBatches:
     """The examples of each step, from a secret key.
@@ -38,12 +47,9 @@ class PoissonBatches:
 
     def __post_init__(self) -> None:
         """ValueError: a field is out of range."""
-        if self.num_examples < 1:
-            raise ValueError(f"num_examples: {self.num_examples}, expected at least 1")
-        if not 0 < self.sampling_rate <= 1:
-            raise ValueError(f"sampling_rate: {self.sampling_rate:g}, expected above 0, at most 1")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: {self.batch_size}, expected at least 1")
+        require_sampling(
+            self.sampling_rate, num_examples=self.num_examples, batch_size=self.batch_size
+        )
         if len(self.key) != SEED_BYTES:
             raise ValueError(f"key: {len(self.key)} bytes, expected {SEED_BYTES}")
 

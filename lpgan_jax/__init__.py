@@ -17,7 +17,7 @@ from lpgan_jax.programs import Answer, Program, Sample, Training  # noqa: E402
 from lpgan_jax.programs.batches import shuffled  # noqa: E402
 from lpgan_jax.training.loop import train  # noqa: E402
 from lpgan_jax.training.results import ask, sample  # noqa: E402
-from lpgan_jax.transform import Plan, Shared, clipped_sum, load, reveal, save, secure  # noqa: E402
+from lpgan_jax.transform import Plan, Shared, load, private_sum, reveal, save, secure  # noqa: E402
 
 __all__ = [
     "Answer",
@@ -29,10 +29,10 @@ __all__ = [
     "Training",
     "ask",
     "audit",
-    "clipped_sum",
     "cost",
     "key",
     "load",
+    "private_sum",
     "protocols",
     "reveal",
     "sample",

@@ -10,6 +10,11 @@ normalised with its own statistics; SD's real and generated batches likewise.
 
 With simultaneous updates, which are not the patent's, SG is trained through SD as it was before
 (2), and on the same m images: a pass of each of the two is saved, and half of the rounds of (3).
+
+With differential privacy, a step is several updates of SD and one of SG. Images come in through
+the gradients of SD's loss on each of them, which are clipped, summed up and noised
+(`transform.private_sum`; DP-SGD: Abadi et al. 2016, of a GAN's SD: Xie et al. 2018). Whatever
+follows from that has their privacy, and so has SG, which is trained through SD alone.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -28,6 +33,7 @@ import optax
 
 from lpgan_jax.gan.losses import Loss, gradient_penalty
 from lpgan_jax.mpc.prng import CHACHA20, KEY_WORDS
+from lpgan_jax.transform import private_sum
 
 NETWORKS = ("generator", "discriminator")
 
@@ -66,12 +72,42 @@ class Batch:
         noise_g: [m, noise_size], for those that SG is trained on; None if they are the same.
         mix: [m], between 0 and 1: where between an image and a generated one SD's gradient is
             looked at; None if the loss does not.
+        labels: integers [m, classes], one-hot, of images and of generated ones alike; None if there
+            are no classes.
     """
 
     images: Any
     noise_d: Any
     noise_g: Any = None
     mix: Any = None
+    labels: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PrivateBatch:
+    """The same for a step with differential privacy, of n updates of SD.
+
+    Labels are integers, one-hot; None if there are no classes. Those of generated images are
+    drawn, since what is known of an image goes into its own gradient alone.
+
+    Attributes:
+        images: [n, m, H, W, C], in [-1, 1].
+        weights: integers [n, m], 1 of images that were drawn, 0 of those that fill a batch.
+        noise_d: [n, k, noise_size], for the images that SD is trained on.
+        noise_g: [k, noise_size], for those that SG is trained on.
+        labels: [n, m, classes], of the images.
+        labels_d: [n, k, classes], of generated ones.
+        labels_g: [k, classes].
+    """
+
+    images: Any
+    weights: Any
+    noise_d: Any
+    noise_g: Any
+    labels: Any = None
+    labels_d: Any = None
+    labels_g: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +136,23 @@ def mean_losses(losses: Losses | None, size: int) -> MeanLosses | None:
     return float(losses.discriminator) / size, float(losses.generator) / size
 
 
+@dataclass(frozen=True)
+class PrivateUpdates:
+    """How SD is trained with differential privacy.
+
+    Attributes:
+        clip: the norm of an image's gradient, at most.
+        count: updates of SD in a step.
+        expected: how many images a batch has on average, which their sum is divided by.
+        generated: how many images are generated for each update.
+    """
+
+    clip: float
+    count: int
+    expected: float
+    generated: int
+
+
 @dataclass(frozen=True, eq=False)
 class LPGAN:
     """Two networks, their optimizers and what they minimise.
@@ -116,6 +169,8 @@ class LPGAN:
         opens_losses: whether a step computes the losses (training itself needs none).
         penalty: weight of a gradient penalty.
         updates: whether SG is trained through SD as it is after its update, or as it was before.
+        num_classes: of labels, which both networks take as a second argument; 0 if there are none.
+        private: how SD is trained with differential privacy; None without it.
     """
 
     generator: nn.Module
@@ -127,12 +182,15 @@ class LPGAN:
     opens_losses: bool = True
     penalty: float = 10.0
     updates: Updates = "alternating"
+    num_classes: int = 0
+    private: PrivateUpdates | None = None
 
     def init(self, rng: np.random.Generator) -> State:
         """DS's initial state, float32.
 
         Raises:
-            ValueError: SG's images, or SD's logits, have another shape than they should.
+            ValueError: SG's images, or SD's logits, have another shape than they should, or SD
+                has statistics of batches, with differential privacy.
         """
         keys = {}
         for name in NETWORKS:
@@ -148,6 +206,11 @@ class LPGAN:
         params = {name: own["params"] for name, own in variables.items()}
         stats = {name: own.get("batch_stats", {}) for name, own in variables.items()}
         self._check_shapes(params, stats)
+        if self.private is not None and stats["discriminator"]:
+            raise ValueError(
+                "discriminator: normalises over a batch, which mixes examples, and keeps statistics"
+                " of them, which nothing hides: expected none with differential privacy"
+            )
         optimizer = {name: self.optimizers[name].init(params[name]) for name in NETWORKS}
         return State(params, stats, optimizer)
 
@@ -155,6 +218,10 @@ class LPGAN:
     def _inputs(self) -> dict[str, tuple[int, ...]]:
         """{network: the shape of one input}."""
         return {"generator": (1, self.noise_size), "discriminator": (1, *self.image_shape)}
+
+    @property
+    def _one_label(self) -> list[jax.Array]:
+        return [jnp.zeros((1, self.num_classes), np.int32)] if self.num_classes else []
 
     @functools.cached_property
     def _initial(self) -> Any:
@@ -164,8 +231,8 @@ class LPGAN:
             variables: dict[str, Variables] = {}
             for name, shape in self._inputs.items():
                 module = getattr(self, name)
-                zeros = jnp.zeros(shape, np.float32)
-                variables[name] = dict(module.init(keys[name], zeros, **_flag(module, True)))
+                given = [jnp.zeros(shape, np.float32), *self._one_label]
+                variables[name] = dict(module.init(keys[name], *given, **_flag(module, True)))
             return variables
 
         return jax.jit(initial)
@@ -178,10 +245,11 @@ class LPGAN:
         for name, wanted in allowed.items():
             inputs = jax.ShapeDtypeStruct(self._inputs[name], np.float32)
             shapes = jax.eval_shape(
-                lambda p, s, x, name=name: self._apply(name, p, s, x)[0],
+                lambda p, s, *x, name=name: self._apply(name, p, s, *x)[0],
                 params[name],
                 stats[name],
                 inputs,
+                *self._one_label,
             )
             if getattr(shapes, "shape", None) not in wanted:
                 raise ValueError(
@@ -189,19 +257,31 @@ class LPGAN:
                     f"{getattr(shapes, 'shape', type(shapes).__name__)}"
                 )
 
-    def _apply(self, name: str, params: Any, stats: Any, x: jax.Array) -> tuple[Any, Any]:
+    def _apply(
+        self, name: str, params: Any, stats: Any, x: jax.Array, labels: Any = None
+    ) -> tuple[Any, Any]:
         """(output with the batch's statistics, running ones after it)."""
         module = getattr(self, name)
         variables = {"params": params, "batch_stats": stats}
-        y, updated = module.apply(variables, x, mutable=["batch_stats"], **_flag(module, True))
+        given = (x,) if labels is None else (x, labels)
+        y, updated = module.apply(variables, *given, mutable=["batch_stats"], **_flag(module, True))
         return y, dict(updated.get("batch_stats", {}))
 
-    def train_step(self, state: State, batch: Batch) -> tuple[State, Losses | None]:
-        """One step of SD and one of SG.
+    def train_step(
+        self, state: State, batch: Any, noise: jax.Array | None = None
+    ) -> tuple[State, Losses | None]:
+        """A step: an update of SD and one of SG; with differential privacy, several of SD.
+
+        Args:
+            state: before it.
+            batch: a `Batch`, or with differential privacy a `PrivateBatch`.
+            noise: [updates of SD, parameters of SD], with differential privacy.
 
         Returns:
             (the state after the step, losses or None).
         """
+        if self.private is not None:
+            return self._privately(state, batch, noise), None
         simultaneous = self.updates == "simultaneous"
         after, losses = (self._both if simultaneous else self._in_turn)(state, batch)
         return after, losses if self.opens_losses else None
@@ -210,11 +290,12 @@ class LPGAN:
         """SD's update, then SG's through the new SD."""
         # SG-FP, of both batches.
         noise = jnp.stack([batch.noise_d, batch.noise_g])
-        fakes, backward, g_stats = jax.vmap(functools.partial(self._generated, state))(noise)
+        generated = functools.partial(self._generated, state, labels=batch.labels)
+        fakes, backward, g_stats = jax.vmap(generated)(noise)
 
         # SD-FP and SD-BP.
         def d_loss(p: Any) -> tuple[jax.Array, Any]:
-            logits, after = self._judged(p, state, batch.images, fakes[0])
+            logits, after = self._judged(p, state, batch, fakes[0])
             loss = self._d_loss(p, state, batch, fakes[0], logits)
             return loss / len(batch.images), (loss, after)
 
@@ -223,13 +304,7 @@ class LPGAN:
         d_params, d_optimizer = self._update("discriminator", state, gradients)
 
         # SG-BP, through SD as it is now.
-        def g_loss(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            stats = state.stats["discriminator"]
-            logits, _ = self._apply("discriminator", d_params, stats, images)
-            loss = self.loss.generator(logits).sum()
-            return loss / len(images), loss
-
-        d_fakes, g_sum = jax.grad(g_loss, has_aux=True)(fakes[1])
+        d_fakes, g_sum = self._by_images(state, d_params, fakes[1], batch.labels)
         second = jax.tree.map(lambda residual: residual[1], backward)
         g_params, g_optimizer = self._update("generator", state, second(d_fakes)[0])
 
@@ -241,12 +316,67 @@ class LPGAN:
         )
         return after, Losses(d_sum, g_sum)
 
+    def _by_images(self, state: State, d_params: Any, images: jax.Array, labels: Any) -> Any:
+        """(the derivative of SG's mean loss by generated images, the sum of losses)."""
+
+        def g_loss(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            stats = state.stats["discriminator"]
+            logits, _ = self._apply("discriminator", d_params, stats, images, labels)
+            loss = self.loss.generator(logits).sum()
+            return loss / len(images), loss
+
+        return jax.grad(g_loss, has_aux=True)(images)
+
+    def _privately(self, state: State, batch: PrivateBatch, noise: Any) -> State:
+        """Updates of SD from noised gradients, then one of SG through it."""
+        private = self.private
+        assert private is not None
+
+        # SG does not change: all images for SD are generated at once.
+        fakes = jax.vmap(lambda z, labels: self._generated(state, z, labels)[0])(
+            batch.noise_d, batch.labels_d
+        )
+
+        def real_loss(p: Any, image: jax.Array, label: Any) -> jax.Array:
+            label = None if label is None else label[None]
+            return self.loss.real(self._apply("discriminator", p, {}, image[None], label)[0]).sum()
+
+        def fake_loss(p: Any, images: jax.Array, labels: Any) -> jax.Array:
+            return self.loss.fake(self._apply("discriminator", p, {}, images, labels)[0]).mean()
+
+        def update(before: State, given: Any) -> tuple[State, None]:
+            images, labels, weights, fakes, labels_d, hiding = given
+            params = before.params["discriminator"]
+            each = jax.vmap(jax.grad(real_loss), (None, 0, 0))(params, images, labels)
+            with jax.named_scope("private_sum"):
+                total = private_sum(each, weights, hiding, private.clip)
+            of_fakes = jax.grad(fake_loss)(params, fakes, labels_d)
+            gradients = jax.tree.map(lambda a, b: a / private.expected + b, total, of_fakes)
+            return self._updated("discriminator", before, gradients), None
+
+        given = (batch.images, batch.labels, batch.weights, fakes, batch.labels_d, noise)
+        state, _ = jax.lax.scan(update, state, given)
+        images, backward, g_stats = self._generated(state, batch.noise_g, batch.labels_g)
+        d_params = state.params["discriminator"]
+        d_images, _ = self._by_images(state, d_params, images, batch.labels_g)
+        after = self._updated("generator", state, backward(d_images)[0])
+        return replace(after, stats={**state.stats, "generator": g_stats})
+
+    def _updated(self, name: str, state: State, gradients: Any) -> State:
+        """A state in which one network was updated."""
+        params, optimizer = self._update(name, state, gradients)
+        return replace(
+            state,
+            params={**state.params, name: params},
+            optimizer={**state.optimizer, name: optimizer},
+        )
+
     def _both(self, state: State, batch: Batch) -> tuple[State, Losses]:
         """Both updates from one pass of SG and one of SD, as they were."""
-        fakes, backward, g_stats = self._generated(state, batch.noise_d)
+        fakes, backward, g_stats = self._generated(state, batch.noise_d, batch.labels)
 
         def losses(p: Any, images: jax.Array) -> tuple[Any, Any]:
-            logits, after = self._judged(p, state, batch.images, images)
+            logits, after = self._judged(p, state, batch, images)
             sums = (
                 self._d_loss(p, state, batch, images, logits),
                 self.loss.generator(logits[1]).sum(),
@@ -268,17 +398,17 @@ class LPGAN:
         )
         return after, Losses(*sums)
 
-    def _generated(self, state: State, noise: jax.Array) -> Any:
+    def _generated(self, state: State, noise: jax.Array, labels: Any) -> Any:
         """(images, the derivative by SG's parameters, running statistics after it)."""
         stats = state.stats["generator"]
-        forward = lambda p: self._apply("generator", p, stats, noise)  # noqa: E731
+        forward = lambda p: self._apply("generator", p, stats, noise, labels)  # noqa: E731
         return jax.vjp(forward, state.params["generator"], has_aux=True)
 
-    def _judged(self, params: Any, state: State, images: Any, fakes: jax.Array) -> tuple[Any, Any]:
+    def _judged(self, params: Any, state: State, batch: Batch, fakes: jax.Array) -> tuple[Any, Any]:
         """SD's logits of images and generated ones, and running statistics after each."""
-        stats = state.stats["discriminator"]
-        return jax.vmap(lambda x: self._apply("discriminator", params, stats, x))(
-            jnp.concatenate([images[None], fakes[None]])
+        stats, labels = state.stats["discriminator"], batch.labels
+        return jax.vmap(lambda x: self._apply("discriminator", params, stats, x, labels))(
+            jnp.concatenate([batch.images[None], fakes[None]])
         )
 
     def _d_loss(
@@ -294,10 +424,10 @@ class LPGAN:
         mix = batch.mix.reshape(-1, 1, 1, 1)
         between = fakes + mix * (batch.images - fakes)
 
-        def critic(images: jax.Array) -> jax.Array:
-            return self._apply("discriminator", params, stats, images)[0].reshape(-1)
+        def critic(images: jax.Array, labels: Any) -> jax.Array:
+            return self._apply("discriminator", params, stats, images, labels)[0].reshape(-1)
 
-        return gradient_penalty(critic, between).sum()
+        return gradient_penalty(critic, between, batch.labels).sum()
 
     def _update(self, name: str, state: State, gradients: Any) -> tuple[Any, Any]:
         with jax.named_scope(f"{name}.update"):
@@ -307,14 +437,15 @@ class LPGAN:
             )
             return optax.apply_updates(params, updates), optimizer
 
-    def generate(self, variables: Variables, noise: jax.Array) -> jax.Array:
+    def generate(self, variables: Variables, question: Any) -> jax.Array:
         """SG-FP with running statistics: images [n, H, W, C], for SP.
 
         Args:
             variables: SG's, {"params", "batch_stats"}.
-            noise: [n, noise_size].
+            question: [n, noise_size]; with classes {"noise": that, "labels": [n, classes]}.
         """
-        images: Any = self.generator.apply(variables, noise, **_flag(self.generator, False))
+        given = (question["noise"], question["labels"]) if self.num_classes else (question,)
+        images: Any = self.generator.apply(variables, *given, **_flag(self.generator, False))
         return images
 
 

@@ -41,15 +41,23 @@ class Generator(nn.Module):
     norm_momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, noise: jax.Array, train: bool = True) -> jax.Array:
-        """Images [N, H, W, C] in (-1, 1) from noise [N, noise_size].
+    def __call__(
+        self, noise: jax.Array, labels: jax.Array | None = None, train: bool = True
+    ) -> jax.Array:
+        """Images [N, H, W, C] in (-1, 1).
 
-        `train`: normalise with the statistics of the batch, not with running ones.
+        Args:
+            noise: [N, noise_size].
+            labels: [N, classes], one-hot: what is to be seen; None if there are no classes.
+            train: normalise with the statistics of the batch, not with running ones.
         """
         normal = nn.initializers.normal(self.init_std)
         maps = self.features * 2 ** (self.depth - 1)
         base = (self.base_size, self.base_size, maps)
         x = nn.Dense(math.prod(base), use_bias=False, kernel_init=normal, name="fc")(noise)
+        if labels is not None:
+            shown = nn.Dense(math.prod(base), use_bias=False, kernel_init=normal, name="labels")
+            x = x + shown(labels.astype(x.dtype))
         x = x.reshape(-1, *base)
         # Sliding over all that the kernel touches takes size - 1 zeros a side; padding is cut off.
         before, after = _padding(self.kernel_size)
@@ -94,8 +102,13 @@ class Discriminator(nn.Module):
     norm_momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = True) -> jax.Array:
-        """Logits [N, 1] from images [N, H, W, C]; `train` as of `Generator`."""
+    def __call__(
+        self, images: jax.Array, labels: jax.Array | None = None, train: bool = True
+    ) -> jax.Array:
+        """Logits [N, 1] from images [N, H, W, C]; `labels` and `train` as of `Generator`.
+
+        A class adds a bias of its own to each feature map of each layer.
+        """
         normal = nn.initializers.normal(self.init_std)
         padding = _padding(self.kernel_size)
         x = images
@@ -109,6 +122,9 @@ class Discriminator(nn.Module):
                 kernel_init=normal,
                 name=f"conv{i}",
             )(x)
+            if labels is not None:
+                shown = nn.Dense(x.shape[-1], use_bias=False, kernel_init=normal, name=f"labels{i}")
+                x = x + shown(labels.astype(x.dtype))[:, None, None]
             if i and self.norm == "batch":
                 x = _batch_norm(self, train, f"bn{i}")(x)
             elif i and self.norm == "group":

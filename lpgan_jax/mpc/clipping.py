@@ -98,6 +98,14 @@ def check_clip(clip: float, frac_bits: int) -> None:
         )
 
 
+def check_sum(clip: float, count: int, frac_bits: int) -> None:
+    """Raise ValueError if a sum of so many vectors is more than a truncation takes."""
+    if count * clip * 2.0 ** (frac_bits + FACTOR_BITS) >= 2.0**62:
+        raise ValueError(
+            f"clip: {clip:g}, {count} vectors and {frac_bits} fraction bits: their sum does not fit"
+        )
+
+
 def _clipped_sum(party: Seat, gradients: Secret, weights: Secret, clip: float) -> Secret:
     f, lower = gradients.frac_bits, allowed(clip)
     least, most = (round(bound**2 * 4.0**f) for bound in (lower, LARGEST * clip))

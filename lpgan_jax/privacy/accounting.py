@@ -8,8 +8,8 @@ noise multiplier x clip. Two data sets are neighbours if one has an example more
 A batch has a fixed number of rows, and a draw may be larger: then some examples are left out. This
 is no other mechanism but with the probability eta that it happens at all. If the one without a
 limit is (epsilon, delta')-private, this one is (epsilon, delta' + (1 + e^epsilon) eta)-private:
-Pr[M(D) in S] <= Pr[M'(D) in S] + eta <= e^epsilon (Pr[M(D') in S] + eta) + delta' + eta. So a tenth
-of delta is kept for it, and where that is not enough, the setting is refused.
+Pr[M(D) in S] <= Pr[M'(D) in S] + eta <= e^epsilon (Pr[M(D') in S] + eta) + delta' + eta. So as much
+of delta is kept for it; where that is more than a tenth, the setting is refused.
 """
 
 from __future__ import annotations
@@ -64,27 +64,35 @@ class Mechanism:
         Raises:
             ValueError: delta is not between 0 and 1, or draws are larger than a batch too often.
         """
-        epsilon, eta = self.without_limit(updates, delta), updates * self.too_large
-        if eta > 0 and math.log(eta) + _softplus(epsilon) > math.log(_FOR_DRAWS * delta):
-            raise ValueError(
-                f"batch_size: {self.batch_size} rows, and a draw has more with probability "
-                f"{self.too_large:.1g}, too often for delta {delta:g}: expected a larger batch, or "
-                f"a sampling_rate below {self.sampling_rate:g}"
-            )
-        return epsilon
-
-    def without_limit(self, updates: int, delta: float) -> float:
-        """The same if no draw is larger than a batch, at what is left of delta for that."""
         if not 0 < delta < 1:
             raise ValueError(f"delta: {delta:g}, expected between 0 and 1")
-        if updates == 0:
-            return 0.0
+        return _epsilon(self, updates, delta)
+
+    def without_limit(self, updates: int) -> pld.PLDAccountant:
+        """The accountant of so many updates, if no draw is larger than a batch."""
         gaussian = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         event = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, gaussian)
         accountant = pld.PLDAccountant(NEIGHBOURS)
-        accountant.compose(event, updates)
-        left = delta if self.too_large == 0 else (1 - _FOR_DRAWS) * delta
-        return float(accountant.get_epsilon(left))
+        return accountant.compose(event, updates)
+
+
+@functools.lru_cache(256)
+def _epsilon(of: Mechanism, updates: int, delta: float) -> float:
+    if updates == 0:
+        return 0.0
+    accountant, eta = of.without_limit(updates), updates * of.too_large
+    if eta == 0:
+        return float(accountant.get_epsilon(delta))
+    # What a larger epsilon needs for draws is enough: the rest of delta is for the updates.
+    most = accountant.get_epsilon((1 - _FOR_DRAWS) * delta)
+    log_kept = math.log(eta) + _softplus(most)
+    if log_kept > math.log(_FOR_DRAWS * delta):
+        raise ValueError(
+            f"batch_size: {of.batch_size} rows, and a draw has more with probability "
+            f"{of.too_large:.1g}, too often for delta {delta:g}: expected a larger batch, or "
+            f"a sampling_rate below {of.sampling_rate:g}"
+        )
+    return float(accountant.get_epsilon(delta - math.exp(log_kept)))
 
 
 def _softplus(x: float) -> float:
@@ -114,7 +122,8 @@ def noise_for(
         return Mechanism(examples, sampling_rate, batch_size, thousandths * _FINEST)
 
     def is_enough(thousandths: int) -> bool:
-        return with_noise(thousandths).without_limit(updates, delta) <= epsilon
+        accountant = with_noise(thousandths).without_limit(updates)
+        return float(accountant.get_epsilon((1 - _FOR_DRAWS) * delta)) <= epsilon
 
     low, high = 300, 1000  # with less noise, an accountant of discrete losses takes long
     while not is_enough(high):
@@ -137,3 +146,28 @@ def default_rate(examples: int, batch_size: int) -> float:
     # mean + 9 sqrt(mean) = batch_size
     mean = (math.sqrt(_ROOM**2 / 4 + batch_size) - _ROOM / 2) ** 2
     return mean / examples
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What a training promises, of each example.
+
+    Attributes:
+        mechanism: one noised update.
+        delta: at which epsilon is stated.
+        updates: how many a step has.
+    """
+
+    mechanism: Mechanism
+    delta: float
+    updates: int = 1
+
+    def __post_init__(self) -> None:
+        """ValueError: a number is out of range, or draws are larger than a batch too often."""
+        if self.updates < 1:
+            raise ValueError(f"privacy.updates: {self.updates}, expected at least 1")
+        self.mechanism.epsilon(0, self.delta)
+
+    def epsilon(self, steps: int) -> float:
+        """Spent by so many steps, those included that were repeated, or are void."""
+        return self.mechanism.epsilon(self.updates * steps, self.delta)

@@ -57,7 +57,7 @@ class PoissonBatches:
         """The batch of a step, counted from 0; any order of calls gives the same.
 
         Returns:
-            (rows, weights): int64[batch_size], each in [0, num_examples), and float32[batch_size],
+            (rows, weights): int64[batch_size], each in [0, num_examples), and int32[batch_size],
             1 of those that were drawn, which are all different and come first, then 0.
 
         Raises:
@@ -75,5 +75,5 @@ class PoissonBatches:
             drawn = np.sort(drawn[order[: self.batch_size]])
         rows = np.zeros(self.batch_size, np.int64)
         rows[: len(drawn)] = drawn
-        weights = (np.arange(self.batch_size) < len(drawn)).astype(np.float32)
+        weights = (np.arange(self.batch_size) < len(drawn)).astype(np.int32)
         return rows, weights

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
+
+from lpgan_jax.privacy.mechanism import Noise
 
 
 def _all(state: Any) -> Any:
@@ -53,19 +55,36 @@ class Program:
 
     Attributes:
         init: DS's: a random generator to the initial state, a pytree of arrays.
-        step: (state, batch) -> (state after it, what SP is told of it, or None); plain JAX.
+        step: (state, batch) -> (state after it, what SP is told of it, or None); plain JAX. With
+            noise, (state, batch, noise).
         batch: shapes and dtypes of a batch, a pytree of `jax.ShapeDtypeStruct`s.
         learnt: what SP may get of the last state; it must only choose among the leaves.
         answers: what may be asked, by name.
         frac_bits: fraction bits of what is not measured.
+        noise: of the step's private sums, if it has any. Nothing else of a batch may go into the
+            state, or be told: that is looked at.
+        unprotected: leaves of a batch, by name, that tell of no example, such as random numbers.
     """
 
     init: Callable[[np.random.Generator], Any]
-    step: Callable[[Any, Any], tuple[Any, Any]]
+    step: Callable[..., tuple[Any, Any]]
     batch: Any
     learnt: Callable[[Any], Any] = _all
     answers: Mapping[str, Answer] = field(default_factory=dict)
     frac_bits: int = 18
+    noise: Noise | None = None
+    unprotected: Collection[str] = ()
+
+    @property
+    def inputs(self) -> Any:
+        """Shapes of all that a step takes: of a batch, or of (a batch, its noise)."""
+        if self.noise is None:
+            return self.batch
+        return self.batch, jax.ShapeDtypeStruct(self.noise.shape, np.float32)
+
+    def run(self, state: Any, inputs: Any) -> tuple[Any, Any]:
+        """The step, of all that it takes."""
+        return self.step(state, inputs) if self.noise is None else self.step(state, *inputs)
 
     def answer_named(self, name: str | None) -> tuple[str, Answer]:
         """(name, answer) of a name; of None, the only one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from lpgan_jax.mpc.share_trees import tree_of_shapes
 from lpgan_jax.programs.program import Program
 from lpgan_jax.transform.function import Program as Traced
 from lpgan_jax.transform.function import Secure, secure
+from lpgan_jax.transform.releases import Unhidden, releases
 
 
 class Choice:
@@ -76,7 +78,7 @@ class SecureProgram:
     Attributes:
         program: the same in the clear.
         frac_bits: fraction bits of what is not measured.
-        batch: shapes of a batch.
+        batch: shapes of all that a step takes, its noise included.
         shapes: of a secret state.
         scales: the fraction bits at which each leaf of it is shared.
         batch_scales: the same of a batch.
@@ -84,10 +86,11 @@ class SecureProgram:
 
     def __init__(self, program: Program) -> None:
         """Traces the step."""
-        self.program, self.batch, self.frac_bits = program, program.batch, program.frac_bits
+        self.program, self.batch, self.frac_bits = program, program.inputs, program.frac_bits
         self._example = program.init(np.random.default_rng(0))
-        step = secure(program.step, carry={0: 0}, frac_bits=program.frac_bits)
-        self._step = step.program(self._example, program.batch)
+        step = secure(program.run, carry={0: 0}, frac_bits=program.frac_bits)
+        traced = step.program(self._example, self.batch)
+        self._step = dataclasses.replace(traced, unwatched=_unhidden(program, traced))
         values, structure = jax.tree.flatten(self._example)
         known, of_batch = self._step.leaves[: len(values)], self._step.leaves[len(values) :]
         scales = iter(self._step.scales)
@@ -100,7 +103,7 @@ class SecureProgram:
         told = self._step.graph.outputs[len(values) :]
         if not all(node.secret for node in told):
             raise ValueError("step: what SP is told is public in part, expected secrets alone")
-        self.batch_scales = jax.tree.unflatten(jax.tree.structure(program.batch), list(scales))
+        self.batch_scales = jax.tree.unflatten(jax.tree.structure(self.batch), list(scales))
         self._counted = 0, self._public
         self._watched: list[guard.Watched] | None = None
         self._tracing = threading.Lock()
@@ -192,12 +195,12 @@ class SecureProgram:
         return guard.check(party, self.watched, elements)
 
     def check_batch(self, batch: Any) -> None:
-        """Check an owner's batch, before it is shared.
+        """Check all that a step takes, before it is shared.
 
         Raises:
             ValueError: it has other shapes, or a value is out of range; names it.
         """
-        _check("batch", self.program.batch, batch, self._step, len(jax.tree.leaves(self.shapes)))
+        _check("batch", self.batch, batch, self._step, len(jax.tree.leaves(self.shapes)))
 
     def check_question(self, name: str, question: Any) -> None:
         """The same of a question of any number of rows, for the answer of a name."""
@@ -274,6 +277,41 @@ class SecureProgram:
     def _answers(self) -> dict[str, Secure]:
         f = self.frac_bits
         return {name: secure(of.function, frac_bits=f) for name, of in self.program.answers.items()}
+
+
+def _unhidden(program: Program, traced: Traced) -> frozenset[int]:
+    """The nodes of a step that depend on private examples, and that no noise hides yet.
+
+    No range guard looks at them, since an alarm would tell.
+
+    Raises:
+        Unhidden: a private sum is not made as the program's noise says, or something of private
+            examples goes elsewhere.
+    """
+    paths = jax.tree_util.tree_leaves_with_path(program.batch)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    if unknown := sorted(set(program.unprotected) - set(names)):
+        raise ValueError(
+            f"unprotected: {unknown[0]!r} is no leaf of a batch, expected some of "
+            f"{', '.join(map(repr, names))}"
+        )
+    noise = None if program.noise is None else traced.graph.inputs[-1]
+    of_batch = traced.graph.inputs[len(traced.leaves) - len(names) - (noise is not None) :]
+    private = [
+        n for n, name in zip(of_batch, names, strict=False) if name not in program.unprotected
+    ]
+    found = releases(traced.graph, private, noise)
+    if noise is None and found.sums:
+        raise Unhidden("noise: the step has private sums, so expected the program's noise")
+    for of in found.sums:
+        assert program.noise is not None
+        given, wanted = (of.clip, of.size), (program.noise.clip, program.noise.size)
+        if given != wanted:
+            raise Unhidden(
+                f"noise: made for a clip of {wanted[0]:g} and {wanted[1]} elements, and a private "
+                f"sum has {given[0]:g} and {given[1]}"
+            )
+    return found.before
 
 
 @functools.lru_cache(8)

@@ -23,7 +23,7 @@ def state_shapes(program: SecureProgram) -> Any:
 
 
 def batch_shapes(program: SecureProgram) -> Any:
-    """Of a batch."""
+    """Of all that a step takes."""
     return tree_of_shapes(program.batch, program.batch_scales)
 
 

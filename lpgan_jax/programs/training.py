@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from flax import serialization
 
+from lpgan_jax.privacy.accounting import Privacy
+from lpgan_jax.privacy.mechanism import noise_keys
 from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.program import Program
 
@@ -106,6 +108,7 @@ class Training:
         sample: what is asked on the way.
         save: what was learnt, as the bytes of a file.
         examples: what the rows of a batch are, in a table's head.
+        privacy: what the program's noise promises of each example; None without noise.
     """
 
     program: Program
@@ -119,8 +122,10 @@ class Training:
     sample: Sample | None = None
     save: Callable[[Any], bytes] = msgpack
     examples: str = "examples"
+    privacy: Privacy | None = None
 
     def __post_init__(self) -> None:
+        self._check_privacy()
         counts = {
             name: getattr(self, name)
             for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints")
@@ -137,6 +142,59 @@ class Training:
                 raise ValueError(f"{name}: expected at least 1, got {count}")
         if self.guard_every < 0:
             raise ValueError(f"guard_every: expected at least 0, got {self.guard_every}")
+
+    def _check_privacy(self) -> None:
+        noise, promised = self.program.noise, self.privacy
+        if (noise is None) != (promised is None):
+            raise ValueError(
+                "privacy: expected with a program that has noise, and only with such a one"
+            )
+        if noise is None or promised is None:
+            return
+        given = promised.mechanism.noise_multiplier, promised.updates
+        if given != (noise.multiplier, noise.sums):
+            raise ValueError(
+                f"privacy: of {given[1]} sums with a noise multiplier of {given[0]:g}, expected "
+                f"{noise.sums} and {noise.multiplier:g}, as the program's noise"
+            )
+
+    def noised(self, draw: Draw, seed: int | None) -> Draw:
+        """All that steps take: an owner's batches, and where there is noise, that of all parties.
+
+        Args:
+            draw: an owner's batches.
+            seed: for reproducible simulations only: without it, noise is from the operating system.
+        """
+        noise = self.program.noise
+        if noise is None:
+            return draw
+        keys, bits = noise_keys(noise, seed), self.program.frac_bits
+
+        def inputs(step: int) -> Any:
+            total = sum(noise.draw(key, step, bits) for key in keys)
+            return draw(step), total * 2.0**-bits
+
+        return inputs
+
+    def spent(self, steps: int) -> Row:
+        """The column of epsilon, after so many steps were begun; nothing without privacy."""
+        return {} if self.privacy is None else {"epsilon": self.privacy.epsilon(steps)}
+
+    def promised(self, steps: int) -> dict[str, Any]:
+        """What was promised of each example after so many steps, for a summary."""
+        if self.privacy is None or self.program.noise is None:
+            return {}
+        of = self.privacy
+        return {
+            "epsilon": of.epsilon(steps),
+            "delta": of.delta,
+            "noise_multiplier": of.mechanism.noise_multiplier,
+            "noise": self.program.noise.source,
+            "clip": self.program.noise.clip,
+            "sampling_rate": of.mechanism.sampling_rate,
+            "examples": of.mechanism.examples,
+            "noised_updates": of.updates * steps,
+        }
 
     def logs_after(self, step: int) -> bool:
         """Whether the step (counted from 1) has a row of metrics."""
@@ -164,10 +222,13 @@ class Training:
     def columns(self) -> tuple[str, ...]:
         """What `row` has."""
         state = self.program.init(np.random.default_rng(0))
-        _, told = jax.eval_shape(self.program.step, state, self.program.batch)
-        return tuple(self.row(jax.tree.map(lambda leaf: np.zeros(leaf.shape), told)))
+        _, told = jax.eval_shape(self.program.run, state, self.program.inputs)
+        row = self.row(jax.tree.map(lambda leaf: np.zeros(leaf.shape), told))
+        return (*row, *self.spent(0))
 
     @property
     def batch_size(self) -> int:
-        """Examples in a batch: the length of its first array."""
+        """Examples in a step's batch: the length of its first array, or the rows of all sums."""
+        if self.privacy is not None:
+            return self.privacy.updates * self.privacy.mechanism.batch_size
         return int(jax.tree.leaves(self.program.batch)[0].shape[0])

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 import optax
 
@@ -20,12 +21,14 @@ from lpgan_jax.gan import (
     Generator,
     Losses,
     LossName,
+    PrivateUpdates,
     Updates,
     gan_program,
     mean_losses,
 )
+from lpgan_jax.privacy.mechanism import Noise
 from lpgan_jax.programs import Draw, Row, Sample, SecureProgram, Training, secured
-from lpgan_jax.training import data, program_file
+from lpgan_jax.training import program_file
 from lpgan_jax.training.config import (
     ConfigError,
     OptimizerConfig,
@@ -35,6 +38,7 @@ from lpgan_jax.training.config import (
 )
 from lpgan_jax.training.images import png
 from lpgan_jax.training.parameters import parameters_file
+from lpgan_jax.training.private import expected_batch, generated_batch, privacy_of, resolved
 from lpgan_jax.training.source import DataSource
 
 
@@ -46,6 +50,7 @@ def training_of(settings: Settings) -> Training:
         ValueError: a network gives another shape than it should.
     """
     if isinstance(settings, TrainConfig):
+        settings = resolved(settings)
         return gan_training(settings, build_gan(settings))
     training = program_file.load(settings.program, settings.options)
     every = settings.guard_every
@@ -70,25 +75,35 @@ def build(settings: Settings) -> SecureProgram:
     return secured(training_of(settings).program)
 
 
-def gan_training(settings: TrainConfig, gan: LPGAN, images: np.ndarray | None = None) -> Training:
+def gan_training(
+    settings: TrainConfig,
+    gan: LPGAN,
+    images: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> Training:
     """LP-GAN's training.
 
     Args:
-        settings: the configuration.
+        settings: the configuration, `resolved` if there is privacy.
         gan: what is trained.
         images: float32 [N, H, W, C], instead of the configured ones.
+        labels: int [N], of these.
     """
 
     def feed(seed: int, _: str | None) -> Draw:
-        loaded = data.load_images(settings.data) if images is None else images
-        return DataSource(settings, seed, loaded).batch
+        if images is None:
+            return DataSource.load(settings, seed).batch
+        return DataSource(settings, seed, images, labels).batch
 
     def row(told: Losses | None) -> Row:
         losses = mean_losses(told, settings.batch_size) or (None, None)
         return dict(zip(("loss_d", "loss_g"), losses, strict=True))
 
-    def question(rng: np.random.Generator) -> np.ndarray:
-        return rng.normal(size=(settings.num_samples, settings.model.noise_size))
+    def question(rng: np.random.Generator) -> Any:
+        return asked(settings, rng, settings.num_samples)
+
+    def grid(images: np.ndarray) -> bytes:
+        return png(images, columns_of(settings, len(images)))
 
     return Training(
         program=_program(
@@ -97,6 +112,7 @@ def gan_training(settings: TrainConfig, gan: LPGAN, images: np.ndarray | None = 
             settings.frac_bits,
             settings.results,
             settings.num_samples,
+            _noise(settings, gan),
         ),
         feed=feed,
         steps=settings.steps,
@@ -106,11 +122,53 @@ def gan_training(settings: TrainConfig, gan: LPGAN, images: np.ndarray | None = 
         guard_every=settings.guard_every,
         row=row,
         sample=Sample(
-            GENERATE, question, settings.sample_every, settings.open_samples, png, ".png"
+            GENERATE, question, settings.sample_every, settings.open_samples, grid, ".png"
         ),
         save=parameters_file,
         examples="images",
+        privacy=None if settings.privacy is None else privacy_of(settings),
     )
+
+
+def asked(
+    settings: TrainConfig, rng: np.random.Generator, num: int, label: int | None = None
+) -> Any:
+    """The question of so many images: noise, and where there are classes, these.
+
+    Args:
+        settings: the configuration.
+        rng: of the noise.
+        num: how many images.
+        label: a class that all are of; None: as many of each, class after class.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    noise, classes = rng.normal(size=(num, settings.model.noise_size)), settings.data.classes
+    if not settings.data.labels:
+        if label is not None:
+            raise ValueError("label: the images have no classes (data.labels)")
+        return noise
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"label: {label} given, expected 0 to {classes - 1}")
+    labels = np.arange(num) * classes // num if label is None else np.full(num, label)
+    return {"noise": noise, "labels": np.eye(classes, dtype=np.int32)[labels]}
+
+
+def columns_of(settings: TrainConfig, num: int) -> int | None:
+    """Images in a row of a grid: a row for each class, if there are as many of each."""
+    classes = settings.data.classes
+    return num // classes if settings.data.labels and num % classes == 0 else None
+
+
+def _noise(settings: TrainConfig, gan: LPGAN) -> Noise | None:
+    of = settings.privacy
+    if of is None:
+        return None
+    params = gan.init(np.random.default_rng(0)).params["discriminator"]
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    multiplier = privacy_of(settings).mechanism.noise_multiplier
+    return Noise(multiplier, of.clip, size, of.discriminator_steps, of.noise)
 
 
 def build_gan(
@@ -119,6 +177,7 @@ def build_gan(
     discriminator: nn.Module | None = None,
 ) -> LPGAN:
     """The GAN itself; as `build`."""
+    settings = resolved(settings)
     if generator is None or discriminator is None:
         networks = _networks(settings)
         generator, discriminator = generator or networks[0], discriminator or networks[1]
@@ -132,6 +191,17 @@ def build_gan(
         (settings.data.image_size, settings.data.image_size, settings.data.channels),
         settings.open_losses,
         settings.updates,
+        settings.data.classes if settings.data.labels else 0,
+        _private_updates(settings),
+    )
+
+
+def _private_updates(settings: TrainConfig) -> PrivateUpdates | None:
+    of = settings.privacy
+    if of is None:
+        return None
+    return PrivateUpdates(
+        of.clip, of.discriminator_steps, expected_batch(settings), generated_batch(settings)
     )
 
 
@@ -192,6 +262,8 @@ def _gan(
     image_shape: tuple[int, int, int],
     open_losses: bool,
     updates: Updates,
+    num_classes: int,
+    private: PrivateUpdates | None,
 ) -> LPGAN:
     both = dict(zip(NETWORKS, map(optimizer, optimizers), strict=True))
     return LPGAN(
@@ -204,6 +276,8 @@ def _gan(
         open_losses,
         penalty,
         updates,
+        num_classes,
+        private,
     )
 
 

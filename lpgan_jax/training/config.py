@@ -59,6 +59,11 @@ class DataConfig(Fields):
     channels: int
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many images."""
+    labels: bool = False
+    """Whether images are shared with their classes, which both networks take: a class can be asked
+    for then."""
+    classes: int = Field(default=10, ge=2)
+    """How many classes there are, counted from 0."""
 
     @field_validator("path")
     @classmethod
@@ -128,6 +133,34 @@ class OptimizerConfig(Fields):
     """Added to Adam's second moment under the root."""
 
 
+class PrivacyConfig(Fields):
+    """Differential privacy: how much the networks may tell of any one image."""
+
+    epsilon: float | None = Field(default=None, gt=0)
+    """What all steps may spend; the noise follows from it."""
+    noise_multiplier: float | None = Field(default=None, gt=0)
+    """Or the noise: its standard deviation in clips, of one server's."""
+    delta: float = Field(gt=0, lt=1)
+    """The probability with which epsilon may not hold; less than one in all images."""
+    clip: float = Field(ge=2**-6, le=2**6)
+    """The norm of the gradient of one image, at most."""
+    noise: Literal["dealer", "servers"] = "servers"
+    """Whether DS deals the noise, or each server adds its own."""
+    discriminator_steps: int = Field(default=1, ge=1)
+    """Updates of the discriminator in a step: it learns slowly with noise."""
+    sampling_rate: float | None = Field(default=None, gt=0, le=1)
+    """The probability of each image to be in a batch; by default so that hardly ever more are drawn
+    than a batch has room for."""
+    examples: int | None = Field(default=None, ge=1)
+    """How many images there are; by default they are counted."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "PrivacyConfig":
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise expected("epsilon or noise_multiplier, and one of them alone")
+        return self
+
+
 class TrainConfig(Fields):
     """A whole training run."""
 
@@ -162,6 +195,39 @@ class TrainConfig(Fields):
     """Whether the service provider reconstructs the losses while training."""
     open_samples: bool = True
     """Whether the service provider reconstructs generated images while training."""
+    privacy: PrivacyConfig | None = None
+    """None: no differential privacy. With it losses are not opened: they are of images."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _losses_stay_closed(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("privacy") is not None:
+            return {"open_losses": False, **fields}
+        return fields
+
+    @model_validator(mode="after")
+    def _privacy_fits(self) -> "TrainConfig":
+        if self.privacy is None:
+            return self
+        model, own = self.model, self.model.module is not None
+        refused = {
+            "open_losses: true": self.open_losses and "no noise hides the losses of images",
+            "model.norm: batch": not own
+            and model.norm == "batch"
+            and "it mixes the images of a batch (group and none do not)",
+            "model.loss: wasserstein": model.loss == "wasserstein"
+            and "its penalty mixes images with generated ones",
+            "updates: simultaneous": self.updates == "simultaneous"
+            and "the discriminator is updated several times in a step",
+        }
+        for field, reason in refused.items():
+            if reason:
+                raise PydanticCustomError(
+                    "sizes",
+                    "{field} given, expected otherwise with privacy: {reason}",
+                    {"field": field, "reason": reason},
+                )
+        return self
 
     @field_validator("results")
     @classmethod
@@ -195,8 +261,13 @@ class TrainConfig(Fields):
 
         The seed decides initial parameters and noise.
         """
+        data = self.data
         images = DataConfig(
-            dataset="private", image_size=self.data.image_size, channels=self.data.channels
+            dataset="private",
+            image_size=data.image_size,
+            channels=data.channels,
+            labels=data.labels,
+            classes=data.classes,
         )
         return self.model_copy(update={"data": images, "seed": 0})
 

@@ -56,22 +56,21 @@ def load_images(config: DataConfig) -> np.ndarray:
 def load_labels(config: DataConfig) -> np.ndarray | None:
     """Read the classes of the images that `load_images` reads, in the same order.
 
-    Training under sharing never uses them; measures of quality do.
-
     Returns:
-        int64[N], counted from 0; None for a folder, which has none.
+        int64[N], counted from 0. A folder has a class for each folder in it, in the order of their
+        names; None if pictures lie beside these.
 
     Raises:
         FileNotFoundError: the file of labels is not there.
         ValueError: it is damaged, or of another kind.
     """
-    if config.dataset == "folder":
-        return None
     if config.dataset == "digits":
         from sklearn.datasets import load_digits
 
         return _limited(np.asarray(load_digits().target, np.int64), config)
     path = _path(config)
+    if config.dataset == "folder":
+        return _folders(path, _pictures(path, config))
     if config.dataset == "idx":
         labels = _read_idx(_find_idx(path, config.split, "labels"), dimensions=1)
     elif config.dataset == "npz":
@@ -266,13 +265,8 @@ def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
 
     Each is cropped to its central square and resized.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder, expected one of pictures (data.path)")
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _PICTURES and f.is_file())
-    if not files:
-        raise FileNotFoundError(f"{path}: no pictures, expected {', '.join(sorted(_PICTURES))}")
     mode, size = "L" if config.channels == 1 else "RGB", (config.image_size, config.image_size)
-    files = files[: config.limit]
+    files = _pictures(path, config)
     pixels = np.empty((len(files), *size, config.channels), np.uint8)
     for index, file in enumerate(files):
         try:
@@ -287,6 +281,25 @@ def _read_folder(path: Path, config: DataConfig) -> np.ndarray:
             raise ValueError(f"{file}: expected a whole picture: {error}") from None
         pixels[index] = np.asarray(square).reshape(*size, config.channels)
     return pixels
+
+
+def _pictures(path: Path, config: DataConfig) -> list[Path]:
+    """The files of pictures below a folder, in order."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder, expected one of pictures (data.path)")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _PICTURES and f.is_file())
+    if not files:
+        raise FileNotFoundError(f"{path}: no pictures, expected {', '.join(sorted(_PICTURES))}")
+    return files[: config.limit]
+
+
+def _folders(path: Path, files: list[Path]) -> np.ndarray | None:
+    """The number of the folder that each file is in; None if one is in none."""
+    inside = [file.relative_to(path).parts for file in files]
+    if any(len(parts) < 2 for parts in inside):
+        return None
+    names = sorted({parts[0] for parts in inside})
+    return np.array([names.index(parts[0]) for parts in inside], np.int64)
 
 
 def _read_npz(path: Path, key: str, kind: Any = np.uint8) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,9 @@ from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint, config, data
 from lpgan_jax.training.building import batches_of, build_gan, gan_training, training_of
 from lpgan_jax.training.config import Settings, TrainConfig
+from lpgan_jax.training.ledger import Ledger
 from lpgan_jax.training.parameters import load_parameters
+from lpgan_jax.training.private import resolved
 from lpgan_jax.training.run_directory import Metrics, RunDirectory, Servers
 from lpgan_jax.training.tasks import require_in_range, tasks
 from lpgan_jax.training.trainers import (
@@ -65,6 +68,7 @@ def train(
     mode: Mode = "secure",
     init: str | os.PathLike[str] | None = None,
     images: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     generator: nn.Module | None = None,
     discriminator: nn.Module | None = None,
     report: Callable[[str], None] = print,
@@ -80,7 +84,8 @@ def train(
         out: the run directory; new or empty, unless resuming.
         seed: for reproducible simulations only: fixes initial parameters, order, noise *and the
             dealer*, so that two runs are bit-identical. Without it the configuration's seed fixes
-            all but the dealer, whose keys come from the operating system.
+            all but the dealer, whose keys come from the operating system; with differential
+            privacy its noise and the choice of images come from there as well.
         resume: go on from the last checkpoint in `out`, with new dealer keys. If all steps are
             done already, it says so, and nothing is written.
         mode: "secure"; or without sharing "shadow", the same program on integers that round as
@@ -88,6 +93,7 @@ def train(
         init: parameters of a GAN to start from: a file as `export` writes.
         images: the training images as an array instead of the configured data set: [N, H, W] or
             [N, H, W, C], floats in [-1, 1] or uint8.
+        labels: their classes, integers [N], if the configuration has `data.labels`.
         generator: a Flax module instead of the configured one, noise [N, noise_size] to images
             [N, H, W, C] in [-1, 1]. If it has an argument `train`, it is told whether it is.
         discriminator: the same, images to logits [N, 1].
@@ -112,18 +118,21 @@ def train(
         settings = settings.model_copy(update={"seed": seed})
     if isinstance(settings, TrainConfig):
         loaded = None if images is None else data.from_arrays(images)
+        settings = resolved(settings, None if loaded is None else len(loaded))
         gan = build_gan(settings, generator, discriminator)
-        training = gan_training(settings, gan, loaded)
-    elif not all(given is None for given in (init, images, generator, discriminator)):
-        raise ValueError("init, images, generator, discriminator: of a GAN, not of a program")
+        training = gan_training(settings, gan, loaded, labels)
+    elif not all(given is None for given in (init, images, labels, generator, discriminator)):
+        raise ValueError(
+            "init, images, labels, generator, discriminator: of a GAN, not of a program"
+        )
     else:
         training = training_of(settings)
-    draw = batches_of(settings, training, settings.seed)
+    by_seed = training.noised(batches_of(settings, training, settings.seed), settings.seed)
     initial = initial_state(training.program, settings.seed)
     if init is not None:
         initial = _starting_from(load_parameters(init, initial), initial)
 
-    program, first = secured(training.program), draw(0)
+    program, first = secured(training.program), by_seed(0)
     # Or a clear error, before anything is written.
     program.check_batch(first)
     if training.sample is not None:
@@ -132,6 +141,10 @@ def train(
         except ValueError as error:
             raise ValueError(f"sample.{error}") from error
     _, digest = training.columns, _digest(first)
+    draw = by_seed
+    if training.privacy is not None and seed is None:  # nobody may know who is in which batch
+        secret = secrets.randbits(128)
+        draw = training.noised(batches_of(settings, training, secret), None)
     if resume:
         run = RunDirectory.resume(out)
         done, tree = checkpoint.load(run.path)
@@ -237,6 +250,7 @@ def _loop(
     sample = training.sample
     sampled = sample is not None and (mode != "secure" or sample.opened)
     question = training.sample_question(seed) if sampled else None
+    ledger, spent = Ledger(run.ledger_file), {}
     with Progress(done, training.steps, opened_by_sp=mode == "secure") as progress:
         progress.note("compiling" + ", and sampling before the first step" * sampled)
         for task in tasks(training, done, sampled):
@@ -252,19 +266,23 @@ def _loop(
                 if task.step == done:
                     progress.note("compiling the step")
                 before, number = time.time(), task.step + 1
+                if training.privacy is not None:
+                    ledger.begin()
                 told = trainer.step(task.step, draw(task.step))
                 if mode == "shadow" and training.guard_every:  # there it takes no messages
                     require_in_range(trainer.guard(), number)
-                row = dict(training.row(told))
                 seconds = time.time() - before
                 durations.append(seconds)
                 if training.logs_after(number) or task.step == done:
-                    metrics.append(number, row, seconds)
+                    spent = training.spent(ledger.steps)
+                    metrics.append(number, {**training.row(told), **spent}, seconds)
+                row = {**training.row(told), **spent}
                 progress.step(number, seconds, row)
     per_step = float(np.median(durations[1:] or durations or [0.0]))
     result = Result(run.path, training.steps, per_step, row)
     summary = {
         **row,
+        **training.promised(ledger.steps),
         "mode": "simulated servers" if mode == "secure" else mode,
         "steps": result.steps,
         "seconds": round(time.time() - started, 3),

@@ -163,6 +163,11 @@ class RunDirectory:
         return self.path / "metrics.csv"
 
     @property
+    def ledger_file(self) -> Path:
+        """How many noised steps were begun."""
+        return self.path / "spent.json"
+
+    @property
     def data_file(self) -> Path:
         """A digest of the training data, by which they are known again."""
         return self.path / "data.sha256"

@@ -2,35 +2,141 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from lpgan_jax.gan import LOSSES, Batch
+from lpgan_jax.gan import LOSSES, Batch, PrivateBatch
+from lpgan_jax.privacy.mechanism import seeded
+from lpgan_jax.privacy.sampling import PoissonBatches
 from lpgan_jax.programs.batches import Batches, Stream, random_stream
+from lpgan_jax.training import data
 from lpgan_jax.training.config import TrainConfig
+from lpgan_jax.training.private import generated_batch, privacy_of
 
 
 class DataSource:
-    """DS's images and noise: everything that a run's seed decides, step by step."""
+    """DS's images and noise: everything that a run's seed decides, step by step.
 
-    def __init__(self, settings: TrainConfig, seed: int, images: np.ndarray) -> None:
-        """`images`: float32 [N, H, W, C] in [-1, 1]."""
+    With differential privacy the seed decides which images are drawn: whoever knows it is not
+    protected from. (The noise that hides them is not from it.)
+    """
+
+    def __init__(
+        self,
+        settings: TrainConfig,
+        seed: int,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        """Check the data.
+
+        Args:
+            settings: the configuration, `resolved` if there is privacy.
+            seed: decides everything.
+            images: float32 [N, H, W, C] in [-1, 1].
+            labels: int [N], if the configuration wants labels.
+
+        Raises:
+            ValueError: images or labels do not fit the configuration.
+        """
         expected = (settings.data.image_size, settings.data.image_size, settings.data.channels)
         if images.shape[1:] != expected:
             raise ValueError(
                 f"images: expected [N, {', '.join(map(str, expected))}], got {images.shape}"
             )
         self._settings, self._seed, self._images = settings, seed, images
-        self._order = Batches(len(images), settings.batch_size, seed)
-
-    def batch(self, step: int) -> Batch:
+        self._labels = None
+        if settings.data.labels:
+            self._labels = _one_hot(labels, len(images), settings.data.classes)
+        self.batch: Callable[[int], Any]
         """The batch of a step, counted from 0; the same after a resumption."""
+        if settings.privacy is None:
+            self._order = Batches(len(images), settings.batch_size, seed)
+            self.batch = self._batch
+        else:
+            self._sampled = _sampled(settings, len(images), seed)
+            self.batch = self._private_batch
+
+    @classmethod
+    def load(cls, settings: TrainConfig, seed: int) -> DataSource:
+        """That of the data that a configuration names.
+
+        Raises:
+            FileNotFoundError, ValueError: as `data.load_images`, or the data do not fit.
+        """
+        labels = data.load_labels(settings.data) if settings.data.labels else None
+        return cls(settings, seed, data.load_images(settings.data), labels)
+
+    def _batch(self, step: int) -> Batch:
         rng = random_stream(self._seed, Stream.NOISE, step)
         size, noise_size = self._settings.batch_size, self._settings.model.noise_size
         penalised = LOSSES[self._settings.model.loss].penalised
         once = self._settings.updates == "simultaneous"
+        chosen = self._order.indices(step)
         return Batch(
-            self._images[self._order.indices(step)],
+            self._images[chosen],
             rng.normal(size=(size, noise_size)),
             None if once else rng.normal(size=(size, noise_size)),
             rng.uniform(size=size) if penalised else None,
+            None if self._labels is None else self._labels[chosen],
         )
+
+    def _private_batch(self, step: int) -> PrivateBatch:
+        settings, labels = self._settings, self._labels
+        assert settings.privacy is not None
+        rng = random_stream(self._seed, Stream.NOISE, step)
+        count, generated = settings.privacy.discriminator_steps, generated_batch(settings)
+        drawn = [self._sampled.draw(count * step + update) for update in range(count)]
+        rows, weights = (np.stack(both) for both in zip(*drawn, strict=True))
+
+        def classes(*shape: int) -> np.ndarray | None:
+            if labels is None:
+                return None
+            return np.eye(settings.data.classes, dtype=np.int32)[
+                rng.integers(settings.data.classes, size=shape)
+            ]
+
+        return PrivateBatch(
+            images=self._images[rows],
+            weights=weights,
+            noise_d=rng.normal(size=(count, generated, settings.model.noise_size)),
+            noise_g=rng.normal(size=(generated, settings.model.noise_size)),
+            labels=None if labels is None else labels[rows],
+            labels_d=classes(count, generated),
+            labels_g=classes(generated),
+        )
+
+
+def _sampled(settings: TrainConfig, count: int, seed: int) -> PoissonBatches:
+    """Which of so many images are in which batch.
+
+    Raises:
+        ValueError: draws are larger than a batch too often.
+    """
+    privacy, size = privacy_of(settings), settings.batch_size
+    if count != privacy.mechanism.examples:  # another owner's; what is promised is for all
+        own = replace(privacy, mechanism=replace(privacy.mechanism, examples=count))
+        own.epsilon(settings.steps)
+    rate = privacy.mechanism.sampling_rate
+    return PoissonBatches(count, rate, size, seeded("sampling", seed))
+
+
+def _one_hot(labels: np.ndarray | None, count: int, classes: int) -> np.ndarray:
+    """int32 [N, classes].
+
+    Raises:
+        ValueError: there are none, or a class is too large.
+    """
+    if labels is None:
+        raise ValueError("data.labels: the data has no classes (a folder has one for each folder)")
+    if len(labels) != count:
+        raise ValueError(f"labels: {len(labels)} given, expected one for each of {count} images")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels: {labels.min()} to {labels.max()}, expected classes below {classes} "
+            "(data.classes)"
+        )
+    return np.eye(classes, dtype=np.int32)[labels]

@@ -51,7 +51,9 @@ class SecureTrainer:
 
     def step(self, step: int, batch: Any) -> Any:
         """See `Trainer`; SP opens what is for it."""
-        return reveal_tree(self.simulation.train_step(step, batch))
+        told = self.simulation.train_step(step, batch)
+        jax.block_until_ready(self.simulation.state)
+        return reveal_tree(told)
 
     def guard(self) -> list[str]:
         """See `Trainer`: some elements of each tensor (`mpc.guard`)."""
@@ -104,7 +106,7 @@ class ShadowTrainer:
         """See `Trainer`."""
         public = self._program.schedule(step)
         after = self._step(self._keys.take(), self._state, batch, public)
-        self._state, told, self._outside = after
+        self._state, told, self._outside = jax.block_until_ready(after)
         return decoded(told)
 
     def guard(self) -> list[str]:
@@ -123,7 +125,7 @@ class ShadowTrainer:
 @functools.lru_cache(8)
 def _in_the_clear(program: Program) -> tuple[Any, dict[str, Callable[..., Any]]]:
     """(step, answers), jitted: traced and compiled once for all runs of one program."""
-    return jax.jit(program.step), {n: jax.jit(a.function) for n, a in program.answers.items()}
+    return jax.jit(program.run), {n: jax.jit(a.function) for n, a in program.answers.items()}
 
 
 class PlaintextTrainer:
@@ -153,7 +155,8 @@ class PlaintextTrainer:
 
     def step(self, step: int, batch: Any) -> Any:
         """See `Trainer`."""
-        self._state, told = self._step(self._state, self._floats(batch))
+        after = self._step(self._state, self._floats(batch))
+        self._state, told = jax.block_until_ready(after)
         if self._after is not None:
             self._state = self._after(self._state, step)
         return told

@@ -8,7 +8,7 @@ planned, and then run from a server's seat by one rule for each operation.
 | `graph`, `control` | the graph: calls inlined, constants folded, loops and branches |
 | `definitions`, `lookups` | primitives that are defined by others; secret indices |
 | `plain` | what operations mean, in float64 |
-| `clipping` | an operation of its own: sums of clipped gradients |
+| `private_sum` | an operation of its own: noised sums of clipped gradients |
 | `rewrites`, `fuse` | idioms that have a cheaper form |
 | `bounds`, `plan` | what is known without data: intervals, scales |
 | `values` | secret values: what is computed, and in which form |
@@ -18,9 +18,9 @@ planned, and then run from a server's seat by one rule for each operation.
 | `storage` | the same on disk |
 """
 
-from lpgan_jax.transform.clipping import clipped_sum
 from lpgan_jax.transform.function import Secure, secure
 from lpgan_jax.transform.plan import Plan
+from lpgan_jax.transform.private_sum import private_sum
 from lpgan_jax.transform.shared import Shared, is_shared, reveal
 from lpgan_jax.transform.storage import load, save
 
@@ -28,9 +28,9 @@ __all__ = [
     "Plan",
     "Secure",
     "Shared",
-    "clipped_sum",
     "is_shared",
     "load",
+    "private_sum",
     "reveal",
     "save",
     "secure",

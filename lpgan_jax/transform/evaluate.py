@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -86,8 +87,12 @@ class Evaluation:
                 self.known[id(node)] = node.value
             elif node.secret and id(node) not in self.known:
                 self.values.form = setting.format(node)
-                with self.values.party.at(setting.place(node)):
+                with self.values.party.at(setting.place(node)), self._watching(node):
                     self.known[id(node)] = self._result(node)
+
+    def _watching(self, node: Node) -> AbstractContextManager[None]:
+        unwatched = id(node) in self.values.setting.unwatched
+        return self.values.party.filling_the_range() if unwatched else nullcontext()
 
     def _result(self, node: Node) -> Any:
         operands = [self.known[id(n)] for n in node.inputs]

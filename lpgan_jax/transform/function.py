@@ -53,6 +53,7 @@ class Program:
         pairs: (result, argument) nodes of what is handed on to the next call.
         counters: the same of what is public.
         closed_over: arrays that the function closes over, such as "float64[3]": public constants.
+        unwatched: as of `Setting`.
     """
 
     graph: Graph
@@ -63,11 +64,13 @@ class Program:
     pairs: Sequence[tuple[Node, Node]] = ()
     counters: Sequence[tuple[Node, Node]] = ()
     closed_over: tuple[str, ...] = ()
+    unwatched: frozenset[int] = frozenset()
 
     @functools.cached_property
     def setting(self) -> Setting:
         """The plan, of these nodes."""
-        return Setting(self.plan.frac_bits, self.plan.by_node(self.graph))
+        formats = self.plan.by_node(self.graph)
+        return Setting(self.plan.frac_bits, formats, unwatched=self.unwatched)
 
     @functools.cached_property
     def _bits(self) -> dict[int, int]:

@@ -46,14 +46,24 @@ _ROUNDING = 2.0**-40
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
 
+Here = tuple[tuple[str, ...], bool]
+"""A seat's place, and whether it is filling the range."""
+
+
+def here(party: Seat) -> Here:
+    """What a value's operations, which may run later, are named after, and looked at as."""
+    return party.place, party.filling
+
+
 @contextmanager
-def at(party: Seat, place: tuple[str, ...]) -> Iterator[None]:
+def at(party: Seat, place: Here) -> Iterator[None]:
     """What is sent is named after the place that it is computed for."""
-    outer, party.place = party.place, place
+    outer = here(party)
+    party.place, party.filling = place
     try:
         yield
     finally:
-        party.place = outer
+        party.place, party.filling = outer
 
 
 @dataclass(frozen=True)
@@ -110,11 +120,13 @@ class Setting:
         frac_bits: f, the fraction bits of what is not measured, and of public factors.
         formats: of the nodes that have one of their own, by id.
         place: the name of what a node sends.
+        unwatched: ids of nodes whose values no range guard looks at.
     """
 
     frac_bits: int
     formats: Mapping[int, Format] = field(default_factory=dict)
     place: Callable[[Node], str] = _module
+    unwatched: frozenset[int] = frozenset()
 
     def format(self, node: Node) -> Format:
         """How a node's value is kept; a sum may be as many times as large as its terms."""
@@ -142,7 +154,7 @@ class Stored:
     ) -> None:
         """`make`: computes it; `form`: its format."""
         self.party, self.shape, self.form = party, shape, form
-        self._make, self._place = make, party.place
+        self._make, self._place = make, here(party)
         self._raw: Secret | None = None
         self._scaled: dict[int, Secret] = {}
 

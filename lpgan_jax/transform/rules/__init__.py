@@ -2,13 +2,13 @@
 
 from lpgan_jax.transform.rules import (  # noqa: F401
     arithmetic,
-    clipping,
     comparison,
     functions,
     indices,
     linear,
     loops,
     moves,
+    private_sum,
     rounding,
     sorting,
     windows,

@@ -16,7 +16,7 @@ from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.transform.rules.arithmetic import product
 from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, known_scalar, lifted, rule
-from lpgan_jax.transform.values import SecretBit, Stored, Term, View, at
+from lpgan_jax.transform.values import SecretBit, Stored, Term, View, at, here
 
 Request = tuple[float, bool]  # a threshold; whether [x < threshold], not [x <= threshold]
 
@@ -32,7 +32,7 @@ class Comparisons:
         self._values, self._source, self._integer = values, source, integer
         self._log_range = source.form.log_range + spare
         self._bits: dict[Request, compare.Bit | None] = {}
-        self._place = values.party.place
+        self._place = here(values.party)
 
     def requested(self, request: Request) -> SecretBit:
         """The bit of a comparison."""
@@ -188,7 +188,7 @@ class Tournament:
         """`x`: [..., n], n at least 1; `integer`: which may be large."""
         self._values, self._x, self._integer = values, x, integer
         self._bits: list[compare.Bit] = []
-        self._place = values.party.place
+        self._place = here(values.party)
 
     @functools.cached_property
     def largest(self) -> Stored:

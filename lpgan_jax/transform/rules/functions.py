@@ -15,7 +15,7 @@ from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.mpc.series import Series, evaluate
 from lpgan_jax.transform.bounds import Interval
 from lpgan_jax.transform.rules.registry import Node, Value, Values, rule
-from lpgan_jax.transform.values import Stored, Term, at, power_of_two
+from lpgan_jax.transform.values import Stored, Term, at, here, power_of_two
 
 Form = Callable[[Stored], Secret]
 Run = Callable[..., Secret]
@@ -41,7 +41,15 @@ def together(
     """
     # What bounds tell, of the argument or the divisor, changes how it is run.
     bounds = values.interval(node.inputs[-1])
-    key = node.operation, values.levels[id(node)], bounds, kind, values.form.frac_bits
+    unwatched = id(node) in values.setting.unwatched
+    key = (
+        node.operation,
+        values.levels[id(node)],
+        bounds,
+        kind,
+        values.form.frac_bits,
+        unwatched,
+    )
     request = values.pending.setdefault(key, Requests(run)).add(node, operands)
     return values.later(node.shape, lambda: request(values.party), factor)
 
@@ -207,7 +215,7 @@ def _root(values: Values, node: Node, x: Value) -> tuple[float, Callable[[], roo
     factor /= 4.0**log
     low, high = values.interval(node.inputs[-1])
     interval = low / factor, high / factor
-    party, place = values.party, values.party.place
+    party, place = values.party, here(values.party)
     key = "root", id(source), log
 
     def make() -> roots.Root:

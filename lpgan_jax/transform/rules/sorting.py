@@ -20,7 +20,7 @@ from lpgan_jax.mpc.secret import Secret, concatenate
 from lpgan_jax.transform.rules.comparison import without_factor
 from lpgan_jax.transform.rules.moves import moved
 from lpgan_jax.transform.rules.registry import Node, Value, Values, lifted, rule
-from lpgan_jax.transform.values import Stored, View, at
+from lpgan_jax.transform.values import Stored, View, at, here
 
 Layer = tuple[np.ndarray, np.ndarray]  # places i and j, all different: the smaller goes to i
 
@@ -63,7 +63,7 @@ class Network:
         self.count, self.wanted = x.shape[-1], wanted
         self._layers = layers(self.count, wanted)
         self._bits: list[compare.Bit] = []
-        self._place = values.party.place
+        self._place = here(values.party)
 
     @functools.cached_property
     def sorted(self) -> Secret:

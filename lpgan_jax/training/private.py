@@ -1,0 +1,80 @@
+"""From a configuration to what it promises of each image."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from lpgan_jax.privacy.accounting import Mechanism, Privacy, default_rate, noise_for
+from lpgan_jax.training import data
+from lpgan_jax.training.config import PrivacyConfig, TrainConfig
+
+
+def resolved(settings: TrainConfig, examples: int | None = None) -> TrainConfig:
+    """A configuration whose privacy says all: noise, sampling rate and number of images.
+
+    Args:
+        settings: one with privacy or without.
+        examples: how many images there are; None: as configured, or as many as the data has.
+
+    Raises:
+        FileNotFoundError, ValueError: the images are not there, or are not as many as configured;
+            or a setting is out of range.
+    """
+    of = settings.privacy
+    if of is None:
+        return settings
+    if examples is None:
+        examples = of.examples or len(data.load_images(settings.data))
+    if of.examples not in (None, examples):
+        raise ValueError(f"privacy.examples: {of.examples} given, and there are {examples}")
+    made = _resolved(of, examples, settings.batch_size, settings.steps)
+    return settings.model_copy(update={"privacy": made})
+
+
+@lru_cache(32)
+def _resolved(of: PrivacyConfig, examples: int, batch_size: int, steps: int) -> PrivacyConfig:
+    rate = of.sampling_rate or default_rate(examples, batch_size)
+    noise = of.noise_multiplier
+    if of.epsilon is not None:
+        updates = steps * of.discriminator_steps
+        noise = noise_for(
+            of.epsilon,
+            of.delta,
+            updates,
+            examples=examples,
+            sampling_rate=rate,
+            batch_size=batch_size,
+        )
+    changed = {
+        "epsilon": None,
+        "noise_multiplier": noise,
+        "sampling_rate": rate,
+        "examples": examples,
+    }
+    return of.model_copy(update=changed)
+
+
+def privacy_of(settings: TrainConfig) -> Privacy:
+    """What a configuration that is `resolved` promises.
+
+    Raises:
+        ValueError: draws are larger than a batch too often.
+    """
+    of = settings.privacy
+    assert of is not None
+    assert of.examples is not None
+    assert of.sampling_rate is not None
+    assert of.noise_multiplier is not None
+    mechanism = Mechanism(of.examples, of.sampling_rate, settings.batch_size, of.noise_multiplier)
+    return Privacy(mechanism, of.delta, of.discriminator_steps)
+
+
+def expected_batch(settings: TrainConfig) -> float:
+    """How many images a batch has on average."""
+    mechanism = privacy_of(settings).mechanism
+    return mechanism.examples * mechanism.sampling_rate
+
+
+def generated_batch(settings: TrainConfig) -> int:
+    """How many images are generated beside it; a normalisation over a batch needs two."""
+    return max(2, round(expected_batch(settings)))

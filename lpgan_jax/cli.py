@@ -534,6 +534,10 @@ def _role(args: argparse.Namespace) -> int:
                 "the same masks for other values"
             )
         settings = _any_settings(args)
+        if isinstance(settings, config.TrainConfig):
+            from lpgan_jax.training.private import resolved
+
+            settings = resolved(settings)
         kind: Literal["deal", "feed"] = "deal" if args.owner == "ds" else "feed"
         return play(Job(kind, args.owner, args.config, train=config.to_json(settings)))
     if args.seed is not None and (args.seed < 0 or not (args.sample and args.own_noise)):

@@ -33,7 +33,7 @@ from lpgan_jax.cluster.dealer import Dealer
 from lpgan_jax.cluster.hearing import Contradiction, Hearing, Lines
 from lpgan_jax.cluster.record import Deviation, Record
 from lpgan_jax.cluster.replay import Done, Replay, difference
-from lpgan_jax.cluster.reporting import Reporter
+from lpgan_jax.cluster.reporting import Lost, Reporter
 from lpgan_jax.cluster.settings import DEALER, SERVERS, ClusterConfig
 from lpgan_jax.cluster.signatures import Signer, Verifier
 from lpgan_jax.cluster.transcript import digest, digests_of
@@ -47,6 +47,7 @@ from lpgan_jax.cluster.wire import (
     Voucher,
     half_shapes,
 )
+from lpgan_jax.privacy.noise import SEED_BYTES
 from lpgan_jax.programs import SecureProgram, shapes
 from lpgan_jax.training.tasks import Task
 
@@ -108,6 +109,7 @@ class Checker:
         self._unvouched: list[_Pair] = []
         self._to_run: queue.Queue[_Look | None] = queue.Queue(_WAITING)
         self._replay: Replay | None = None
+        self._noise_keys: list[bytes] = []
         self._caught: Deviation | None = None
         self._ran = threading.Event()
         self.checked = 0
@@ -123,8 +125,14 @@ class Checker:
 
         Raises:
             Deviation: a server has another state than the one that DS checked.
-            Lost: a server is gone.
+            Lost: a server is gone, or does not show what it draws its noise from.
         """
+        if self._program.servers_draw is not None:
+            # Once and for all, before anything is done: that is what they are held to.
+            self._noise_keys = [self._lines.progress[server].noise_key for server in SERVERS]
+            for server, key in zip(SERVERS, self._noise_keys, strict=True):
+                if len(key) != SEED_BYTES:
+                    raise Lost(server, "it does not show what its noise is drawn from")
         if self._save is not None:
             try:
                 self._to_run.put(_Look([], self._reveal(-1), None))
@@ -336,7 +344,7 @@ class Checker:
     def _run_all(self) -> None:
         while (run := self._to_run.get()) is not None:
             if self._replay is None:
-                self._replay = Replay(self._program, self._dealer)
+                self._replay = Replay(self._program, self._dealer, self._noise_keys)
             if run.state is not None:
                 self._replay.set_state(run.state)
             for unit in run.units:

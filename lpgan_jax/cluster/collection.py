@@ -82,12 +82,18 @@ class Collection:
             "to another directory, and this one begins after them",
         )
 
-    def tell(self, result: Result, row: Row | None) -> None:
-        """A step is done; `row`: what SP is told of it, if anything."""
+    def tell(self, result: Result, row: Row, spent: int) -> None:
+        """A step is done.
+
+        Args:
+            result: its head.
+            row: what SP is told of it, if anything.
+            spent: steps with noise that were begun, as of `Training.spent`.
+        """
         self._seconds.append(result.seconds)
-        if row is not None:
-            self.row = dict(row)
+        self.row |= row
         if self._training.logs_after(result.step) or result.step == 1:
+            self.row |= self._training.spent(spent)
             self._metrics.append(result.step, self.row, result.seconds)
 
     @property

@@ -24,6 +24,7 @@ from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.party import deal, server_seeds
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import share_arrays
+from lpgan_jax.privacy.mechanism import noise_keys, seeded
 from lpgan_jax.programs import Draw, SecureProgram, Training, secured, shapes
 from lpgan_jax.programs.simulation import share_state
 from lpgan_jax.training.tasks import Task
@@ -94,12 +95,14 @@ class Dealer:
         initial: Any,
         cluster: ClusterConfig,
         key: jax.Array,
+        noise_key: bytes = b"",
     ) -> None:
         """Compiles.
 
         `draw`: DS's own batches; `initial`: the state of a training that begins, else None; `key`:
-        the attempt's master key.
+        the attempt's master key; `noise_key`: of the noise that DS deals.
         """
+        self._noise_key = noise_key
         self._draw, self._cluster = draw, cluster
         self._drawing = threading.Lock()
         self._program = program = secured(training.program)
@@ -149,10 +152,7 @@ class Dealer:
         if kind == "train":
             which, step = TRAIN, order.task.step
             order.public = public = order.public or self._program.schedule(step)
-            if self._cluster.owner_of(step) == DEALER:
-                turn = self._cluster.turn_of(DEALER, step)
-                with self._drawing:  # a `feed` is not asked by two threads at a time
-                    inputs = share_batch(self._program, order.keys[0], self._draw, turn)
+            inputs = self._inputs(order.keys[0], step)
         elif kind == "answer":
             which = str(order.answer)
             if (question := order.question) is not None:
@@ -169,10 +169,40 @@ class Dealer:
         seeds, corrections = self._programs[which](order.keys[1], public)
         return Dealt(which, inputs, seeds, corrections, public)
 
+    def _inputs(self, key: jax.Array, step: int) -> Any:
+        """What DS shares of what a step takes, paired arrays: its batch and noise, or either."""
+        program, scales, parts = self._program, self._program.batch_scales, []
+        if self._cluster.owner_of(step) == DEALER:
+            with self._drawing:  # a `feed` is not asked by two threads at a time
+                batch = drawn_batch(program, self._draw, self._cluster.turn_of(DEALER, step))
+            parts.append((batch, program.batch_of(scales)))
+        if program.deals_noise:
+            noise, bits = program.program.noise, program.frac_bits
+            assert noise is not None
+            parts.append((noise.draw(self._noise_key, step, bits) * 2.0**-bits, scales[1]))
+        shared = share_arrays(key, [part for part, _ in parts], [scale for _, scale in parts])
+        return tuple(shared) if len(shared) > 1 else next(iter(shared), None)
 
-def share_batch(program: SecureProgram, key: jax.Array, draw: Draw, turn: int) -> Any:
-    """An owner's batch, paired arrays. BadInput if a value is out of range."""
+
+def drawn_batch(program: SecureProgram, draw: Draw, turn: int) -> Any:
+    """An owner's batch. BadInput if a value is out of range."""
     with reading_input():
         batch = draw(turn)
         program.check_batch(batch)
-    return share_arrays(key, batch, program.batch_scales)
+    return batch
+
+
+def share_batch(program: SecureProgram, key: jax.Array, draw: Draw, turn: int) -> Any:
+    """An owner's batch, paired arrays. BadInput if a value is out of range."""
+    scales = program.batch_of(program.batch_scales)
+    return share_arrays(key, drawn_batch(program, draw, turn), scales)
+
+
+def noise_key(training: Training, seed: int | None, attempt: int) -> bytes:
+    """Of the noise that DS deals in an attempt; with a seed, the first one is the simulation's."""
+    noise = training.program.noise
+    if noise is None:
+        return b""
+    if seed is None or attempt == 1:
+        return noise_keys(noise, seed)[0]
+    return seeded(f"noise of attempt {attempt}", seed)

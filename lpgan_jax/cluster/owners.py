@@ -20,7 +20,7 @@ import numpy as np
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.checking import Checker
 from lpgan_jax.cluster.client import Client
-from lpgan_jax.cluster.dealer import Dealer, Order, master_key, share_batch
+from lpgan_jax.cluster.dealer import Dealer, Order, master_key, noise_key, share_batch
 from lpgan_jax.cluster.parcels import Payloads, halves
 from lpgan_jax.cluster.record import Record
 from lpgan_jax.cluster.reporting import BadInput, Lost, Reporter, reading_input
@@ -45,6 +45,7 @@ from lpgan_jax.programs import Draw, Training, agreement, initial_state, secured
 from lpgan_jax.training import config
 from lpgan_jax.training.building import batches_of, training_of
 from lpgan_jax.training.config import Settings
+from lpgan_jax.training.ledger import Ledger
 from lpgan_jax.training.loop import headroom_line
 from lpgan_jax.training.tasks import Task, tasks
 
@@ -300,7 +301,8 @@ def deal_and_feed(
     with reporter.phase("compiling", limit_s=limits.start_s):
         initial = initial_state(training.program, batches_seed)
         begins = initial if start == 0 else None
-        dealer = Dealer(training, draw, begins, cluster, master_key(seed, attempt))
+        keys = master_key(seed, attempt), noise_key(training, seed, attempt)
+        dealer = Dealer(training, draw, begins, cluster, *keys)
     for server in SERVERS:
         with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
             lines.wait(partial(lines.prepared, server))
@@ -330,7 +332,8 @@ def deal_and_feed(
         with reporter.phase("comparing checkpoints of servers", limit_s=limits.start_s):
             checker.start()
     try:
-        _Run(cluster, training, question, dealer, lines, reporter, opening, checker).run()
+        ledger = Ledger(Path(cluster.state) / f"spent-{DEALER}.json")
+        _Run(cluster, training, question, dealer, lines, reporter, opening, checker, ledger).run()
     except Exception as error:
         if checker is not None:
             lines.fail(error)
@@ -374,6 +377,7 @@ class _Run:
     reporter: Reporter
     opening: Opening
     checker: Checker | None
+    ledger: Ledger
     serial: int = 0
 
     @property
@@ -414,7 +418,8 @@ class _Run:
                     if not self.lines.wait(advanced, self._limit):
                         raise Lost(server, f"it did nothing for {self._limit:g} s")
         looked = {} if self.checker is None else {"checked": self.checker.checked}
-        self.reporter.event("trained", step=self.training.steps, **looked)
+        spent = self.training.spent(self.ledger.steps)
+        self.reporter.event("trained", step=self.training.steps, **looked, **spent)
         self._serve()
 
     def _serve(self) -> None:
@@ -470,6 +475,8 @@ class _Run:
         if unit is not None:
             unit.orders[self.serial] = order
         limit = self.cluster.timeouts.wait_s
+        if task.kind == "train" and self.training.privacy is not None:
+            self.ledger.begin()
         with self.reporter.phase(f"dealing {task.kind}", limit_s=limit):
             payloads = self.dealer.payloads(order)
         fields = {"answer": order.answer, "request": request}
@@ -486,6 +493,7 @@ class _Run:
                 kind=kind,
                 step=step,
                 size=nbytes(payload),
+                spent=self.ledger.steps,
                 **fields,
             )
             with self.reporter.phase("sending to", on=server, limit_s=self._beyond):

@@ -4,7 +4,7 @@
 |---|---|---|
 | state | its halves of the state's leaves | likewise |
 | inputs (of another owner) | its halves of the batch's leaves | likewise |
-| train | [inputs, if DS owns the step's images], seed | [inputs], seed, corrections |
+| train | [inputs, if they are DS's], [noise, if DS deals it], seed | likewise, corrections |
 | answer | [its half of the question, if DS shares it], seed | [question], seed, corrections |
 | guard | seed | seed, corrections |
 | checkpoint, finish, drop | nothing | nothing |
@@ -65,7 +65,7 @@ class Parcels:
     """How a server reads them.
 
     Attributes:
-        state, inputs: shapes of this server's halves.
+        state, inputs, noise: shapes of this server's halves.
         questions: the same, by the name of the answer.
         corrections: shapes of what is dealt for each of `server_programs`, of S2.
         sizes: bytes of each.
@@ -78,7 +78,8 @@ class Parcels:
         names = list(program.program.answers)
         self.corrections = {which: made.corrections for which, made in programs.items()}
         self.state = half_shapes(shapes.state_shapes(program))
-        self.inputs = half_shapes(shapes.batch_shapes(program))
+        self.inputs = half_shapes(shapes.owned_shapes(program))
+        self.noise = half_shapes(shapes.dealt_noise_shapes(program))
         self.questions = {
             name: half_shapes(shapes.question_shapes(program, name)) for name in names
         }
@@ -90,6 +91,7 @@ class Parcels:
         self.sizes = Sizes(
             state=Layout.of(self.state).size,
             inputs=Layout.of(self.inputs).size,
+            noise=Layout.of(self.noise).size,
             questions={name: Layout.of(of).size for name, of in self.questions.items()},
             material={which: layout.size for which, layout in self._material.items()},
         )

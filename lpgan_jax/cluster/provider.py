@@ -209,8 +209,8 @@ def _collect(
                 require_in_range(outside, head.step)
         else:
             told = head.kind == "told"
-            row = training.row(results.put_together("told", payloads)) if told else None
-            collection.tell(head, row)
+            row = training.row(results.put_together("told", payloads)) if told else {}
+            collection.tell(head, row, max(head.spent for head in heads))
             if not known:  # it takes seconds, and an alarm is not to wait for it
                 threading.Thread(target=results.size_of, args=("alarm",), daemon=True).start()
                 known = True
@@ -224,6 +224,7 @@ def _collect(
     atomic_write(run.parameters_file, training.save(learnt))
     summary = {
         **collection.row,
+        **training.promised(max(head.spent for head in heads)),
         "mode": "two servers",
         "steps": head.step,
         "attempts": head.attempt,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.cluster.dealer import Dealer, Dealt, Order
@@ -19,6 +20,7 @@ from lpgan_jax.cluster.transcript import Between, arrays, digests_of, first_diff
 from lpgan_jax.cluster.wire import Commitment, Opened, Sent
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import carrying
+from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.server import ServerProgram
 from lpgan_jax.programs import SecureProgram
 
@@ -59,9 +61,14 @@ class Replay:
         state: paired arrays.
     """
 
-    def __init__(self, program: SecureProgram, dealer: Dealer) -> None:
-        """Traces; each program is compiled when it is first needed."""
-        self._program, self._dealer = program, dealer
+    def __init__(
+        self, program: SecureProgram, dealer: Dealer, noise_keys: Sequence[bytes] = ()
+    ) -> None:
+        """Traces; each program is compiled when it is first needed.
+
+        `noise_keys`: of S1 and S2, if they draw noise.
+        """
+        self._program, self._dealer, self._noise_keys = program, dealer, noise_keys
         self._programs, self._jitted = _programs(program)
         self.state: Any = None
         self._elements: Any = None
@@ -80,7 +87,12 @@ class Replay:
         dealt = self._dealer.deal(order)
         if dealt is None or (kind == "answer" and dealt.inputs is None):
             return None
-        secrets = self._elements if dealt.which == GUARD else (self.state, dealt.inputs)
+        inputs, noise = dealt.inputs, self._program.servers_draw
+        if kind == "train" and noise is not None:
+            step, bits = order.task.step, self._program.frac_bits
+            shares = [noise.share(key, step, bits) for key in self._noise_keys]
+            inputs = inputs, Secret(jnp.stack(shares), bits)
+        secrets = self._elements if dealt.which == GUARD else (self.state, inputs)
         outputs, sent = self.run(dealt, secrets)
         alarm = None
         if kind == "train":

@@ -28,6 +28,7 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.training import config
 from lpgan_jax.training.building import batches_of, training_of
 from lpgan_jax.training.config import ConfigError, ProgramConfig, Settings, TrainConfig
+from lpgan_jax.training.private import resolved
 from lpgan_jax.training.run_directory import RunDirectory
 
 
@@ -139,6 +140,8 @@ def up(
         if seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
         settings = settings.model_copy(update={"seed": seed})
+    if isinstance(settings, TrainConfig):
+        settings = resolved(settings)
     training = training_of(settings)
     batches_of(settings, training, settings.seed)  # or a clear error, before all
     file = out / "cluster" / "cluster.yaml"

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import mmap
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpgan_jax.cluster.accounts import Held
@@ -41,6 +43,8 @@ from lpgan_jax.cluster.wire import (
 )
 from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.exchange import carrying
+from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.privacy.noise import SEED_BYTES
 from lpgan_jax.programs import SecureProgram, Training, agreement, secured
 from lpgan_jax.programs.simulation import Tree, by_name, restore_state
 from lpgan_jax.training import checkpoint
@@ -116,10 +120,27 @@ class Programs:
         return jax.block_until_ready(outputs)
 
     def train(
-        self, state: Any, payload: memoryview, inputs: memoryview, public: Any
+        self,
+        state: Any,
+        payload: memoryview,
+        inputs: memoryview,
+        public: Any,
+        noise: Secret | None = None,
     ) -> tuple[Any, Any]:
-        """A step: the state after it, and own shares of what SP is told."""
+        """A step: the state after it, and own shares of what SP is told.
+
+        Args:
+            state: own share.
+            payload: what DS deals.
+            inputs: own share of a batch.
+            public: what both servers know.
+            noise: own share of the noise, if servers draw it.
+        """
         batch = self._placed(self._parcels.inputs, inputs)
+        if (size := self.sizes.noise) > 0:
+            noise, payload = self._placed(self._parcels.noise, payload[:size]), payload[size:]
+        if noise is not None:
+            batch = batch, noise
         state, told, self._elements = self._run(TRAIN, payload, (state, batch), public)
         return state, arrays(told)
 
@@ -219,7 +240,9 @@ def serve(
         with reporter.phase("comparing with", on=other, limit_s=start_s + _BEYOND_S):
             line.agree(agreement.short(opening.functions) | programs.rounds, start_s)
         checkpoint.drop_shares(config.state, server, after=opening.start)
-        session.prepare(programs.sizes)
+        noise_key = secrets.token_bytes(SEED_BYTES)
+        shown = opening.checked and program.servers_draw is not None
+        session.prepare(programs.sizes, noise_key if shown else b"")
         work = _Work(
             config=config,
             training=training,
@@ -232,6 +255,7 @@ def serve(
             journal=journal,
             reporter=reporter,
             conduct=conduct,
+            noise_key=noise_key,
         )
         work.run(state)
 
@@ -303,6 +327,7 @@ class _Work:
     journal: Journal
     reporter: Reporter
     conduct: Conduct | None
+    noise_key: bytes
 
     def run(self, state: Any) -> None:
         """Do what DS says, until this process ends."""
@@ -351,8 +376,12 @@ class _Work:
                 inputs, material = memoryview(self.session.inputs_of(owner, step)), view
         started = time.monotonic()
         with self._talking("step with", TRAIN, f"step {step}"):
-            public = secured(self.training.program).schedule(step)
-            after, told = self.programs.train(state, material, inputs, public)
+            program = secured(self.training.program)
+            public, noise = program.schedule(step), None
+            if (of := program.servers_draw) is not None:
+                bits = program.frac_bits
+                noise = Secret(jnp.asarray(of.share(self.noise_key, step, bits)), bits)
+            after, told = self.programs.train(state, material, inputs, public, noise)
         seconds = time.monotonic() - started
         self.reporter.set(step=step + 1, s_per_step=round(seconds, 4))
         payload = _bytes(told)
@@ -468,6 +497,7 @@ class _Work:
             step=parcel.step + (parcel.kind == "train"),
             seconds=seconds,
             size=len(payload),
+            spent=parcel.spent,
         )
         held = Held(head, payload, parcel.request)
         if self.conduct is not None and vouched:

@@ -63,12 +63,14 @@ class Sizes:
     Attributes:
         state: shares of the initial state.
         inputs: shares of a batch.
+        noise: shares of a step's noise, if DS deals it.
         questions: shares of a question, by the name of the answer.
         material: seed and corrections, by that name, and of a step and the guard (`parcels`).
     """
 
     state: int
     inputs: int
+    noise: int
     questions: dict[str, int]
     material: dict[str, int]
 
@@ -128,6 +130,7 @@ class Session:
         self._file = Path(config.state) / f"session-{server}.json"
         self._asked: dict[str, int] = {}
         self._attempt, self._known, self._functions = self._remembered()
+        self._noise_key = b""
         self._saves = self._intact_saves()
         self._changed = threading.Condition()
         self._opening: Opening | None = None
@@ -344,6 +347,7 @@ class Session:
             refused=self._refused,
             commitments=commitments,
             opened=opened,
+            noise_key=self._noise_key,
         )
 
     def of_attempt(self, message: Reveal | Release) -> None:
@@ -451,7 +455,7 @@ class Session:
             expected = sizes.state
         elif parcel.kind == "train":
             own = self.config.owner_of(parcel.step) == DEALER
-            expected = sizes.material[TRAIN] + sizes.inputs * own
+            expected = sizes.material[TRAIN] + sizes.noise + sizes.inputs * own
         elif parcel.kind == "guard":
             expected = sizes.material[GUARD]
         elif parcel.kind == "answer":
@@ -545,9 +549,13 @@ class Session:
             assert self._settings is not None
             return self._opening, self._settings
 
-    def prepare(self, sizes: Sizes) -> None:
-        """The program is agreed on, and compiled: parcels of these sizes may come."""
+    def prepare(self, sizes: Sizes, noise_key: bytes = b"") -> None:
+        """The program is agreed on, and compiled: parcels of these sizes may come.
+
+        `noise_key`: of this server's own noise, for DS to look at what it does.
+        """
         with self._changed:
+            self._noise_key = noise_key
             assert self._opening is not None
             self._known = self._opening.config
             self._functions = agreement.short(self._opening.functions)

@@ -159,6 +159,8 @@ class Parcel(Message):
     """Whom the answer is for, if it is not the sample of a training."""
     save: str | None = Field(default=None, max_length=64)
     """The name of a checkpoint."""
+    spent: int = Field(default=0, ge=0, lt=2**62)
+    """Steps with noise that were begun, in all attempts and this one included."""
 
 
 ResultKind = Literal["told", "step", "alarm", "answer", "learnt"]
@@ -292,6 +294,8 @@ class Progress(Fields):
     """To tasks that DS has not released."""
     opened: list[Opened] = Field(default=[])
     """Alarms of these."""
+    noise_key: bytes = Field(default=b"", max_length=32)
+    """What its noise is drawn from, where DS checks what it does."""
 
 
 class Result(Fields):
@@ -306,6 +310,8 @@ class Result(Fields):
     seconds: float
     """That the step took."""
     size: int
+    spent: int = Field(default=0, ge=0, lt=2**62)
+    """As of its parcel."""
     voucher: Voucher | None = None
     """In a session whose servers are checked."""
 

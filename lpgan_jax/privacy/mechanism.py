@@ -70,17 +70,15 @@ class Noise:
             step: counted from 0.
             frac_bits: of what it is added to.
         """
-        values = discrete_gaussian(
-            Stream(step_seed(key, step)), self.sigma(frac_bits), math.prod(self.shape)
-        )
+        if len(key) != SEED_BYTES:
+            raise ValueError(f"key: {len(key)} bytes, expected {SEED_BYTES}")
+        seed = hashlib.sha256(b"lpgan noise" + key + step.to_bytes(8, "little")).digest()
+        values = discrete_gaussian(Stream(seed), self.sigma(frac_bits), math.prod(self.shape))
         return values.reshape(self.shape)
 
-
-def step_seed(key: bytes, step: int) -> bytes:
-    """What a step's noise is drawn from; it tells nothing of the key."""
-    if len(key) != SEED_BYTES:
-        raise ValueError(f"key: {len(key)} bytes, expected {SEED_BYTES}")
-    return hashlib.sha256(b"lpgan noise" + key + step.to_bytes(8, "little")).digest()
+    def share(self, key: bytes, step: int, frac_bits: int) -> np.ndarray:
+        """The same as a server's own share of both servers' sum: words of the ring."""
+        return self.draw(key, step, frac_bits).view(np.uint64)
 
 
 def noise_keys(noise: Noise, seed: int | None) -> list[bytes]:

@@ -19,6 +19,7 @@ from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret, is_secret
 from lpgan_jax.mpc.share_trees import tree_of_shapes
+from lpgan_jax.privacy.mechanism import Noise
 from lpgan_jax.programs.program import Program
 from lpgan_jax.transform.function import Program as Traced
 from lpgan_jax.transform.function import Secure, secure
@@ -194,13 +195,28 @@ class SecureProgram:
         """Whether any of a step's elements is out of range: see `mpc.guard.check`."""
         return guard.check(party, self.watched, elements)
 
+    def batch_of(self, inputs: Any) -> Any:
+        """An owner's part of all that a step takes (values, shapes or scales): no noise."""
+        return inputs if self.program.noise is None else inputs[0]
+
+    @property
+    def deals_noise(self) -> bool:
+        """Whether a step has noise that DS deals."""
+        return self.program.noise is not None and self.program.noise.source == "dealer"
+
+    @property
+    def servers_draw(self) -> Noise | None:
+        """The noise of which each server draws its own."""
+        return None if self.deals_noise else self.program.noise
+
     def check_batch(self, batch: Any) -> None:
-        """Check all that a step takes, before it is shared.
+        """Check an owner's batch, before it is shared.
 
         Raises:
             ValueError: it has other shapes, or a value is out of range; names it.
         """
-        _check("batch", self.batch, batch, self._step, len(jax.tree.leaves(self.shapes)))
+        shapes, first = self.program.batch, len(jax.tree.leaves(self.shapes))
+        _check("batch", shapes, batch, self._step, first)
 
     def check_question(self, name: str, question: Any) -> None:
         """The same of a question of any number of rows, for the answer of a name."""
@@ -326,8 +342,9 @@ def _check(name: str, shapes: Any, values: Any, traced: Traced, first: int) -> N
     given: Any = jax.tree.structure(values)
     if wanted != given:
         raise ValueError(f"{name}: expected {wanted}, got {given}")
-    leaves = [leaf for leaf in traced.leaves if not leaf.public][first:]
-    ranges = zip(traced.scales[first:], traced.log_ranges[first:], strict=True)
+    end = first + len(jax.tree.leaves(shapes))
+    leaves = [leaf for leaf in traced.leaves if not leaf.public][first:end]
+    ranges = zip(traced.scales[first:end], traced.log_ranges[first:end], strict=True)
     pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(values), strict=True)
     for (like, value), leaf, (scale, log_range) in zip(pairs, leaves, ranges, strict=True):
         if np.shape(value) != like.shape:

@@ -27,6 +27,16 @@ def batch_shapes(program: SecureProgram) -> Any:
     return tree_of_shapes(program.batch, program.batch_scales)
 
 
+def owned_shapes(program: SecureProgram) -> Any:
+    """Of what an owner shares of it."""
+    return program.batch_of(batch_shapes(program))
+
+
+def dealt_noise_shapes(program: SecureProgram) -> Any:
+    """Of what DS adds to that, whoever owns the batch: noise, or nothing."""
+    return batch_shapes(program)[1] if program.deals_noise else None
+
+
 def question_shapes(program: SecureProgram, name: str, num: int | None = None) -> Any:
     """Of a question, of so many rows instead of as many as the answer says."""
     asked = program.program.answers[name].question

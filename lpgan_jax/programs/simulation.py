@@ -68,12 +68,12 @@ class Simulation:
         return cls(program, share_state(program, keys, initial), keys)
 
     def train_step(self, step: int, batch: Any) -> Any:
-        """One step on a batch of real values; what SP is told of it is still shared.
+        """One step on real values, a batch and its noise; what SP is told of it is still shared.
 
         Raises:
             ValueError: the batch has other shapes, or a value is out of range.
         """
-        self.program.check_batch(batch)
+        self.program.check_batch(self.program.batch_of(batch))
         public = self.program.schedule(step)
         self.state, told, self._elements = self._step(
             self._keys.take_two(), self.state, batch, public

@@ -134,7 +134,7 @@ def train(
 
     program, first = secured(training.program), by_seed(0)
     # Or a clear error, before anything is written.
-    program.check_batch(first)
+    program.check_batch(program.batch_of(first))
     if training.sample is not None:
         try:
             program.check_rows(training.sample.answer, training.sample_question(settings.seed))
@@ -250,7 +250,8 @@ def _loop(
     sample = training.sample
     sampled = sample is not None and (mode != "secure" or sample.opened)
     question = training.sample_question(seed) if sampled else None
-    ledger, spent = Ledger(run.ledger_file), {}
+    ledger = Ledger(run.ledger_file)
+    spent: Row = {}
     with Progress(done, training.steps, opened_by_sp=mode == "secure") as progress:
         progress.note("compiling" + ", and sampling before the first step" * sampled)
         for task in tasks(training, done, sampled):

@@ -8,7 +8,7 @@ planned, and then run from a server's seat by one rule for each operation.
 | `graph`, `control` | the graph: calls inlined, constants folded, loops and branches |
 | `definitions`, `lookups` | primitives that are defined by others; secret indices |
 | `plain` | what operations mean, in float64 |
-| `private_sum` | an operation of its own: noised sums of clipped gradients |
+| `private`, `releases` | noised sums of clipped gradients; that nothing else tells of these |
 | `rewrites`, `fuse` | idioms that have a cheaper form |
 | `bounds`, `plan` | what is known without data: intervals, scales |
 | `values` | secret values: what is computed, and in which form |
@@ -20,7 +20,7 @@ planned, and then run from a server's seat by one rule for each operation.
 
 from lpgan_jax.transform.function import Secure, secure
 from lpgan_jax.transform.plan import Plan
-from lpgan_jax.transform.private_sum import private_sum
+from lpgan_jax.transform.private import private_sum
 from lpgan_jax.transform.shared import Shared, is_shared, reveal
 from lpgan_jax.transform.storage import load, save
 

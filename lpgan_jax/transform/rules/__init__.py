@@ -8,7 +8,7 @@ from lpgan_jax.transform.rules import (  # noqa: F401
     linear,
     loops,
     moves,
-    private_sum,
+    private,
     rounding,
     sorting,
     windows,

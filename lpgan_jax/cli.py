@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--num", required=True, type=int, metavar="N", help="how many images")
     sample.add_argument("--out", required=True, metavar="FILE.png", help="the image grid")
     sample.add_argument("--seed", type=int, metavar="N", help="fix the noise and the dealer")
+    sample.add_argument(
+        "--label", type=int, metavar="N", help="all of one class (default: as many of each)"
+    )
 
     ask = commands.add_parser(
         "ask", help="ask what was trained: nobody else sees the question or the answer"
@@ -114,6 +117,15 @@ def _parser() -> argparse.ArgumentParser:
         "--latency", type=float, metavar="MS", help="one way, of that network (default: 0.5)"
     )
     cost.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
+
+    privacy = commands.add_parser(
+        "privacy", help="what a training promises of each image, before it runs"
+    )
+    _add_configuration(privacy)
+    privacy.add_argument(
+        "--steps", type=int, metavar="N", help="training steps in all (default: as configured)"
+    )
+    privacy.add_argument("--json", action="store_true", help="print a JSON object instead")
 
     bench = commands.add_parser(
         "bench", help="measure a training step, or the protocols it is made of, on this machine"
@@ -213,7 +225,7 @@ def _settings(args: argparse.Namespace, source: str | None = None) -> TrainConfi
     if source is None:
         raise ValueError("--config: expected a YAML file or the name of a shipped config")
     overrides = list(args.set)
-    if args.command in ("train", "up", "ds") and args.steps is not None:
+    if args.command in ("train", "up", "ds", "privacy") and args.steps is not None:
         overrides.append(f"steps={args.steps}")
     if getattr(args, "batch_size", None) is not None:
         overrides.append(f"batch_size={args.batch_size}")
@@ -302,6 +314,9 @@ def _add_cluster_commands(commands: Any) -> None:
         help="the run directory (with --sample: the PNG file)",
     )
     sp.add_argument("--sample", type=int, metavar="N", help="have N images generated")
+    sp.add_argument(
+        "--label", type=int, metavar="N", help="all of one class, with --sample and --own-noise"
+    )
     sp.add_argument(
         "--own-noise", action="store_true", help="SP shares the noise of the images, instead of DS"
     )
@@ -394,6 +409,28 @@ def _cost(args: argparse.Namespace) -> None:
         print(step.table([LAN, WAN] if network is None else [LAN, WAN, network]))
         if guard is not None:
             print(guard.beside(step, every))
+
+
+def _privacy(args: argparse.Namespace) -> None:
+    from lpgan_jax.training.private import promises
+
+    found = promises(_settings(args))
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    whose = "of each server" if found["noise"] == "servers" else "dealt by DS"
+    drawn = found["sampling_rate"] * found["examples"]
+    print(
+        f"epsilon           {found['epsilon']:8.4g}   of each image, at delta {found['delta']:g}\n"
+        f"noise multiplier  {found['noise_multiplier']:8.4g}   {whose}, in clips of "
+        f"{found['clip']:g}\n"
+        f"noised updates    {found['steps']:8d}   of the discriminator, in "
+        f"{found['training_steps']} steps\n"
+        f"sampling rate     {found['sampling_rate']:8.4g}   of {found['examples']} images: "
+        f"{drawn:.1f} on average in a batch of {found['batch_size']}\n"
+        "Both networks and all that they generate keep it. Outside of it: the choice of "
+        "hyper-parameters on\nthese images, further runs on them, and whatever else is published."
+    )
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -542,6 +579,8 @@ def _role(args: argparse.Namespace) -> int:
         return play(Job(kind, args.owner, args.config, train=config.to_json(settings)))
     if args.seed is not None and (args.seed < 0 or not (args.sample and args.own_noise)):
         raise ValueError("--seed: expected at least 0, with --sample and --own-noise")
+    if args.label is not None and not (args.sample and args.own_noise):
+        raise ValueError("--label: expected with --sample and --own-noise")
     if args.sample is None:
         return play(Job("collect", "sp", args.config, out=args.out, program=args.program))
     if args.sample < 1:
@@ -557,6 +596,7 @@ def _role(args: argparse.Namespace) -> int:
             out=args.out,
             num=args.sample,
             own=args.own_noise,
+            label=args.label,
             program=args.program,
         )
     )
@@ -637,7 +677,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.command == "sample":
             from lpgan_jax.training.results import sample
 
-            sample(args.run, args.num, args.out, seed=args.seed)
+            sample(args.run, args.num, args.out, seed=args.seed, label=args.label)
             print(f"{args.num} images, opened by SP, in {args.out}")
         elif args.command == "ask":
             return _ask(args)
@@ -645,6 +685,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _quality(args)
         elif args.command == "cost":
             _cost(args)
+        elif args.command == "privacy":
+            _privacy(args)
         elif args.command == "bench":
             _bench(args)
         elif args.command == "sweep":

@@ -24,6 +24,7 @@ from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import share_arrays
 from lpgan_jax.programs import SecureProgram, secured, shapes
 from lpgan_jax.programs.training import npy
+from lpgan_jax.training.building import of_class
 
 
 class Asker:
@@ -159,6 +160,7 @@ def sample(
     *,
     own: bool = False,
     seed: int | None = None,
+    label: int | None = None,
 ) -> None:
     """Be SP and have the training's sample answered anew, for a file such as a grid of images.
 
@@ -170,6 +172,7 @@ def sample(
         reporter: for reports.
         own: whether SP draws the question; else DS does, and SP does not know it.
         seed: fixes SP's own.
+        label: of SP's own, a class that all images are of.
 
     Raises:
         Lost, RefusedBy, BadInput: as `Asker`.
@@ -182,7 +185,10 @@ def sample(
     count = 0
     while count < num:
         if own:
-            parts.append(asker.ask(wanted.answer, wanted.question(rng)))
+            with reading_input():
+                question = wanted.question(rng)
+                question = question if label is None else of_class(question, label)
+            parts.append(asker.ask(wanted.answer, question))
         else:
             parts.append(asker.ask_of_dealer(wanted.answer))
         count += shapes.rows_of(parts[-1])

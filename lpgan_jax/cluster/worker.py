@@ -41,6 +41,7 @@ class Job:
         steps: that the training has in all (SP); by default as many as the servers know of.
         num: rows of a sample (SP).
         own: whether SP draws its question.
+        label: of it, the class that all images are of.
         answer: what is asked; None for the only one.
         question: its file.
         as_text: whether `out` gets the answer as text.
@@ -57,6 +58,7 @@ class Job:
     steps: int | None = None
     num: int = 0
     own: bool = False
+    label: int | None = None
     answer: str | None = None
     question: str = ""
     as_text: bool = False
@@ -99,8 +101,8 @@ def play(job: Job, reporter: Reporter) -> None:
     elif job.play == "sample":
         from lpgan_jax.cluster.askers import sample
 
-        out = str(job.out)
-        sample(cluster, job.num, out, job.program, reporter, own=job.own, seed=job.seed)
+        wanted = {"own": job.own, "seed": job.seed, "label": job.label}
+        sample(cluster, job.num, str(job.out), job.program, reporter, **wanted)
     else:
         from lpgan_jax.cluster.askers import ask
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import dp_accounting
@@ -28,7 +29,12 @@ NEIGHBOURS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 _FOR_DRAWS = 0.1
 """Part of delta for draws that are larger than a batch."""
 _FINEST = 1e-3  # of noise multipliers that are searched for
+_MOST = 2**17  # of these
 _ROOM = 9.0  # standard deviations of a draw between its mean and the batch
+
+
+class TooLarge(ValueError):
+    """Draws are larger than a batch too often."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Mechanism:
         """Spent by so many updates; 0 by none.
 
         Raises:
-            ValueError: delta is not between 0 and 1, or draws are larger than a batch too often.
+            ValueError: delta is not between 0 and 1.
+            TooLarge: draws are larger than a batch too often.
         """
         if not 0 < delta < 1:
             raise ValueError(f"delta: {delta:g}, expected between 0 and 1")
@@ -87,7 +94,7 @@ def _epsilon(of: Mechanism, updates: int, delta: float) -> float:
     most = accountant.get_epsilon((1 - _FOR_DRAWS) * delta)
     log_kept = math.log(eta) + _softplus(most)
     if log_kept > math.log(_FOR_DRAWS * delta):
-        raise ValueError(
+        raise TooLarge(
             f"batch_size: {of.batch_size} rows, and a draw has more with probability "
             f"{of.too_large:.1g}, too often for delta {delta:g}: expected a larger batch, or "
             f"a sampling_rate below {of.sampling_rate:g}"
@@ -122,16 +129,19 @@ def noise_for(
         return Mechanism(examples, sampling_rate, batch_size, thousandths * _FINEST)
 
     def is_enough(thousandths: int) -> bool:
-        accountant = with_noise(thousandths).without_limit(updates)
-        return float(accountant.get_epsilon((1 - _FOR_DRAWS) * delta)) <= epsilon
+        with suppress(TooLarge):  # as epsilon is
+            return with_noise(thousandths).epsilon(updates, delta) <= epsilon
+        return False
 
     low, high = 300, 1000  # with less noise, an accountant of discrete losses takes long
     while not is_enough(high):
         low, high = high, 2 * high
+        if high > _MOST:
+            spent = with_noise(high).epsilon(updates, delta)  # or draws are larger too often
+            raise ValueError(f"epsilon: {epsilon:g}, and with all noise it is {spent:.3g}")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
-    with_noise(high).epsilon(updates, delta)  # or draws are larger too often
     return high * _FINEST
 
 

@@ -144,15 +144,26 @@ def asked(
     Raises:
         ValueError: there is no such class.
     """
-    noise, classes = rng.normal(size=(num, settings.model.noise_size)), settings.data.classes
-    if not settings.data.labels:
-        if label is not None:
-            raise ValueError("label: the images have no classes (data.labels)")
-        return noise
-    if label is not None and not 0 <= label < classes:
+    question: Any = rng.normal(size=(num, settings.model.noise_size))
+    if settings.data.labels:
+        classes = settings.data.classes
+        each = np.eye(classes, dtype=np.int32)[np.arange(num) * classes // num]
+        question = {"noise": question, "labels": each}
+    return question if label is None else of_class(question, label)
+
+
+def of_class(question: Any, label: int) -> Any:
+    """The same question, of images that are all of one class.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if not isinstance(question, dict) or "labels" not in question:
+        raise ValueError("label: the images have no classes (data.labels)")
+    num, classes = question["labels"].shape
+    if not 0 <= label < classes:
         raise ValueError(f"label: {label} given, expected 0 to {classes - 1}")
-    labels = np.arange(num) * classes // num if label is None else np.full(num, label)
-    return {"noise": noise, "labels": np.eye(classes, dtype=np.int32)[labels]}
+    return {**question, "labels": np.eye(classes, dtype=np.int32)[np.full(num, label)]}
 
 
 def columns_of(settings: TrainConfig, num: int) -> int | None:

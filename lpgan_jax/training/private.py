@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from lpgan_jax.privacy.accounting import Mechanism, Privacy, default_rate, noise_for
 from lpgan_jax.training import data
@@ -78,3 +79,30 @@ def expected_batch(settings: TrainConfig) -> float:
 def generated_batch(settings: TrainConfig) -> int:
     """How many images are generated beside it; a normalisation over a batch needs two."""
     return max(2, round(expected_batch(settings)))
+
+
+def promises(settings: TrainConfig) -> dict[str, Any]:
+    """What a training promises of each image, before it runs: flat, for people and programs.
+
+    `steps` are noised updates of the discriminator, `noise_multiplier` that of one server's noise.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no privacy, or as `resolved`.
+    """
+    if settings.privacy is None:
+        raise ValueError("privacy: not configured, expected privacy: {epsilon: ..., delta: ...}")
+    settings = resolved(settings)
+    of, made = privacy_of(settings), settings.privacy
+    assert made is not None
+    return {
+        "epsilon": of.epsilon(settings.steps),
+        "delta": of.delta,
+        "noise_multiplier": of.mechanism.noise_multiplier,
+        "noise": made.noise,
+        "clip": made.clip,
+        "sampling_rate": of.mechanism.sampling_rate,
+        "steps": of.updates * settings.steps,
+        "training_steps": settings.steps,
+        "examples": of.mechanism.examples,
+        "batch_size": of.mechanism.batch_size,
+    }

@@ -18,7 +18,7 @@ from lpgan_jax.programs import Training, secured, shapes
 from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint
-from lpgan_jax.training.building import training_of
+from lpgan_jax.training.building import asked, columns_of, training_of
 from lpgan_jax.training.images import save_png
 from lpgan_jax.training.loop import learnt_of
 from lpgan_jax.training.run_directory import RunDirectory
@@ -67,13 +67,16 @@ def _open_run(path: str | os.PathLike[str]) -> tuple[Training, Any]:
     return training, restore_state(secured(training.program), tree)
 
 
-def generate(run: str | os.PathLike[str], num: int, *, seed: int | None = None) -> np.ndarray:
+def generate(
+    run: str | os.PathLike[str], num: int, *, seed: int | None = None, label: int | None = None
+) -> np.ndarray:
     """Generate images with a run's shares: SG-FP on shared noise, opened by SP.
 
     Args:
         run: a run directory.
         num: how many images.
         seed: fixes the noise and the dealer; both come from the operating system without it.
+        label: a class that all are of; None: of classes as many of each, one after the other.
 
     Returns:
         float64 [num, H, W, C], about -1 to 1.
@@ -85,13 +88,17 @@ def generate(run: str | os.PathLike[str], num: int, *, seed: int | None = None) 
         raise ValueError(f"num: expected at least 1, got {num}")
     settings = RunDirectory.open(run).gan_config()
     rng = np.random.default_rng() if seed is None else random_stream(seed, Stream.GENERATION)
-    noise = rng.normal(size=(num, settings.model.noise_size))
-    images: np.ndarray = ask(run, GENERATE, noise, seed=seed)
+    images: np.ndarray = ask(run, GENERATE, asked(settings, rng, num, label), seed=seed)
     return images
 
 
 def sample(
-    run: str | os.PathLike[str], num: int, out: str | os.PathLike[str], *, seed: int | None = None
+    run: str | os.PathLike[str],
+    num: int,
+    out: str | os.PathLike[str],
+    *,
+    seed: int | None = None,
+    label: int | None = None,
 ) -> None:
     """`generate` images, and write them as a PNG grid.
 
@@ -100,11 +107,14 @@ def sample(
         num: how many images.
         out: the PNG file.
         seed: as for `generate`.
+        label: likewise.
 
     Raises:
         ValueError, FileNotFoundError: bad input; nothing is written.
     """
-    save_png(Path(out), generate(run, num, seed=seed), private=False)
+    images = generate(run, num, seed=seed, label=label)
+    columns = None if label is not None else columns_of(RunDirectory.open(run).gan_config(), num)
+    save_png(Path(out), images, columns, private=False)
 
 
 def export(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:

@@ -79,7 +79,7 @@ def test_what_costs_more(rate, noise, updates, more):
 
 
 def test_a_draw_larger_than_the_batch_is_accounted_for():
-    """It costs a tenth of delta at the default rate, and is refused where that is too little."""
+    """It costs what it takes of delta, and is refused where that is more than a tenth of it."""
     rate = default_rate(MNIST, 256)
     mean = rate * MNIST
     assert mean + 9 * math.sqrt(mean) == pytest.approx(256)
@@ -88,7 +88,13 @@ def test_a_draw_larger_than_the_batch_is_accounted_for():
     assert (drawn <= 256).all()
     assert 0 < cut.too_large < 1e-12
     free = poisson(rate, 1.0)
-    assert cut.epsilon(1000, DELTA) == free.epsilon(1000, 0.9 * DELTA) > free.epsilon(1000, DELTA)
+    assert cut.epsilon(1000, DELTA) == pytest.approx(free.epsilon(1000, DELTA), rel=1e-6)
+    some = Mechanism(MNIST, rate, 228, 1.0)  # of 147 on average
+    spent = some.epsilon(1000, DELTA)
+    kept = (1 + math.exp(spent)) * 1000 * some.too_large
+    assert 0.01 * DELTA < kept < 0.1 * DELTA
+    assert free.epsilon(1000, DELTA) < spent <= free.epsilon(1000, 0.9 * DELTA)
+    assert spent >= free.epsilon(1000, DELTA - kept)
     message = "batch_size: 180 rows, and a draw has more with probability .*, too often"
     with pytest.raises(ValueError, match=message):
         Mechanism(MNIST, rate, 180, 1.0).epsilon(1000, DELTA)

@@ -1,4 +1,4 @@
-"""Clipped sums of examples' gradients under sharing, against plain JAX and NumPy."""
+"""Private sums under sharing, against plain JAX and NumPy; and that nothing else is released."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,18 @@ from secured import LSB
 
 import lpgan_jax as lp
 from lpgan_jax.mpc import clipping
+from lpgan_jax.privacy.mechanism import Noise
+from lpgan_jax.programs import Program
+from lpgan_jax.programs.secured import SecureProgram
+from lpgan_jax.transform.releases import Sums, Unhidden, releases
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(6, 8)).astype(np.float32)
 Y = RNG.integers(0, 2, 6).astype(np.float32)
 PARAMS = {"w": RNG.normal(size=(8, 3)).astype(np.float32), "b": np.zeros(3, np.float32)}
 WEIGHTS = np.array([1, 1, 0, 1, 0, 1], np.int32)
+SIZE, CLIP = 27, 0.5
+NOISE = (RNG.integers(-(2**20), 2**20, SIZE) * LSB).astype(np.float32)  # as exact as LSBs
 
 
 def loss(params, x, y):
@@ -21,26 +27,32 @@ def loss(params, x, y):
     return jax.nn.softplus(hidden.sum() * (1 - 2 * y)) * 4
 
 
-def private(params, x, y, weights):
-    gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(params, x, y)
-    return lp.clipped_sum(gradients, weights, 0.5)
+def gradients(params, x, y):
+    return jax.vmap(jax.grad(loss), (None, 0, 0))(params, x, y)
 
 
-def by_numpy(gradients, weights, clip):
-    rows = np.concatenate([np.reshape(g, (len(weights), -1)) for g in gradients], 1)
+def private(params, x, y, weights, noise):
+    return lp.private_sum(gradients(params, x, y), weights, noise, CLIP)
+
+
+def flat(tree, lead=0):
+    return np.concatenate(
+        [np.reshape(v, (*np.shape(v)[:lead], -1)) for v in jax.tree.leaves(tree)], -1
+    )
+
+
+def by_numpy(rows, weights, clip):
     norms = np.linalg.norm(rows.astype(float), axis=1)
     factors = np.minimum(1, clip / norms) * (norms < 64 * clip) * weights
     return factors @ rows, norms
 
 
-def test_it_clips_as_numpy_does():
-    gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(PARAMS, X, Y)
-    leaves = jax.tree.leaves(gradients)
-    wanted, norms = by_numpy(leaves, WEIGHTS, 0.5)
-    assert (norms > 0.5).any()
-    got = jax.tree.leaves(private(PARAMS, X, Y, WEIGHTS))
-    flat = np.concatenate([np.ravel(g) for g in got])
-    np.testing.assert_allclose(flat, wanted, rtol=2 * clipping.margin(0.5), atol=1e-6)
+def test_it_clips_and_adds_noise_as_numpy_does():
+    rows = flat(gradients(PARAMS, X, Y), 1)
+    wanted, norms = by_numpy(rows, WEIGHTS, CLIP)
+    assert (norms > CLIP).any()
+    got = flat(private(PARAMS, X, Y, WEIGHTS, NOISE))
+    np.testing.assert_allclose(got - NOISE, wanted, rtol=2 * clipping.margin(CLIP), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -48,42 +60,182 @@ def step():
     return lp.secure(private)
 
 
-def test_under_sharing_it_is_the_same(step):
-    """Gradients are off by some LSB, factors by 3 of 2^-20, and the sum is rounded to an LSB."""
+def test_under_sharing_it_is_the_same():
+    """Of vectors that are shared: each is rounded to LSBs; the norm that is allowed has 12 bits, and
+    a factor is off by what the proof of the bound says.
+    """
+    rows = flat(gradients(PARAMS, X, Y), 1).astype(np.float32)
+    of_rows = lp.secure(lambda g, w, z: lp.private_sum(g, w, z, CLIP))
     k1, k2 = jax.random.split(lp.key())
-    args = PARAMS, X, Y, WEIGHTS
-    got = lp.reveal(step(k2, *step.share(k1, *args)))
-    wanted = private(*args)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, atol=80 * LSB)
-    leaves = jax.tree.leaves(jax.vmap(jax.grad(loss), (None, 0, 0))(PARAMS, X, Y))
+    got = lp.reveal(of_rows(k2, *of_rows.share(k1, rows, WEIGHTS, NOISE)))
+    exact = np.round(rows.astype(float) / LSB) * LSB
+    wanted, norms = by_numpy(exact, WEIGHTS, clipping.allowed(CLIP))
+    factors = np.minimum(1, CLIP / norms)
+    error = factors * (2.0**-11 + 2.0**-24) + (CLIP + 1) * 2.0**-clipping.FACTOR_BITS
+    off = (WEIGHTS * error) @ np.abs(exact) + LSB
+    assert (np.abs(got - NOISE - wanted) <= off).all()
+
+
+def test_no_example_counts_for_more_than_the_clip(step):
+    k1, k2 = jax.random.split(lp.key())
     one = np.zeros(6, np.int32)
-    one[int(np.argmax(by_numpy(leaves, WEIGHTS, 0.5)[1]))] = 1
-    alone = lp.reveal(step(k1, *step.share(k2, PARAMS, X, Y, one)))
-    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(alone)))
-    assert 0.49 < norm <= 0.5 + np.sqrt(27) * LSB
+    one[int(np.argmax(by_numpy(flat(gradients(PARAMS, X, Y), 1), WEIGHTS, CLIP)[1]))] = 1
+    alone = flat(lp.reveal(step(k1, *step.share(k2, PARAMS, X, Y, one, NOISE))))
+    assert 0.49 < np.linalg.norm(alone - NOISE) <= CLIP + np.sqrt(SIZE) * LSB
 
 
 def test_nothing_of_it_is_opened(step):
-    report = lp.audit(step, PARAMS, X, Y, WEIGHTS)
+    report = lp.audit(step, PARAMS, X, Y, WEIGHTS, NOISE)
     assert report.problems == []
     assert all(opening.problems == [] for opening in report.openings)
 
 
 def test_its_headroom_is_known(step):
-    assert "clipped_sum" in str(step.explain(PARAMS, X, Y, WEIGHTS))
+    assert "private_sum" in str(step.explain(PARAMS, X, Y, WEIGHTS, NOISE))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: lp.clipped_sum({"w": X}, Y, 1.0), TypeError, r"weights: float32\[6\], expected"),
-        (lambda: lp.clipped_sum({"w": X[:3]}, WEIGHTS, 1.0), ValueError, r"shape \(3, 8\)"),
-        (lambda: lp.clipped_sum({"w": X.astype(int)}, WEIGHTS, 1.0), TypeError, "expected floats"),
-        (lambda: lp.clipped_sum({"w": X}, WEIGHTS, 100.0), ValueError, "clip: 100, expected"),
+        (lambda: lp.private_sum(X, Y, NOISE[:8], 1.0), TypeError, r"weights: float32\[6\], expec"),
+        (lambda: lp.private_sum(X[:3], WEIGHTS, NOISE[:8], 1.0), ValueError, r"shape \(3, 8\)"),
+        (lambda: lp.private_sum(X.astype(int), WEIGHTS, NOISE[:8], 1.0), TypeError, "expected flo"),
+        (lambda: lp.private_sum(X, WEIGHTS, NOISE[:8], 100.0), ValueError, "clip: 100, expected"),
+        (lambda: lp.private_sum(X, WEIGHTS, NOISE, 1.0), ValueError, r"noise: shape \(27,\), exp"),
     ],
 )
 def test_what_is_wrong_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_sum_that_does_not_fit_is_refused():
+    of = lp.secure(lambda g, w, z: lp.private_sum(g, w, z, 64.0), frac_bits=22)
+    many = jax.ShapeDtypeStruct((2**15, 1), np.float32)
+    weights = jax.ShapeDtypeStruct((2**15,), np.int32)
+    with pytest.raises(ValueError, match="32768 vectors and 22 fraction bits: their sum does not"):
+        lp.cost(of, many, weights, jax.ShapeDtypeStruct((1,), np.float32))
+
+
+# What is released ---------------------------------------------------------------------------------
+
+
+BATCH = {"x": X, "y": Y, "weights": WEIGHTS, "beside": np.float32(1.0)}
+SHAPES = jax.tree.map(lambda v: jax.ShapeDtypeStruct(np.shape(v), np.asarray(v).dtype), BATCH)
+
+
+def descend(params, total, rate=0.1):
+    return jax.tree.map(lambda p, g: p - rate * g, params, total)
+
+
+def once(params, batch, noise):
+    """One update, from one sum."""
+    total = private(params, batch["x"], batch["y"], batch["weights"], noise[0])
+    return descend(params, total, batch["beside"]), None
+
+
+def thrice(params, batch, noise):
+    """The same batch in each iteration of a loop; the noise is another one."""
+
+    def update(params, hiding):
+        return once(params, batch, hiding[None])[0], None
+
+    return jax.lax.scan(update, params, noise)
+
+
+def program(step, sums=1, noise=True, unprotected=("beside",), **fields):
+    made = Noise(1.0, CLIP, SIZE, sums, **fields) if noise else None
+    return Program(lambda rng: PARAMS, step, SHAPES, noise=made, unprotected=unprotected)
+
+
+def test_what_a_step_releases_is_known():
+    for step, sums in ((once, 1), (thrice, 3)):
+        traced = SecureProgram(program(step, sums))
+        inputs = traced._step.graph.inputs
+        assert releases(traced._step.graph, inputs[3:6], inputs[-1]).sums == (
+            Sums(CLIP, SIZE, 6, sums),
+        )
+
+
+def test_no_alarm_tells_of_examples():
+    """The range guard looks at what follows from noised sums, and at nothing before these."""
+    beside = SecureProgram(program(once)).watched
+    without = {of.name for of in beside}
+    assert without
+    assert not any("private_sum" in name or "tanh" in name for name in without)
+    plain = Program(lambda rng: PARAMS, lambda p, b: (descend(p, mean(p, b)), None), SHAPES)
+    assert {of.size for of in SecureProgram(plain).watched} > {of.size for of in beside}
+
+
+def mean(params, batch):
+    return jax.tree.map(lambda g: g.mean(0), gradients(params, batch["x"], batch["y"]))
+
+
+def told(params, batch, noise):
+    return once(params, batch, noise)[0], gradients(params, batch["x"], batch["y"])["b"].sum()
+
+
+def clipped_rate(params, batch, noise):
+    """Something of the images beside the sum."""
+    new, _ = once(params, batch, noise)
+    return jax.tree.map(lambda p: p * (1 + 1e-6 * batch["x"].mean()), new), None
+
+
+def in_a_loop(params, batch, noise):
+    """The first iteration's rest of the images comes out of the second."""
+
+    def update(carry, hiding):
+        params, before = carry
+        new = descend(once(params, batch, hiding[None])[0], {"w": before, "b": 0.0})
+        return (new, batch["x"].sum() + jnp.zeros((8, 3))), None
+
+    (params, _), _ = jax.lax.scan(update, (params, jnp.zeros((8, 3))), noise)
+    return params, None
+
+
+def noise_taken_off(params, batch, noise):
+    new, _ = once(params, batch, noise)
+    return {**new, "b": new["b"] + 0.1 * noise[0, -3:]}, None
+
+
+def the_same_noise(params, batch, noise):
+    def update(params, _):
+        return once(params, batch, noise)[0], None
+
+    return jax.lax.scan(update, params, None, 3)
+
+
+def half_the_noise(params, batch, noise):
+    return once(params, batch, 0.5 * noise)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: program(told), r"result 2 .* depends on inputs\[0\]\['x'\] otherwise"),
+        (lambda: program(clipped_rate), r"depends on inputs\[0\]\['x'\] otherwise than through"),
+        (lambda: program(in_a_loop, 3), r"depends on inputs\[0\]\['x'\] otherwise than through"),
+        (lambda: program(once, unprotected=()), r"depends on inputs\[0\]\['beside'\] otherwise"),
+        (lambda: program(noise_taken_off), r"depends on inputs\[1\] .*the noise hides"),
+        (lambda: program(the_same_noise), "noise: 27 values, and private sums take 81"),
+        (lambda: program(half_the_noise), "expected noise that is an argument, as it is"),
+        (lambda: program(once, 2), "noise: 54 values, and private sums take 27"),
+        (lambda: program(lambda p, b: (p, None), noise=False), None),
+    ],
+)
+def test_what_would_tell_more_is_refused(made, message):
+    if message is None:
+        SecureProgram(made())
+        return
+    with pytest.raises(Unhidden, match=message):
+        SecureProgram(made())
+
+
+def test_noise_of_another_clip_is_refused():
+    other = Program(
+        lambda rng: PARAMS, once, SHAPES, noise=Noise(1.0, 1.0, SIZE), unprotected=("beside",)
+    )
+    with pytest.raises(Unhidden, match="made for a clip of 1 and 27 .* has 0.5 and 27"):
+        SecureProgram(other)
+    with pytest.raises(ValueError, match=r"unprotected: 'beyond' is no leaf of a batch"):
+        SecureProgram(program(once, unprotected=("beyond",)))

@@ -18,6 +18,7 @@ from lpgan_jax.gan import (
     Batch,
     Discriminator,
     Generator,
+    PrivateUpdates,
     Updates,
     gan_program,
 )
@@ -45,6 +46,8 @@ def small_lpgan(
     opens_losses: bool = True,
     updates: Updates = "alternating",
     of_sd: Mapping[str, Any] | None = None,
+    num_classes: int = 0,
+    private: PrivateUpdates | None = None,
     **networks: Any,
 ) -> LPGAN:
     """A DCGAN; by default of 8x8 images, and one that compiles fast.
@@ -64,6 +67,8 @@ def small_lpgan(
         (size, size, channels),
         opens_losses,
         updates=updates,
+        num_classes=num_classes,
+        private=private,
     )
 
 

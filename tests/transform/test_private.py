@@ -61,7 +61,7 @@ def step():
 
 
 def test_under_sharing_it_is_the_same():
-    """Of vectors that are shared: each is rounded to LSBs; the norm that is allowed has 12 bits, and
+    """Of vectors that are shared: rounded to LSBs; the norm that is allowed has 12 bits, and
     a factor is off by what the proof of the bound says.
     """
     rows = flat(gradients(PARAMS, X, Y), 1).astype(np.float32)
@@ -235,7 +235,7 @@ def test_noise_of_another_clip_is_refused():
     other = Program(
         lambda rng: PARAMS, once, SHAPES, noise=Noise(1.0, 1.0, SIZE), unprotected=("beside",)
     )
-    with pytest.raises(Unhidden, match="made for a clip of 1 and 27 .* has 0.5 and 27"):
+    with pytest.raises(Unhidden, match=r"made for a clip of 1 and 27 .* has 0\.5 and 27"):
         SecureProgram(other)
     with pytest.raises(ValueError, match=r"unprotected: 'beyond' is no leaf of a batch"):
         SecureProgram(program(once, unprotected=("beyond",)))

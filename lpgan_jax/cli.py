@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
         "of those of a small classifier trained on the real images",
     )
 
+    quality.add_argument(
+        "--membership",
+        action="store_true",
+        help="attack the networks instead: can one tell which images were trained on?",
+    )
+
     cost = commands.add_parser(
         "cost", help="what a training step sends, without running it: bytes, rounds, per layer"
     )
@@ -372,6 +378,8 @@ def _train(args: argparse.Namespace) -> None:
 def _quality(args: argparse.Namespace) -> None:
     from lpgan_jax.study.runs import quality
 
+    if args.membership:
+        return _membership(args)
     report = quality(args.run, args.num, seed=args.seed, inception=args.inception, report=print)
     coverage = "not measured" if report.coverage is None else f"{100 * report.coverage:.0f} %"
     print(
@@ -381,6 +389,31 @@ def _quality(args: argparse.Namespace) -> None:
         f"recall             {report.recall:.3f}   of real images look like generated ones\n"
         f"classes covered    {coverage}"
     )
+    if report.accuracy is not None:
+        print(
+            f"accuracy           {100 * report.accuracy:.1f} % on real images that were not trained "
+            "on, of a classifier\n                   that has seen generated ones alone"
+        )
+
+
+def _membership(args: argparse.Namespace) -> None:
+    from lpgan_jax.study.runs import membership
+
+    found = membership(args.run, args.num, seed=args.seed)
+    for of, shown in zip(found.attacks, found.shown, strict=True):
+        print(
+            f"attack on {of.name}, of {of.members} members and as many others:\n"
+            f"  area under the curve  {of.area:.3f}   (0.5 by chance)\n"
+            f"  advantage             {of.advantage:.3f}   within {of.error:.3f} (0 by chance)\n"
+            f"  shows epsilon         {shown:.2f}   at least, with 95 %"
+        )
+    if found.bounds is None:
+        print("no differential privacy: nothing bounds an attack")
+    else:
+        print(
+            f"epsilon {found.epsilon:.3g} at delta {found.delta:g} bounds every attack: area "
+            f"{found.bounds[1]:.3f}, advantage {found.bounds[0]:.3f}"
+        )
 
 
 def _cost(args: argparse.Namespace) -> None:

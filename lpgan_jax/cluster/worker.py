@@ -101,8 +101,16 @@ def play(job: Job, reporter: Reporter) -> None:
     elif job.play == "sample":
         from lpgan_jax.cluster.askers import sample
 
-        wanted = {"own": job.own, "seed": job.seed, "label": job.label}
-        sample(cluster, job.num, str(job.out), job.program, reporter, **wanted)
+        sample(
+            cluster,
+            job.num,
+            str(job.out),
+            job.program,
+            reporter,
+            own=job.own,
+            seed=job.seed,
+            label=job.label,
+        )
     else:
         from lpgan_jax.cluster.askers import ask
 

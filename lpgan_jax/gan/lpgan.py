@@ -448,6 +448,18 @@ class LPGAN:
         images: Any = self.generator.apply(variables, *given, **_flag(self.generator, False))
         return images
 
+    def judge(self, variables: Variables, images: jax.Array, *labels: jax.Array) -> jax.Array:
+        """SD's logits of images [n, H, W, C], with running statistics.
+
+        Args:
+            variables: SD's, {"params", "batch_stats"}.
+            images: what is judged.
+            labels: integers [n, classes], if there are classes.
+        """
+        flag = _flag(self.discriminator, False)
+        logits: Any = self.discriminator.apply(variables, images, *labels, **flag)
+        return logits
+
 
 def _flag(module: nn.Module, train: bool) -> dict[str, Any]:
     """The argument that tells a module whether it is trained, if it has one."""

@@ -84,7 +84,10 @@ def _apply(network: _Network, variables: Any, images: jax.Array) -> tuple[jax.Ar
 
 
 def classifier(
-    images: np.ndarray, labels: np.ndarray, report: Callable[[str], None] = lambda text: None
+    images: np.ndarray,
+    labels: np.ndarray,
+    report: Callable[[str], None] = lambda text: None,
+    kept: bool = True,
 ) -> Classifier:
     """The classifier of a data set: from the cache, or trained with a fixed seed.
 
@@ -92,6 +95,7 @@ def classifier(
         images: float32[N, H, W, C] in [-1, 1]; every tenth is held out.
         labels: int[N], from 0.
         report: receives a line of text.
+        kept: whether there is a cache.
 
     Raises:
         ValueError: the labels do not fit the images.
@@ -105,13 +109,13 @@ def classifier(
         raise ValueError(f"labels: {labels.min()} given, expected classes from 0")
     num_classes = int(labels.max()) + 1
     template = _Network(num_classes).init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])))
-    folder = cache_directory("classifiers", "the classifier is not kept")
+    folder = cache_directory("classifiers", "the classifier is not kept") if kept else None
     file = None if folder is None else folder / f"{_name(images, labels)}.msgpack"
     if file is not None and file.is_file():
         saved = _read(file, template)
         if saved is not None:
             return Classifier(saved[1], num_classes, saved[0])
-    report(f"training a classifier on {len(images)} real images, to measure generated ones")
+    report(f"training a classifier on {len(images)} images")
     held_out = np.arange(len(images)) % _HELD_OUT == 0
     variables = _train(num_classes, template, images[~held_out], labels[~held_out])
     trained = Classifier(0.0, num_classes, variables)

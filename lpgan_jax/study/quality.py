@@ -126,6 +126,8 @@ class Quality:
         recall: share of real images that generated ones look like.
         coverage: share of classes that are there; None without a classifier of classes.
         images: how many generated ones were measured.
+        accuracy: on real images that were not trained on, of a classifier that was trained on
+            generated ones of each class; None without classes or such images.
     """
 
     frechet: float
@@ -133,6 +135,7 @@ class Quality:
     recall: float
     coverage: float | None
     images: int
+    accuracy: float | None = None
 
 
 def _checked(name: str, features: np.ndarray) -> np.ndarray:

@@ -80,6 +80,30 @@ def load_labels(config: DataConfig) -> np.ndarray | None:
     return _limited(labels.astype(np.int64), config)
 
 
+def load_held_out(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Images that are like those of a configuration, and not among them, with their classes.
+
+    They are the test split; where there is none, those beyond `data.limit`.
+
+    Returns:
+        As `load_images` and `load_labels`; None if there are none.
+
+    Raises:
+        FileNotFoundError, ValueError: as these.
+    """
+    if config.dataset in ("idx", "npz", "cifar10") and config.split == "train":
+        test = config.model_copy(update={"split": "test", "limit": None})
+        return load_images(test), load_labels(test)
+    if config.limit is None or config.dataset == "private":
+        return None
+    whole = config.model_copy(update={"limit": None})
+    labels = load_labels(whole)
+    images = load_images(whole)[config.limit :]
+    if not len(images):
+        return None
+    return images, None if labels is None else labels[config.limit :]
+
+
 def _path(config: DataConfig) -> Path:
     if config.path is None:  # DataConfig sees to it that others have one
         raise ValueError("data.dataset: private: somebody else has these images")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lpgan_jax.common.files import atomic_write
-from lpgan_jax.gan import GENERATE
+from lpgan_jax.gan import GENERATE, LPGAN, State
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.share_trees import reveal_tree
@@ -18,9 +18,10 @@ from lpgan_jax.programs import Training, secured, shapes
 from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import Simulation, restore_state
 from lpgan_jax.training import checkpoint
-from lpgan_jax.training.building import asked, columns_of, training_of
+from lpgan_jax.training.building import asked, build_gan, columns_of, training_of
 from lpgan_jax.training.images import save_png
 from lpgan_jax.training.loop import learnt_of
+from lpgan_jax.training.parameters import load_parameters
 from lpgan_jax.training.run_directory import RunDirectory
 
 _AT_ONCE = 500  # rows in one call
@@ -67,10 +68,30 @@ def _open_run(path: str | os.PathLike[str]) -> tuple[Training, Any]:
     return training, restore_state(secured(training.program), tree)
 
 
+def networks(run: str | os.PathLike[str]) -> tuple[LPGAN, dict[str, Any]]:
+    """A GAN, and what a run learnt, in the clear: put together from its shares if it has some.
+
+    Returns:
+        (the GAN, {network: variables} of both networks).
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, or a network is not there.
+    """
+    directory = RunDirectory.open(run)
+    gan = build_gan(directory.gan_config())
+    if directory.checkpoints.exists():
+        _, state = _open_run(run)
+        assert isinstance(state, State)
+        return gan, {name: own for name, own in reveal_tree(state.learnt()).items()}
+    return gan, load_parameters(directory.parameters_file, gan.init(np.random.default_rng(0)))
+
+
 def generate(
     run: str | os.PathLike[str], num: int, *, seed: int | None = None, label: int | None = None
 ) -> np.ndarray:
     """Generate images with a run's shares: SG-FP on shared noise, opened by SP.
+
+    Of a run that was in the clear, they are generated in the clear.
 
     Args:
         run: a run directory.
@@ -88,8 +109,17 @@ def generate(
         raise ValueError(f"num: expected at least 1, got {num}")
     settings = RunDirectory.open(run).gan_config()
     rng = np.random.default_rng() if seed is None else random_stream(seed, Stream.GENERATION)
-    images: np.ndarray = ask(run, GENERATE, asked(settings, rng, num, label), seed=seed)
-    return images
+    question = asked(settings, rng, num, label)
+    if RunDirectory.open(run).checkpoints.exists():
+        images: np.ndarray = ask(run, GENERATE, question, seed=seed)
+        return images
+    gan, learnt = networks(run)
+    generated = jax.jit(gan.generate)
+    parts = [
+        generated(learnt["generator"], jax.tree.map(lambda x: x[i : i + _AT_ONCE], question))  # noqa: B023
+        for i in range(0, num, _AT_ONCE)
+    ]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def sample(

@@ -391,8 +391,8 @@ def _quality(args: argparse.Namespace) -> None:
     )
     if report.accuracy is not None:
         print(
-            f"accuracy           {100 * report.accuracy:.1f} %   on real images beside the training "
-            "data, of a classifier\n                            that has seen generated ones alone"
+            f"accuracy           {100 * report.accuracy:.1f} %  of a classifier that has seen "
+            "generated images alone,\n                            on real ones beside the data"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +41,15 @@ LOSSES: dict[LossName, Loss] = {
 
 
 def gradient_penalty(
-    critic: Callable[[jax.Array, Any], jax.Array], images: jax.Array, labels: Any
+    critic: Callable[..., jax.Array], images: jax.Array, *labels: jax.Array
 ) -> jax.Array:
-    """(|d critic(x, label) / dx| - 1)^2 for each image x of [N, H, W, C]; labels may be None."""
+    """(|d critic(x, label) / dx| - 1)^2 for each image x of [N, H, W, C], with labels or without."""
 
-    def gradient(image: jax.Array, label: Any) -> jax.Array:
-        of_one = None if label is None else label[None]
-        return jax.grad(lambda x: critic(x[None], of_one)[0])(image)
+    def gradient(image: jax.Array, *label: jax.Array) -> jax.Array:
+        of_one = [one[None] for one in label]
+        return jax.grad(lambda x: critic(x[None], *of_one)[0])(image)
 
-    squares = jnp.square(jax.vmap(gradient)(images, labels)).sum((1, 2, 3))
+    squares = jnp.square(jax.vmap(gradient)(images, *labels)).sum((1, 2, 3))
     return jnp.square(jnp.sqrt(squares + _SMALLEST) - 1)
 
 

@@ -424,10 +424,11 @@ class LPGAN:
         mix = batch.mix.reshape(-1, 1, 1, 1)
         between = fakes + mix * (batch.images - fakes)
 
-        def critic(images: jax.Array, labels: Any) -> jax.Array:
-            return self._apply("discriminator", params, stats, images, labels)[0].reshape(-1)
+        def critic(images: jax.Array, *labels: jax.Array) -> jax.Array:
+            return self._apply("discriminator", params, stats, images, *labels)[0].reshape(-1)
 
-        return gradient_penalty(critic, between, batch.labels).sum()
+        labels = () if batch.labels is None else (batch.labels,)
+        return gradient_penalty(critic, between, *labels).sum()
 
     def _update(self, name: str, state: State, gradients: Any) -> tuple[Any, Any]:
         with jax.named_scope(f"{name}.update"):

@@ -22,8 +22,8 @@ from flax import serialization
 from lpgan_jax.common.files import atomic_write, cache_directory
 from lpgan_jax.programs.batches import Batches
 from lpgan_jax.study.quality import Judge, chosen
-from lpgan_jax.training.config import DataConfig
-from lpgan_jax.training.data import fingerprint, load_labels
+from lpgan_jax.training.config import DataConfig, TrainConfig
+from lpgan_jax.training.data import fingerprint, load_held_out, load_labels
 
 FEATURES = 64
 _BATCH, _LEAST_STEPS, _EPOCHS = 128, 600, 3
@@ -183,9 +183,38 @@ def classifier_judge(
     labels = load_labels(of)
     if labels is None:
         raise ValueError(
-            "data.dataset: a folder has no classes to train a classifier with; "
+            "data.dataset: a folder has no classes to train a classifier with, unless it has a "
+            "folder for each; "
             "measure with Inception's features instead (--inception)"
         )
     network = classifier(images, labels, report)
     some = chosen(len(images), num_images)
     return Judge(images[some], network.features, labels[some], network.classes, network.num_classes)
+
+
+def accuracy_of(
+    settings: TrainConfig,
+    generated: np.ndarray,
+    report: Callable[[str], None] = lambda text: None,
+) -> float | None:
+    """How well a classifier knows real images that has seen generated ones alone.
+
+    It is trained as the one of the real images is, and nothing about it is chosen by these.
+
+    Args:
+        settings: of the training.
+        generated: [N, H, W, C], as many of each class, class after class (`building.asked`).
+        report: receives lines of text.
+
+    Returns:
+        The share of images that were not trained on of which it knows the class; None without
+        classes, or such images.
+    """
+    held_out = load_held_out(settings.data) if settings.data.labels else None
+    if held_out is None or held_out[1] is None:
+        return None
+    classes = np.arange(len(generated)) * settings.data.classes // len(generated)
+    order = np.random.default_rng(1).permutation(len(generated))
+    images = generated[order].astype(np.float32)
+    network = classifier(images, classes[order], report=report, kept=False)
+    return float(np.mean(network.classes(held_out[0]) == held_out[1]))

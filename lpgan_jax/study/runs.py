@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from lpgan_jax.study.features import classifier, classifier_judge
+from lpgan_jax.study.features import accuracy_of, classifier_judge
 from lpgan_jax.study.inception import inception_features, load_inception
 from lpgan_jax.study.membership import (
     Attack,
@@ -22,7 +22,6 @@ from lpgan_jax.study.membership import (
 )
 from lpgan_jax.study.quality import Judge, Quality, chosen
 from lpgan_jax.training import data
-from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.results import generate, networks
 from lpgan_jax.training.run_directory import RunDirectory
 
@@ -62,23 +61,7 @@ def quality(
     generated = np.clip(generate(run, num, seed=seed), -1, 1)
     order = np.random.default_rng(0).permutation(num)  # they come class after class
     found = judge(generated[order[:compared]])
-    return replace(found, accuracy=_accuracy(settings, generated, report))
-
-
-def _accuracy(
-    settings: TrainConfig, generated: np.ndarray, report: Callable[[str], None]
-) -> float | None:
-    """On real images, of a classifier that has seen generated ones alone."""
-    held_out = data.load_held_out(settings.data) if settings.data.labels else None
-    if held_out is None or held_out[1] is None:
-        return None
-    classes = np.arange(len(generated)) * settings.data.classes // len(generated)
-    order = np.random.default_rng(1).permutation(len(generated))
-    network = classifier(
-        generated[order].astype(np.float32), classes[order], report=report, kept=False
-    )
-    images, labels = held_out
-    return float(np.mean(network.classes(images) == labels))
+    return replace(found, accuracy=accuracy_of(settings, generated, report))
 
 
 @dataclass(frozen=True)

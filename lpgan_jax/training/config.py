@@ -308,6 +308,8 @@ class RunsConfig(Fields):
     """How shadow runs truncate: as the protocols do, or as they do not."""
     perturbation: float = Field(default=0.0, ge=0)
     """Plaintext runs: after each step all parameters move at random, by up to so many LSB."""
+    epsilon: list[float] = []
+    """Of differential privacy, instead of the base's; none: as the base says."""
 
     @model_validator(mode="after")
     def _fields_fit_mode(self) -> "RunsConfig":

@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lpgan_jax.study import features as classifiers
 from lpgan_jax.study import quality
@@ -169,12 +170,13 @@ def test_a_classifier_learns_and_is_kept(squares, tmp_path):
     assert len(lines) == 6
 
 
-def test_bad_labels(squares):
+def test_bad_labels(squares, tmp_path):
     images, labels = squares
     with pytest.raises(ValueError, match="labels: 299 given for 300 images"):
         classifier(images, labels[:-1])
     with pytest.raises(ValueError, match="labels: -1 given, expected classes from 0"):
         classifier(images, labels - 1)
-    folder = DataConfig(dataset="folder", path="x", image_size=8, channels=1)
+    Image.new("L", (8, 8)).save(tmp_path / "one.png")
+    folder = DataConfig(dataset="folder", path=str(tmp_path), image_size=8, channels=1)
     with pytest.raises(ValueError, match="a folder has no classes"):
         classifier_judge(folder, images, 100)

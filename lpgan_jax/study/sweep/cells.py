@@ -21,12 +21,12 @@ from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.programs import SecureProgram, initial_state
 from lpgan_jax.programs.batches import Stream, random_stream
 from lpgan_jax.programs.simulation import Simulation
-from lpgan_jax.study.features import classifier_judge
+from lpgan_jax.study.features import accuracy_of, classifier_judge
 from lpgan_jax.study.quality import Judge
 from lpgan_jax.study.sweep.errors import gradient_errors, layer_errors, protocol_errors
 from lpgan_jax.study.sweep.plan import Cell, settings_of
 from lpgan_jax.training import data
-from lpgan_jax.training.building import build, build_gan
+from lpgan_jax.training.building import asked, build, build_gan, training_of
 from lpgan_jax.training.config import DataConfig, SweepConfig, TrainConfig
 from lpgan_jax.training.images import save_png
 from lpgan_jax.training.source import DataSource
@@ -80,19 +80,20 @@ def _run(
 ) -> dict[str, list[Row]]:
     variant = cell.variant
     identity: Row = asdict(variant) | {"seed": cell.seed}
-    gan = build(settings)
-    source = DataSource(settings, cell.seed, images)
+    training_of_cell, gan = training_of(settings), build(settings)
+    labels = data.load_labels(settings.data) if settings.data.labels else None
+    draw = training_of_cell.noised(DataSource(settings, cell.seed, images, labels).batch, cell.seed)
     initial = initial_state(gan.program, cell.seed)
     trainer = _trainer(settings, gan, initial, cell)
     reference = PlaintextTrainer(gan.program, initial, dtype=np.float64)
     rng = random_stream(cell.seed, Stream.EVALUATION)
-    noise = rng.normal(size=(sweep.num_images, settings.model.noise_size))
+    question = asked(settings, rng, sweep.num_images)
 
     training: list[Row] = []
     losses: list[tuple[float, float]] = []
     seconds: list[float] = []
     for step in range(settings.steps):
-        batch = source.batch(step)
+        batch = draw(step)
         reference.step(step, batch)
         before = time.time()
         loss = mean_losses(trainer.step(step, batch), settings.batch_size)
@@ -101,8 +102,10 @@ def _run(
         if (step + 1) % sweep.measure_every and step + 1 != settings.steps:
             continue
         # What diverged or left the ring's range is no image, but it is what this run generates.
-        made = np.clip(np.nan_to_num(trainer.answer(GENERATE, noise), nan=-1.0), -1, 1)
+        made = np.clip(np.nan_to_num(trainer.answer(GENERATE, question), nan=-1.0), -1, 1)
         quality = measure(made)
+        if step + 1 == settings.steps:
+            quality = replace(quality, accuracy=accuracy_of(settings, made))
         mean = np.mean(losses, axis=0).tolist() if losses else [None, None]
         distance, moved = _distance(trainer, reference, initial.params)
         training.append(
@@ -116,11 +119,11 @@ def _run(
 
     tables: dict[str, list[Row]] = {"training": training}
     tables["times"] = [identity | {"seconds_per_step": float(np.median(seconds[1:] or seconds))}]
-    if errors:
+    if errors and settings.privacy is None:
         arguments = (
             build_gan(settings),
             reference.state(),
-            source.batch(settings.steps),
+            draw(settings.steps),
             variant,
             cell.seed,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lpgan_jax.mpc.emulated import Rounding
 from lpgan_jax.training import config
 from lpgan_jax.training.config import SweepConfig, TrainConfig
+from lpgan_jax.training.private import resolved
 from lpgan_jax.training.trainers import Mode
 
 
@@ -20,16 +21,23 @@ class Variant:
         rounding: of shadow runs.
         frac_bits: fraction bits; of perturbed plaintext runs, their unit. Else those of the base.
         perturbation: of plaintext runs, in LSB a step.
+        epsilon: of differential privacy; None: as the base says.
     """
 
     mode: Mode
     rounding: Rounding
     frac_bits: int
     perturbation: float
+    epsilon: float | None = None
 
     @property
     def name(self) -> str:
         """For files, and people."""
+        private = "" if self.epsilon is None else f"-epsilon-{self.epsilon:g}"
+        return self._kind + private
+
+    @property
+    def _kind(self) -> str:
         if self.mode == "plaintext":
             if not self.perturbation:
                 return "float32"
@@ -58,11 +66,15 @@ def variants(sweep: SweepConfig) -> list[Variant]:
     for runs in sweep.runs:
         floats = runs.mode == "plaintext" and not runs.perturbation  # which have no fraction bits
         bits = [own] if floats else runs.frac_bits or [own]
-        for rounding, frac_bits in itertools.product(runs.rounding, bits):
-            found[Variant(runs.mode, rounding, frac_bits, runs.perturbation)] = None
+        epsilons: list[float | None] = [*runs.epsilon] or [None]
+        for rounding, frac_bits, epsilon in itertools.product(runs.rounding, bits, epsilons):
+            found[Variant(runs.mode, rounding, frac_bits, runs.perturbation, epsilon)] = None
     return list(found)
 
 
 def settings_of(sweep: SweepConfig, variant: Variant) -> TrainConfig:
     """The training configuration of a variant's runs."""
-    return config.load(sweep.base, [*sweep.set, f"frac_bits={variant.frac_bits}"])
+    changed = [f"frac_bits={variant.frac_bits}"]
+    if variant.epsilon is not None:
+        changed += ["privacy.noise_multiplier=null", f"privacy.epsilon={variant.epsilon}"]
+    return resolved(config.load(sweep.base, [*sweep.set, *changed]))

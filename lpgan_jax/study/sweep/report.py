@@ -17,8 +17,17 @@ from lpgan_jax.study.sweep.plan import Cell, Variant, variants
 from lpgan_jax.training import config
 from lpgan_jax.training.config import SweepConfig
 
-MEASURES = ("frechet", "precision", "recall", "coverage", "distance", "loss_d", "loss_g")
-_FINAL = ("variant", "mode", "rounding", "frac_bits", "perturbation", "seeds", "step")
+MEASURES = (
+    "frechet",
+    "precision",
+    "recall",
+    "coverage",
+    "accuracy",
+    "distance",
+    "loss_d",
+    "loss_g",
+)
+_FINAL = ("variant", "mode", "rounding", "frac_bits", "perturbation", "epsilon", "seeds", "step")
 FINAL_FIELDS = (*_FINAL, *(f"{m}_{s}" for m in MEASURES for s in ("mean", "sd")))
 PAIRED_FIELDS = (
     "variant",
@@ -69,7 +78,8 @@ def write_report(out: str | os.PathLike[str], command: str) -> None:
 
 
 def _variant(row: Row) -> Variant:
-    return Variant(row["mode"], row["rounding"], row["frac_bits"], row["perturbation"])
+    of = (row["mode"], row["rounding"], row["frac_bits"], row["perturbation"])
+    return Variant(*of, epsilon=row.get("epsilon"))
 
 
 def _pyplot() -> Any:
@@ -107,10 +117,10 @@ def final_rows(training: list[Row]) -> list[Row]:
         groups.setdefault(row["variant"], []).append(row)
     rows = []
     for group in groups.values():
-        summary: Row = {name: group[0][name] for name in _FINAL if name != "seeds"}
+        summary: Row = {name: group[0].get(name) for name in _FINAL if name != "seeds"}
         summary["seeds"] = len(group)
         for measure in MEASURES:
-            values = np.array([r[measure] for r in group if r[measure] is not None])
+            values = np.array([r[measure] for r in group if r.get(measure) is not None])
             if not len(values):  # losses, where nobody opened them
                 continue
             summary[f"{measure}_mean"] = float(values.mean())
@@ -122,12 +132,14 @@ def final_rows(training: list[Row]) -> list[Row]:
 def paired_rows(training: list[Row]) -> list[Row]:
     """Differences between runs of the same seed, at the last step.
 
-    Of each variant from float32, and of the shadow from the protocols at the same precision.
+    Of each variant from float32 with the same privacy, and of the shadow from the protocols at the
+    same precision.
     """
     by_variant: dict[str, dict[int, Row]] = {}
     for row in _last_rows(training):
         by_variant.setdefault(row["variant"], {})[row["seed"]] = row
-    pairs = [(name, "float32") for name in by_variant if name != "float32"]
+    plain = {name: "".join(["float32", *name.partition("-epsilon-")[1:]]) for name in by_variant}
+    pairs = [(name, against) for name, against in plain.items() if name != against]
     pairs += [
         (name, name.replace("shadow-stochastic", "secure"))
         for name in by_variant
@@ -137,7 +149,7 @@ def paired_rows(training: list[Row]) -> list[Row]:
     for name, against in pairs:
         for measure in MEASURES:
             seeds = sorted(by_variant[name].keys() & by_variant.get(against, {}).keys())
-            seeds = [s for s in seeds if by_variant[name][s][measure] is not None]
+            seeds = [s for s in seeds if by_variant[name][s].get(measure) is not None]
             if len(seeds) < 2:
                 continue
             differences = np.array(
@@ -342,6 +354,16 @@ def _samples(out: Path, sweep: SweepConfig) -> bool:
 # The page -----------------------------------------------------------------------------------------
 
 
+_SHOWN = {
+    "frechet": "Fréchet distance",
+    "precision": "precision",
+    "recall": "recall",
+    "coverage": "classes covered",
+    "accuracy": "accuracy of a classifier of generated images",
+    "distance": "distance from the float64 twin",
+}
+
+
 def _page(
     sweep: SweepConfig,
     command: str,
@@ -367,14 +389,11 @@ def _page(
     lines += [
         "Last step, mean ± standard deviation over the seeds (final.csv):",
         "",
-        "| run | seeds | Fréchet distance | precision | recall | classes covered "
-        "| distance from the float64 twin |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| run | seeds | {' | '.join(_SHOWN.values())} |",
+        "|---|---:|" + "---:|" * len(_SHOWN),
     ]
     for row in final:
-        cells = [
-            _plus_minus(row, m) for m in ("frechet", "precision", "recall", "coverage", "distance")
-        ]
+        cells = [_plus_minus(row, measure) for measure in _SHOWN]
         lines.append(f"| {row['variant']} | {row['seeds']} | {' | '.join(cells)} |")
     shown = [row for row in paired if row["measure"] == "frechet"]
     if shown:

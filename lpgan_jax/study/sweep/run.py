@@ -24,7 +24,7 @@ from lpgan_jax.study.sweep.plan import Cell, Variant, settings_of, variants
 from lpgan_jax.training import config
 from lpgan_jax.training.config import SweepConfig, TrainConfig
 
-_VARIANT = ("mode", "rounding", "frac_bits", "perturbation", "seed")
+_VARIANT = ("mode", "rounding", "frac_bits", "perturbation", "epsilon", "seed")
 TABLES = {
     "training": (
         *_VARIANT,
@@ -35,6 +35,7 @@ TABLES = {
         "precision",
         "recall",
         "coverage",
+        "accuracy",
         "distance",
         "distance_lsb",
     ),

@@ -13,8 +13,10 @@ from lpgan_jax.analysis.cost import cost  # noqa: E402
 from lpgan_jax.mpc.fixed_point import FixedPoint  # noqa: E402
 from lpgan_jax.mpc.prng import key  # noqa: E402
 from lpgan_jax.mpc.shares import share  # noqa: E402
+from lpgan_jax.privacy.accounting import Mechanism, Privacy  # noqa: E402
+from lpgan_jax.privacy.mechanism import Noise  # noqa: E402
 from lpgan_jax.programs import Answer, Program, Sample, Training  # noqa: E402
-from lpgan_jax.programs.batches import shuffled  # noqa: E402
+from lpgan_jax.programs.batches import poisson, shuffled  # noqa: E402
 from lpgan_jax.training.loop import train  # noqa: E402
 from lpgan_jax.training.results import ask, sample  # noqa: E402
 from lpgan_jax.transform import Plan, Shared, load, private_sum, reveal, save, secure  # noqa: E402
@@ -22,7 +24,10 @@ from lpgan_jax.transform import Plan, Shared, load, private_sum, reveal, save, s
 __all__ = [
     "Answer",
     "FixedPoint",
+    "Mechanism",
+    "Noise",
     "Plan",
+    "Privacy",
     "Program",
     "Sample",
     "Shared",
@@ -32,6 +37,7 @@ __all__ = [
     "cost",
     "key",
     "load",
+    "poisson",
     "private_sum",
     "protocols",
     "reveal",

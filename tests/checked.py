@@ -17,7 +17,7 @@ from lpgan_jax.cluster.accounts import Accounts, Held
 from lpgan_jax.cluster.certificates import load_identity
 from lpgan_jax.cluster.checking import Checker
 from lpgan_jax.cluster.conduct import Conduct
-from lpgan_jax.cluster.dealer import Dealer, master_key
+from lpgan_jax.cluster.dealer import Dealer, master_key, noise_key
 from lpgan_jax.cluster.parcels import halves
 from lpgan_jax.cluster.record import Deviation, Record
 from lpgan_jax.cluster.replay import Replay
@@ -89,6 +89,10 @@ class Honest:
         """What it says of the other server's certificate."""
         return certificate
 
+    def noise_key(self, own):
+        """What it says that its noise is drawn from."""
+        return own
+
     def shows(self, payload):
         """The state that DS asked for."""
         return payload
@@ -112,8 +116,11 @@ class Lines:
                 refused=None,
                 commitments=of.outstanding()[0],
                 opened=of.outstanding()[1],
+                noise_key=key,
             )
-            for server, of in zip(SERVERS, self._servers.accounts, strict=True)
+            for server, of, key in zip(
+                SERVERS, self._servers.accounts, self._servers.shown, strict=True
+            )
         }
 
     def wait(self, wanted):
@@ -154,7 +161,10 @@ class Servers(Replay):
     """Both, with their accounts."""
 
     def __init__(self, program, dealer, signers, verifiers, cheat):
-        super().__init__(program, dealer)
+        keys = [bytes([place]) * 32 for place in (S1, S2)]
+        super().__init__(program, dealer, keys)
+        self.shown = [*keys]
+        self.shown[cheat.place] = cheat.noise_key(keys[cheat.place])
         self.changed, self.cheat, self.at_it = threading.Condition(), cheat, False
         self.published = [[], []]
         self.accounts = [Accounts(self.changed, published.append) for published in self.published]
@@ -377,7 +387,8 @@ class Cluster:
         self.verifiers = [Verifier(self.config, self.identities[s]) for s in SERVERS]
         initial = initial_state(training.program, SEED)
         draw = training.feed(SEED, None)
-        self.dealer = Dealer(training, draw, initial, self.config, master_key(SEED, 1))
+        keys = master_key(SEED, 1), noise_key(training, SEED, 1)
+        self.dealer = Dealer(training, draw, initial, self.config, *keys)
         self.question = training.sample_question(SEED)
         self._count = 0
 

@@ -43,7 +43,7 @@ LOSSES: dict[LossName, Loss] = {
 def gradient_penalty(
     critic: Callable[..., jax.Array], images: jax.Array, *labels: jax.Array
 ) -> jax.Array:
-    """(|d critic(x, label) / dx| - 1)^2 for each image x of [N, H, W, C], with labels or without."""
+    """(|d critic(x) / dx| - 1)^2 for each image x of [N, H, W, C]; with its labels, if any."""
 
     def gradient(image: jax.Array, *label: jax.Array) -> jax.Array:
         of_one = [one[None] for one in label]

@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from lpgan_jax.privacy.mechanism import seeded
+from lpgan_jax.privacy.sampling import PoissonBatches
+
 
 class Stream(IntEnum):
     """What random numbers under a seed are for; each has a stream of its own."""
@@ -103,14 +106,45 @@ def shuffled(arrays: Any, size: int, seed: int) -> Callable[[int], Any]:
     Raises:
         ValueError: the arrays have different lengths, or fewer rows than a batch.
     """
+    order = Batches(_length(arrays), size, seed)
+    return lambda turn: _rows(arrays, order.indices(turn))
+
+
+def _length(arrays: Any) -> int:
     lengths = {len(leaf) for leaf in jax.tree.leaves(arrays)}
     if len(lengths) != 1:
         raise ValueError(f"arrays: expected one length, got {sorted(lengths)}")
-    (count,) = lengths
-    order = Batches(count, size, seed)
+    return lengths.pop()
 
-    def draw(turn: int) -> Any:
-        chosen = order.indices(turn)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], arrays)
+
+def _rows(arrays: Any, chosen: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], arrays)
+
+
+def poisson(
+    arrays: Any, sampling_rate: float, size: int, seed: int, sums: int = 1
+) -> Callable[[int], tuple[Any, np.ndarray]]:
+    """Batches for private sums: each example is in one with the same probability, by itself.
+
+    Args:
+        arrays: a pytree of arrays [N, ...] of one N.
+        sampling_rate: the probability.
+        size: rows of a batch; those that are not filled have weight 0.
+        seed: decides who is in which batch, and so is secret (a run without `--seed` draws one).
+        sums: batches of a step.
+
+    Returns:
+        A turn, counted from 0, to (the same pytree of [sums, size, ...], the weights, int32 [sums,
+        size]).
+
+    Raises:
+        ValueError: the arrays have different lengths, or a number is out of range.
+    """
+    sampled = PoissonBatches(_length(arrays), sampling_rate, size, seeded("sampling", seed))
+
+    def draw(turn: int) -> tuple[Any, np.ndarray]:
+        each = [sampled.draw(sums * turn + number) for number in range(sums)]
+        rows, weights = (np.stack(both) for both in zip(*each, strict=True))
+        return _rows(arrays, rows), weights
 
     return draw

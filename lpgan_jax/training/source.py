@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from lpgan_jax.gan import LOSSES, Batch, PrivateBatch
-from lpgan_jax.privacy.mechanism import seeded
-from lpgan_jax.privacy.sampling import PoissonBatches
-from lpgan_jax.programs.batches import Batches, Stream, random_stream
+from lpgan_jax.programs.batches import Batches, Stream, poisson, random_stream
 from lpgan_jax.training import data
 from lpgan_jax.training.config import TrainConfig
 from lpgan_jax.training.private import generated_batch, privacy_of
@@ -57,7 +55,7 @@ class DataSource:
             self._order = Batches(len(images), settings.batch_size, seed)
             self.batch = self._batch
         else:
-            self._sampled = _sampled(settings, len(images), seed)
+            self._sampled = _sampled(settings, (images, self._labels), seed)
             self.batch = self._private_batch
 
     @classmethod
@@ -89,8 +87,7 @@ class DataSource:
         assert settings.privacy is not None
         rng = random_stream(self._seed, Stream.NOISE, step)
         count, generated = settings.privacy.discriminator_steps, generated_batch(settings)
-        drawn = [self._sampled.draw(count * step + update) for update in range(count)]
-        rows, weights = (np.stack(both) for both in zip(*drawn, strict=True))
+        (images, own), weights = self._sampled(step)
 
         def classes(*shape: int) -> np.ndarray | None:
             if labels is None:
@@ -100,28 +97,28 @@ class DataSource:
             ]
 
         return PrivateBatch(
-            images=self._images[rows],
+            images=images,
             weights=weights,
             noise_d=rng.normal(size=(count, generated, settings.model.noise_size)),
             noise_g=rng.normal(size=(generated, settings.model.noise_size)),
-            labels=None if labels is None else labels[rows],
+            labels=own,
             labels_d=classes(count, generated),
             labels_g=classes(generated),
         )
 
 
-def _sampled(settings: TrainConfig, count: int, seed: int) -> PoissonBatches:
-    """Which of so many images are in which batch.
+def _sampled(settings: TrainConfig, data: Any, seed: int) -> Callable[[int], Any]:
+    """A step's images and labels, and their weights.
 
     Raises:
         ValueError: draws are larger than a batch too often.
     """
-    privacy, size = privacy_of(settings), settings.batch_size
+    privacy, count = privacy_of(settings), len(data[0])
     if count != privacy.mechanism.examples:  # another owner's; what is promised is for all
         own = replace(privacy, mechanism=replace(privacy.mechanism, examples=count))
         own.epsilon(settings.steps)
     rate = privacy.mechanism.sampling_rate
-    return PoissonBatches(count, rate, size, seeded("sampling", seed))
+    return poisson(data, rate, settings.batch_size, seed, privacy.updates)
 
 
 def _one_hot(labels: np.ndarray | None, count: int, classes: int) -> np.ndarray:

@@ -26,7 +26,7 @@ class Generator(nn.Module):
         base_size: height and width at the fully connected layer; an image has base_size * 2^depth.
         depth: transposed convolutions.
         kernel_size: of these, at stride 2.
-        init_std: standard deviation of the initial kernels.
+        init_std: standard deviation of the initial kernels; None: by their number of inputs.
         norm_eps: epsilon of the normalisations.
         norm_momentum: what a step keeps of their running statistics.
     """
@@ -36,7 +36,7 @@ class Generator(nn.Module):
     base_size: int = 4
     depth: int = 3
     kernel_size: int = 4
-    init_std: float = 0.02
+    init_std: float | None = 0.02
     norm_eps: float = 1e-5
     norm_momentum: float = 0.9
 
@@ -51,7 +51,7 @@ class Generator(nn.Module):
             labels: [N, classes], one-hot: what is to be seen; None if there are no classes.
             train: normalise with the statistics of the batch, not with running ones.
         """
-        normal = nn.initializers.normal(self.init_std)
+        normal = _initializer(self.init_std)
         maps = self.features * 2 ** (self.depth - 1)
         base = (self.base_size, self.base_size, maps)
         x = nn.Dense(math.prod(base), use_bias=False, kernel_init=normal, name="fc")(noise)
@@ -87,7 +87,7 @@ class Discriminator(nn.Module):
         leaky_slope: of the activations.
         norm: how all layers but the first are normalised: over the batch, or each example over
             groups of its maps (as a gradient penalty needs it), or not at all.
-        init_std: standard deviation of the initial kernels.
+        init_std: standard deviation of the initial kernels; None: by their number of inputs.
         norm_eps: epsilon of the normalisations.
         norm_momentum: what a step keeps of their running statistics.
     """
@@ -97,7 +97,7 @@ class Discriminator(nn.Module):
     kernel_size: int = 4
     leaky_slope: float = 0.2
     norm: Norm = "batch"
-    init_std: float = 0.02
+    init_std: float | None = 0.02
     norm_eps: float = 1e-5
     norm_momentum: float = 0.9
 
@@ -109,7 +109,7 @@ class Discriminator(nn.Module):
 
         A class adds a bias of its own to each feature map of each layer.
         """
-        normal = nn.initializers.normal(self.init_std)
+        normal = _initializer(self.init_std)
         padding = _padding(self.kernel_size)
         x = images
         for i in range(self.depth):
@@ -134,6 +134,10 @@ class Discriminator(nn.Module):
             x = jnp.where(x > 0, x, self.leaky_slope * x)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(1, kernel_init=normal, name="fc")(x)
+
+
+def _initializer(std: float | None) -> Any:
+    return nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
 
 
 _GROUPS = 8

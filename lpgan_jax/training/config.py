@@ -96,7 +96,8 @@ class ModelConfig(Fields):
     base_size: int = Field(default=4, ge=1)
     """The smallest height and width, at the fully connected layers."""
     leaky_slope: float = Field(default=0.2, ge=0, lt=1)
-    init_std: float = Field(default=0.02, gt=0)
+    init_std: float | None = Field(default=0.02, gt=0)
+    """Standard deviation of initial kernels; null: by their number of inputs (LeCun)."""
     norm_eps: float = Field(default=1e-5, gt=0)
     norm_momentum: float = Field(default=0.9, ge=0, lt=1)
     """The share of the old running statistics that a step keeps."""

@@ -28,17 +28,19 @@ def refused(*overrides, name="digits"):
 
 
 def test_shipped_configs_load():
-    names = ["celeba", "cifar10", "digits", "digits-wgan", "mnist", "mnist-small", "pneumonia"]
-    assert shipped() == names
-    assert {name: load(name).depth for name in shipped()} == {
+    depths = {
         "celeba": 4,
         "cifar10": 3,
         "digits": 2,
+        "digits-private": 2,
         "digits-wgan": 2,
         "mnist": 3,
+        "mnist-private": 3,
         "mnist-small": 3,
         "pneumonia": 3,
     }
+    assert shipped() == sorted(depths)
+    assert {name: load(name).depth for name in shipped()} == depths
     digits = load("digits")
     assert digits.frac_bits == 18
     assert digits.generator_optimizer == OptimizerConfig(name="adam", learning_rate=1e-3)

@@ -184,7 +184,7 @@ def test_half_a_kilobyte_of_aliases_takes_no_time(tmp_path):
 
 
 def test_an_unknown_name_lists_the_shipped_ones():
-    with pytest.raises(FileNotFoundError, match=r"mnits: .* cifar10, digits, digits-wgan, "):
+    with pytest.raises(FileNotFoundError, match=r"mnits: .* cifar10, digits, digits-private, "):
         load("mnits")
 
 

@@ -133,12 +133,15 @@ def noise_for(
             return with_noise(thousandths).epsilon(updates, delta) <= epsilon
         return False
 
-    low, high = 300, 1000  # with less noise, an accountant of discrete losses takes long
+    # Step by step: with much less noise than it takes, an accountant takes minutes.
+    low, high = 875, 1000
     while not is_enough(high):
-        low, high = high, 2 * high
+        low, high = high, high + high // 2
         if high > _MOST:
             spent = with_noise(high).epsilon(updates, delta)  # or draws are larger too often
             raise ValueError(f"epsilon: {epsilon:g}, and with all noise it is {spent:.3g}")
+    while high <= 1000 and is_enough(low):
+        low, high = low - low // 8, low
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)

@@ -29,7 +29,8 @@ def run(blocks, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("tutorial.md", 6), ("your_model.md", 12), ("your_gan.md", 4)]
+    ("name", "blocks"),
+    [("tutorial.md", 6), ("your_model.md", 12), ("your_gan.md", 4), ("privacy.md", 1)],
 )
 def test_the_tutorials_run(name, blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

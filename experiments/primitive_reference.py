@@ -125,12 +125,13 @@ EXAMPLES: dict[str, Example] = {
     "convert_element_type": _many(
         "grad of maximum(x, 0.5)", _backward(lambda x: jnp.maximum(x, 0.5))
     ),
-    # clipping
-    "clipped_sum": _many(
-        "clipped_sum(x, n, 1.0), n of 0 and 1",
-        lambda x, n: lp.clipped_sum(x, n[:, 0], 1.0),
+    # private sums
+    "private_sum": _many(
+        "private_sum(x, n, z[0], 1.0), n of 0 and 1",
+        lambda x, n, z: lp.private_sum(x, n[:, 0], z[0], 1.0),
         SIGNED,
         (0, 1),
+        SIGNED,
     ),
     # comparison
     "lt": _many("x < y", jnp.less),

@@ -30,6 +30,10 @@ _FOR_DRAWS = 0.1
 """Part of delta for draws that are larger than a batch."""
 _FINEST = 1e-3  # of noise multipliers that are searched for
 _MOST = 2**17  # of these
+_FINE, _COARSE = (
+    1e-4,
+    1e-3,
+)  # intervals of losses: to state epsilon, and ten times as fast to search
 _ROOM = 9.0  # standard deviations of a draw between its mean and the batch
 
 
@@ -75,19 +79,22 @@ class Mechanism:
             raise ValueError(f"delta: {delta:g}, expected between 0 and 1")
         return _epsilon(self, updates, delta)
 
-    def without_limit(self, updates: int) -> pld.PLDAccountant:
-        """The accountant of so many updates, if no draw is larger than a batch."""
+    def without_limit(self, updates: int, interval: float = _FINE) -> pld.PLDAccountant:
+        """The accountant of so many updates, if no draw is larger than a batch.
+
+        `interval`: of losses, which are rounded up to multiples of it.
+        """
         gaussian = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         event = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, gaussian)
-        accountant = pld.PLDAccountant(NEIGHBOURS)
+        accountant = pld.PLDAccountant(NEIGHBOURS, interval)
         return accountant.compose(event, updates)
 
 
 @functools.lru_cache(256)
-def _epsilon(of: Mechanism, updates: int, delta: float) -> float:
+def _epsilon(of: Mechanism, updates: int, delta: float, interval: float = _FINE) -> float:
     if updates == 0:
         return 0.0
-    accountant, eta = of.without_limit(updates), updates * of.too_large
+    accountant, eta = of.without_limit(updates, interval), updates * of.too_large
     if eta == 0:
         return float(accountant.get_epsilon(delta))
     # What a larger epsilon needs for draws is enough: the rest of delta is for the updates.
@@ -130,7 +137,7 @@ def noise_for(
 
     def is_enough(thousandths: int) -> bool:
         with suppress(TooLarge):  # as epsilon is
-            return with_noise(thousandths).epsilon(updates, delta) <= epsilon
+            return _epsilon(with_noise(thousandths), updates, delta, _COARSE) <= epsilon
         return False
 
     # Step by step: with much less noise than it takes, an accountant takes minutes.

@@ -140,6 +140,7 @@ def noise_for(
             return _epsilon(with_noise(thousandths), updates, delta, _COARSE) <= epsilon
         return False
 
+    with_noise(1000).epsilon(0, delta)  # or an error that names what is out of range
     # Step by step: with much less noise than it takes, an accountant takes minutes.
     low, high = 875, 1000
     while not is_enough(high):

@@ -98,7 +98,7 @@ class PrivateBatch:
         noise_g: [k, noise_size], for those that SG is trained on.
         labels: [n, m, classes], of the images.
         labels_d: [n, k, classes], of generated ones.
-        labels_g: [k, classes].
+        labels_g: [k, classes], the first k // 2 the same as the next.
     """
 
     images: Any
@@ -145,12 +145,18 @@ class PrivateUpdates:
         count: updates of SD in a step.
         expected: how many images a batch has on average, which their sum is divided by.
         generated: how many images are generated for each update.
+        diversity: weight of a loss of SG for pairs of images of one class: how far their mean
+            squared difference is below a distance. A noised SD hardly sees that they are alike
+            (after Mao et al., "Mode Seeking GANs", 2019, without a division).
+        distance: what it is.
     """
 
     clip: float
     count: int
     expected: float
     generated: int
+    diversity: float = 0.0
+    distance: float = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,8 +365,17 @@ class LPGAN:
         images, backward, g_stats = self._generated(state, batch.noise_g, batch.labels_g)
         d_params = state.params["discriminator"]
         d_images, _ = self._by_images(state, d_params, images, batch.labels_g)
+        if private.diversity:
+            d_images += private.diversity * jax.grad(self._alike)(images)
         after = self._updated("generator", state, backward(d_images)[0])
         return replace(after, stats={**state.stats, "generator": g_stats})
+
+    def _alike(self, images: jax.Array) -> jax.Array:
+        """How far pairs of images, one of each half, are below the distance that they should be."""
+        private, half = self.private, len(images) // 2
+        assert private is not None
+        difference = jnp.square(images[:half] - images[half : 2 * half]).mean((1, 2, 3))
+        return jax.nn.relu(private.distance - difference).mean()
 
     def _updated(self, name: str, state: State, gradients: Any) -> State:
         """A state in which one network was updated."""

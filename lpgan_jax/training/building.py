@@ -212,7 +212,12 @@ def _private_updates(settings: TrainConfig) -> PrivateUpdates | None:
     if of is None:
         return None
     return PrivateUpdates(
-        of.clip, of.discriminator_steps, expected_batch(settings), generated_batch(settings)
+        of.clip,
+        of.discriminator_steps,
+        expected_batch(settings),
+        generated_batch(settings),
+        of.diversity,
+        of.distance,
     )
 
 

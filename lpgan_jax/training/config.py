@@ -154,6 +154,10 @@ class PrivacyConfig(Fields):
     than a batch has room for."""
     examples: int | None = Field(default=None, ge=1)
     """How many images there are; by default they are counted."""
+    diversity: float = Field(default=0.0, ge=0)
+    """Weight of a loss of the generator that keeps images of a class apart; it costs no privacy."""
+    distance: float = Field(default=0.2, gt=0)
+    """The mean squared difference that two of them should have."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "PrivacyConfig":

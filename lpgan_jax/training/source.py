@@ -89,12 +89,12 @@ class DataSource:
         count, generated = settings.privacy.discriminator_steps, generated_batch(settings)
         (images, own), weights = self._sampled(step)
 
-        def classes(*shape: int) -> np.ndarray | None:
-            if labels is None:
-                return None
-            return np.eye(settings.data.classes, dtype=np.int32)[
-                rng.integers(settings.data.classes, size=shape)
-            ]
+        def classes(*shape: int) -> np.ndarray:
+            number = settings.data.classes
+            return np.eye(number, dtype=np.int32)[rng.integers(number, size=shape)]
+
+        pair = classes(generated // 2)
+        pairs = np.concatenate([pair, pair, classes(generated % 2)])
 
         return PrivateBatch(
             images=images,
@@ -102,8 +102,8 @@ class DataSource:
             noise_d=rng.normal(size=(count, generated, settings.model.noise_size)),
             noise_g=rng.normal(size=(generated, settings.model.noise_size)),
             labels=own,
-            labels_d=classes(count, generated),
-            labels_g=classes(generated),
+            labels_d=None if labels is None else classes(count, generated),
+            labels_g=None if labels is None else pairs,
         )
 
 

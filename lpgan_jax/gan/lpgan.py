@@ -99,6 +99,8 @@ class PrivateBatch:
         labels: [n, m, classes], of the images.
         labels_d: [n, k, classes], of generated ones.
         labels_g: [k, classes], the first k // 2 the same as the next.
+        others: [n, m, classes], for each image a class that is not its own; None without
+            `PrivateUpdates.mismatched`.
     """
 
     images: Any
@@ -108,6 +110,7 @@ class PrivateBatch:
     labels: Any = None
     labels_d: Any = None
     labels_g: Any = None
+    others: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -149,6 +152,9 @@ class PrivateUpdates:
             squared difference is below a distance. A noised SD hardly sees that they are alike
             (after Mao et al., "Mode Seeking GANs", 2019, without a division).
         distance: what it is.
+        mismatched: weight of SD's loss of an image with a class that is not its own, as of a
+            generated one, in the gradient of this image (Reed et al. 2016): it learns what classes
+            are, and not only what images are.
     """
 
     clip: float
@@ -157,6 +163,7 @@ class PrivateUpdates:
     generated: int
     diversity: float = 0.0
     distance: float = 0.2
+    mismatched: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,24 +350,32 @@ class LPGAN:
             batch.noise_d, batch.labels_d
         )
 
-        def real_loss(p: Any, image: jax.Array, label: Any) -> jax.Array:
-            label = None if label is None else label[None]
-            return self.loss.real(self._apply("discriminator", p, {}, image[None], label)[0]).sum()
+        def real_loss(p: Any, image: jax.Array, *classes: jax.Array) -> jax.Array:
+            """Of an image, its class if there are classes, and another one if that counts."""
+            images = jnp.stack([image] * max(1, len(classes)))
+            labels = jnp.stack(classes) if classes else None
+            logits, _ = self._apply("discriminator", p, {}, images, labels)
+            loss = self.loss.real(logits[0]).sum()
+            if len(classes) > 1:
+                loss += private.mismatched * self.loss.fake(logits[1]).sum()
+            return loss
 
         def fake_loss(p: Any, images: jax.Array, labels: Any) -> jax.Array:
             return self.loss.fake(self._apply("discriminator", p, {}, images, labels)[0]).mean()
 
         def update(before: State, given: Any) -> tuple[State, None]:
-            images, labels, weights, fakes, labels_d, hiding = given
+            images, classes, weights, fakes, labels_d, hiding = given
             params = before.params["discriminator"]
-            each = jax.vmap(jax.grad(real_loss), (None, 0, 0))(params, images, labels)
+            axes = (None, *(0 for _ in (images, *classes)))
+            each = jax.vmap(jax.grad(real_loss), axes)(params, images, *classes)
             with jax.named_scope("private_sum"):
                 total = private_sum(each, weights, hiding, private.clip)
             of_fakes = jax.grad(fake_loss)(params, fakes, labels_d)
             gradients = jax.tree.map(lambda a, b: a / private.expected + b, total, of_fakes)
             return self._updated("discriminator", before, gradients), None
 
-        given = (batch.images, batch.labels, batch.weights, fakes, batch.labels_d, noise)
+        classes = [c for c in (batch.labels, batch.others) if c is not None]
+        given = (batch.images, classes, batch.weights, fakes, batch.labels_d, noise)
         state, _ = jax.lax.scan(update, state, given)
         images, backward, g_stats = self._generated(state, batch.noise_g, batch.labels_g)
         d_params = state.params["discriminator"]

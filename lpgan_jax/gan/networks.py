@@ -107,7 +107,8 @@ class Discriminator(nn.Module):
     ) -> jax.Array:
         """Logits [N, 1] from images [N, H, W, C]; `labels` and `train` as of `Generator`.
 
-        A class adds a bias of its own to each feature map of each layer.
+        A class adds a bias of its own to each feature map of each layer, and has weights of its own
+        at the end (a projection: Miyato, Koyama, 2018).
         """
         normal = _initializer(self.init_std)
         padding = _padding(self.kernel_size)
@@ -133,7 +134,11 @@ class Discriminator(nn.Module):
             # Not jax.nn.leaky_relu: at 0 its derivative is 1, the secure one's the slope.
             x = jnp.where(x > 0, x, self.leaky_slope * x)
         x = x.reshape(x.shape[0], -1)
-        return nn.Dense(1, kernel_init=normal, name="fc")(x)
+        logits = nn.Dense(1, kernel_init=normal, name="fc")(x)
+        if labels is not None:
+            own = nn.Dense(x.shape[-1], use_bias=False, kernel_init=normal, name="labels")
+            logits = logits + (own(labels.astype(x.dtype)) * x).sum(-1, keepdims=True)
+        return logits
 
 
 def _initializer(std: float | None) -> Any:

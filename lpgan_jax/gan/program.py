@@ -89,4 +89,5 @@ def _private(gan: LPGAN, size: int) -> PrivateBatch:
         labels=_labels(gan, count, size),
         labels_d=_labels(gan, count, generated),
         labels_g=_labels(gan, generated),
+        others=_labels(gan, count, size) if gan.private.mismatched else None,
     )

@@ -92,21 +92,26 @@ def area_bound(epsilon: float, delta: float) -> float:
 def least_epsilon(members: np.ndarray, others: np.ndarray, delta: float) -> float:
     """An epsilon that scores show was spent, at least, with 95 %; 0 if they show nothing.
 
-    The threshold is chosen on every other score and tried on the rest (Clopper, Pearson 1934, half
-    of the error for each side).
+    From how many members and others are on one side of a threshold (Clopper, Pearson 1934, half of
+    the error for each). It is chosen on every other score, and tried on the rest.
     """
-    halves = [(scores[0::2], scores[1::2]) for scores in (members, others)]
-    (try_m, m), (try_o, o) = halves
-    thresholds = np.concatenate([try_m, try_o])
-    ratio = (_above(try_m, thresholds) + 1 / len(try_m)) / (
-        _above(try_o, thresholds) + 1 / len(try_o)
-    )
-    threshold = thresholds[int(np.argmax(ratio))]
-    hits, alarms = int((m >= threshold).sum()), int((o >= threshold).sum())
-    error = (1 - _CONFIDENCE) / 2
-    low = beta.ppf(error, hits, len(m) - hits + 1) if hits else 0.0
-    high = beta.ppf(1 - error, alarms + 1, len(o) - alarms) if alarms < len(o) else 1.0
-    return max(0.0, math.log(max(low - delta, 1e-300) / high))
+    (try_m, m), (try_o, o) = ((scores[0::2], scores[1::2]) for scores in (members, others))
+    thresholds = np.unique(np.concatenate([try_m, try_o]))
+    sides = [(1, at) for at in thresholds] + [(-1, at) for at in thresholds]
+
+    def shown(side: int, threshold: float, m: np.ndarray, o: np.ndarray) -> float:
+        # Above a threshold are more members; below it more others.
+        first, second = (m, o) if side > 0 else (-o, -m)
+        at = side * threshold
+        hits, alarms = int((first >= at).sum()), int((second >= at).sum())
+        error = (1 - _CONFIDENCE) / 2
+        low = beta.ppf(error, hits, len(first) - hits + 1) if hits else 0.0
+        high = beta.ppf(1 - error, alarms + 1, len(second) - alarms)
+        high = high if alarms < len(second) else 1.0
+        return max(0.0, math.log(max(low - delta, 1e-300) / high))
+
+    side, threshold = max(sides, key=lambda of: shown(of[0], of[1], try_m, try_o))
+    return shown(side, threshold, m, o)
 
 
 def nearness(images: np.ndarray, generated: np.ndarray) -> np.ndarray:

@@ -218,6 +218,7 @@ def _private_updates(settings: TrainConfig) -> PrivateUpdates | None:
         generated_batch(settings),
         of.diversity,
         of.distance,
+        of.mismatched,
     )
 
 

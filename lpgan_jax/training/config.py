@@ -158,6 +158,9 @@ class PrivacyConfig(Fields):
     """Weight of a loss of the generator that keeps images of a class apart; it costs no privacy."""
     distance: float = Field(default=0.2, gt=0)
     """The mean squared difference that two of them should have."""
+    mismatched: float = Field(default=0.0, ge=0)
+    """Weight of the discriminator's loss of images with a class that is not theirs, in the same
+    gradients: it learns what classes are. Needs `data.labels`."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "PrivacyConfig":
@@ -224,6 +227,9 @@ class TrainConfig(Fields):
             and "its penalty mixes images with generated ones",
             "updates: simultaneous": self.updates == "simultaneous"
             and "the discriminator is updated several times in a step",
+            "privacy.mismatched": self.privacy.mismatched
+            and not self.data.labels
+            and "there are no classes without data.labels",
         }
         for field, reason in refused.items():
             if reason:

@@ -104,6 +104,7 @@ class DataSource:
             labels=own,
             labels_d=None if labels is None else classes(count, generated),
             labels_g=None if labels is None else pairs,
+            others=_others(own, rng) if settings.privacy.mismatched else None,
         )
 
 
@@ -119,6 +120,13 @@ def _sampled(settings: TrainConfig, data: Any, seed: int) -> Callable[[int], Any
         own.epsilon(settings.steps)
     rate = privacy.mechanism.sampling_rate
     return poisson(data, rate, settings.batch_size, seed, privacy.updates)
+
+
+def _others(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One-hot classes, each another one, and any other one with the same probability."""
+    classes = labels.shape[-1]
+    shift = rng.integers(1, classes, labels.shape[:-1])
+    return np.eye(classes, dtype=np.int32)[(labels.argmax(-1) + shift) % classes]
 
 
 def _one_hot(labels: np.ndarray | None, count: int, classes: int) -> np.ndarray:

@@ -307,7 +307,7 @@ def deal_and_feed(
         with reporter.phase("waiting for the programs of", on=server, limit_s=limits.start_s):
             lines.wait(partial(lines.prepared, server))
     lines.send_from_now_on()
-    if start == 0:
+    if start == 0 and training.privacy is None:  # it tells of images what no noise hides
         printing = (lines, training, initial, draw(0))
         threading.Thread(target=_print_headroom, args=printing, daemon=True).start()
     question = None

@@ -169,14 +169,16 @@ def train(
         trainer = PlaintextTrainer(training.program, initial)
     elif mode == "shadow":
         report("shadow: the secure program on plaintext integers, which hides nothing")
-        report(headroom_line(program, initial, first))
+        if training.privacy is None:  # else it would tell of images what no noise hides
+            report(headroom_line(program, initial, first))
         trainer = ShadowTrainer(program, initial, master)
     else:
         report(
             "simulated: this process plays DS, both servers and SP, and the run directory holds "
             "both servers' shares"
         )
-        report(headroom_line(program, initial, first))
+        if training.privacy is None:
+            report(headroom_line(program, initial, first))
         if resume:
             simulation = Simulation(program, state, DealerKeys(master))
         else:

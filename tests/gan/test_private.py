@@ -21,12 +21,13 @@ from lpgan_jax.programs.secured import SecureProgram
 
 CLASSES, ROWS, GENERATED, UPDATES, CLIP = 3, 5, 2, 2, 0.25
 BITS, LSB, RATE = 18, 2.0**-18, 0.1
+APART, WRONG = 0.3, 0.5
 RELATIVE = 4 * 2.0**-17  # as of test_program
 
 
 @pytest.fixture(scope="module")
 def gan():
-    private = PrivateUpdates(CLIP, UPDATES, 2.5, GENERATED)
+    private = PrivateUpdates(CLIP, UPDATES, 2.5, GENERATED, 2.0, APART, WRONG)
     of_sd = {"norm": "none"}
     lpgan = small_lpgan(SGD, depth=1, of_sd=of_sd, num_classes=CLASSES, private=private)
     size = flat(lpgan.init(np.random.default_rng(0)).params["discriminator"]).size
@@ -53,6 +54,7 @@ def inputs(gan, rng):
         one_hot(rng, UPDATES, ROWS),
         one_hot(rng, UPDATES, GENERATED),
         one_hot(rng, GENERATED),
+        one_hot(rng, UPDATES, ROWS),
     )
     return batch, gan.program.noise.draw(rng.bytes(32), 0, BITS) * LSB
 
@@ -66,8 +68,11 @@ def by_hand(gan, state, batch, noise):
         return lpgan.discriminator.apply({"params": p}, images, labels)
 
     @jax.jit
-    def of_one(p, image, label):
-        real = lambda p: jax.nn.softplus(-logits(p, image[None], label[None])).sum()  # noqa: E731
+    def of_one(p, image, label, other):
+        def real(p):
+            right, wrong = (logits(p, image[None], of[None]).sum() for of in (label, other))
+            return jax.nn.softplus(-right) + WRONG * jax.nn.softplus(wrong)
+
         return jax.grad(real)(p)
 
     @jax.jit
@@ -84,7 +89,8 @@ def by_hand(gan, state, batch, noise):
         )
         total = noise[k].copy()
         for i in range(ROWS):
-            gradient = flat(of_one(params, batch.images[k, i], batch.labels[k, i]))
+            given = batch.images[k, i], batch.labels[k, i], batch.others[k, i]
+            gradient = flat(of_one(params, *given))
             norm = np.linalg.norm(gradient)
             allowed = clipping.allowed(CLIP)
             total += batch.weights[k, i] * gradient * min(1, allowed / norm)
@@ -121,6 +127,15 @@ def test_in_float64_it_is_plain_jax(gan):
     error = UPDATES * RELATIVE * RATE * largest
     np.testing.assert_allclose(flat(got.params), flat(after.params), rtol=0, atol=error)
     assert np.abs(flat(after.params) - flat(state.params)).max() > 20 * error
+
+
+def test_images_of_a_class_are_kept_apart(gan):
+    """The loss is of pairs, one of each half: what is missing in their mean squared difference."""
+    lpgan, rng = gan.program.step.__self__, np.random.default_rng(6)
+    images = rng.uniform(-1, 1, (5, 4, 4, 1)) * np.array([1, 0.1, 1, 0.1, 9])[:, None, None, None]
+    apart = [((images[i] - images[i + 2]) ** 2).mean() for i in (0, 1)]
+    assert apart[0] > APART > apart[1]
+    np.testing.assert_allclose(lpgan._alike(jnp.asarray(images)), (APART - apart[1]) / 2, rtol=1e-6)
 
 
 @pytest.mark.slow

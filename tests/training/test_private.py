@@ -111,6 +111,14 @@ def test_what_is_drawn_is_secret_and_repeatable_by_a_seed(file):
         for row in range(batch.weights[update].sum()):
             (place,) = np.flatnonzero((images == batch.images[update, row]).all((1, 2, 3)))[:1]
             np.testing.assert_array_equal(labels[place], batch.labels[update, row])
+    settings = settings.model_copy(
+        update={"privacy": settings.privacy.model_copy(update={"mismatched": 1.0})}
+    )
+    batch = DataSource.load(settings, 3).batch(0)
+    assert (batch.others.sum(-1) == 1).all()
+    assert (batch.others * batch.labels == 0).all()
+    half = len(batch.labels_g) // 2
+    np.testing.assert_array_equal(batch.labels_g[:half], batch.labels_g[half : 2 * half])
 
 
 def test_neither_server_and_not_the_dealer_knows_the_noise():
@@ -182,12 +190,16 @@ def test_the_noise_follows_from_epsilon(file):
         ("privacy.clip=100", "privacy.clip: 100 given, expected at most 64"),
         ("privacy.delta=1", "privacy.delta: 1 given, expected less than 1"),
         ("privacy.sampling_rate=0.01", "batch_size: 24 rows, and a draw has more with prob"),
+        (
+            "privacy.mismatched=1 --set data.labels=false",
+            "privacy.mismatched given, expected other",
+        ),
         ("data.classes=9", "labels: 0 to 9, expected classes below 9"),
     ],
 )
 def test_what_is_wrong_is_named(override, message, file, tmp_path, capsys):
     out = str(tmp_path / "run")
-    arguments = ["train", "--config", file, "--out", out, "--plaintext", "--set", override]
+    arguments = ["train", "--config", file, "--out", out, "--plaintext", "--set", *override.split()]
     assert cli.main(arguments) == 1
     assert re.search(message, capsys.readouterr().err)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -77,8 +78,8 @@ def expected_batch(settings: TrainConfig) -> float:
 
 
 def generated_batch(settings: TrainConfig) -> int:
-    """How many images are generated beside it; a normalisation over a batch needs two."""
-    return max(2, round(expected_batch(settings)))
+    """How many images are generated beside it: a power of two, over which means are exact."""
+    return 2 ** max(1, round(math.log2(expected_batch(settings))))
 
 
 def promises(settings: TrainConfig) -> dict[str, Any]:

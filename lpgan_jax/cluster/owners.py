@@ -41,6 +41,7 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.mpc import share_file
 from lpgan_jax.mpc.dealer_keys import DealerKeys
 from lpgan_jax.mpc.prng import key as make_key
+from lpgan_jax.privacy.mechanism import seeded
 from lpgan_jax.programs import Draw, Training, agreement, initial_state, secured, shapes
 from lpgan_jax.training import config
 from lpgan_jax.training.building import batches_of, training_of
@@ -236,13 +237,19 @@ def new_attempt(cluster: ClusterConfig, descriptions: Sequence[Description]) -> 
 
 
 def _draw(
-    cluster: ClusterConfig, owner: str, settings: Settings, training: Training, seed: int | None
+    cluster: ClusterConfig,
+    owner: str,
+    settings: Settings,
+    training: Training,
+    seed: int | None,
+    attempt: int = 1,
 ) -> tuple[int, Draw]:
-    """The seed of an owner's batches, and these.
+    """The seed of a run, and an owner's batches.
 
     Without a seed (of `lpgan up`), one that nobody can guess is made, and kept, so that a later
     attempt goes on with the same order.
     """
+    own = seed is None
     if seed is None:
         file = Path(cluster.state) / f"private-{owner}.json"
         if not file.exists():
@@ -252,8 +259,12 @@ def _draw(
         if kept.get("session") != cluster.session:
             raise BadInput(f"{file}: of another session, expected a directory (state) of its own")
         seed = int(kept["seed"])
+    drawing = seed
+    if training.privacy is not None and (own or attempt > 1):
+        # Who is in which batch is drawn anew: a step that is done again is another one.
+        drawing = secrets.randbits(128) if own else int.from_bytes(seeded(f"{attempt}", seed))
     with reading_input():
-        return seed, batches_of(settings, training, seed)
+        return seed, batches_of(settings, training, drawing)
 
 
 def deal_and_feed(
@@ -273,7 +284,6 @@ def deal_and_feed(
     with reading_input():
         training = training_of(settings)
         functions = agreement.digests_of(training)
-    batches_seed, draw = _draw(cluster, DEALER, settings, training, seed)
     descriptions = []
     for client in clients:
         with reporter.phase("looking for", on=client.server, limit_s=limits.patience_s):
@@ -281,6 +291,11 @@ def deal_and_feed(
     _require_same(descriptions, settings, agreement.short(functions))
     start, name = newest_common(descriptions, training)
     attempt = new_attempt(cluster, descriptions)
+    batches_seed, draw = _draw(cluster, DEALER, settings, training, seed, attempt)
+    ledger = Ledger(Path(cluster.state) / f"spent-{DEALER}.json")
+    if training.privacy is not None:
+        with reading_input():
+            ledger.require(start)
     opening = Opening(
         session=cluster.session,
         role=DEALER,
@@ -332,7 +347,6 @@ def deal_and_feed(
         with reporter.phase("comparing checkpoints of servers", limit_s=limits.start_s):
             checker.start()
     try:
-        ledger = Ledger(Path(cluster.state) / f"spent-{DEALER}.json")
         _Run(cluster, training, question, dealer, lines, reporter, opening, checker, ledger).run()
     except Exception as error:
         if checker is not None:

@@ -142,5 +142,6 @@ def _weighted(x: jax.Array, y: jax.Array) -> jax.Array:
 def of_reals(vectors: jax.Array, weights: jax.Array, clip: float) -> jax.Array:
     """The same of floats, [m, d] and [m]: what the protocol is close to."""
     norms = jnp.sqrt(jnp.square(vectors).sum(1))
+    vectors = jnp.where((norms < LARGEST * clip)[:, None], vectors, 0.0)  # also what is not finite
     factors = jnp.minimum(1.0, allowed(clip) / jnp.maximum(norms, allowed(clip) / 2))
     return jnp.where(norms < LARGEST * clip, factors * weights, 0.0) @ vectors

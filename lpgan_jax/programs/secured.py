@@ -23,7 +23,7 @@ from lpgan_jax.privacy.mechanism import Noise
 from lpgan_jax.programs.program import Program
 from lpgan_jax.transform.function import Program as Traced
 from lpgan_jax.transform.function import Secure, secure
-from lpgan_jax.transform.releases import Unhidden, releases
+from lpgan_jax.transform.releases import Releases, Unhidden, releases
 
 
 class Choice:
@@ -91,7 +91,9 @@ class SecureProgram:
         self._example = program.init(np.random.default_rng(0))
         step = secure(program.run, carry={0: 0}, frac_bits=program.frac_bits)
         traced = step.program(self._example, self.batch)
-        self._step = dataclasses.replace(traced, unwatched=_unhidden(program, traced))
+        found = _released(program, traced)
+        self._step = dataclasses.replace(traced, unwatched=found.before)
+        self._weights = {str(node.place) for node in found.weights}
         values, structure = jax.tree.flatten(self._example)
         known, of_batch = self._step.leaves[: len(values)], self._step.leaves[len(values) :]
         scales = iter(self._step.scales)
@@ -217,6 +219,10 @@ class SecureProgram:
         """
         shapes, first = self.program.batch, len(jax.tree.leaves(self.shapes))
         _check("batch", shapes, batch, self._step, first)
+        leaves = [leaf for leaf in self._step.leaves if not leaf.public][first:]
+        for leaf, value in zip(leaves, jax.tree.leaves(batch), strict=False):
+            if leaf.name in self._weights and not np.isin(value, (0, 1)).all():
+                raise ValueError(f"{leaf.name}: expected 0 or 1: which examples count")
 
     def check_question(self, name: str, question: Any) -> None:
         """The same of a question of any number of rows, for the answer of a name."""
@@ -295,10 +301,10 @@ class SecureProgram:
         return {name: secure(of.function, frac_bits=f) for name, of in self.program.answers.items()}
 
 
-def _unhidden(program: Program, traced: Traced) -> frozenset[int]:
-    """The nodes of a step that depend on private examples, and that no noise hides yet.
+def _released(program: Program, traced: Traced) -> Releases:
+    """What a step releases of private examples.
 
-    No range guard looks at them, since an alarm would tell.
+    No range guard looks at what no noise hides yet, since an alarm would tell.
 
     Raises:
         Unhidden: a private sum is not made as the program's noise says, or something of private
@@ -327,7 +333,7 @@ def _unhidden(program: Program, traced: Traced) -> frozenset[int]:
                 f"noise: made for a clip of {wanted[0]:g} and {wanted[1]} elements, and a private "
                 f"sum has {given[0]:g} and {given[1]}"
             )
-    return found.before
+    return found
 
 
 @functools.lru_cache(8)

@@ -32,6 +32,18 @@ class Ledger:
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}: expected the number of steps begun: {error}") from None
 
+    def require(self, done: int) -> None:
+        """Check that at least the steps that are done were counted.
+
+        Raises:
+            ValueError: they were not: the file is lost, or another one.
+        """
+        if self.steps < done:
+            raise ValueError(
+                f"{self._path}: {self.steps} steps were counted, and {done} are done: what they "
+                "spent of privacy is not known any more"
+            )
+
     def begin(self) -> int:
         """Count one more, before it begins: how many that are.
 

@@ -114,6 +114,11 @@ def train(
         )
     if seed is not None and seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}")
+    if init is not None and getattr(settings, "privacy", None) is not None:
+        raise ValueError(
+            "init: parameters that somebody learnt, expected none with privacy: nobody accounts "
+            "for what they tell of these images"
+        )
     if seed is not None:  # a resumed run finds it in the directory
         settings = settings.model_copy(update={"seed": seed})
     if isinstance(settings, TrainConfig):
@@ -159,7 +164,8 @@ def train(
     else:
         servers: Servers = "simulated" if mode == "secure" else "none"
         run, done = RunDirectory.create(out, settings, servers=servers), 0
-        if mode == "secure":  # only such a run can be resumed
+        # Only such a run can be resumed; with privacy on, a digest would tell of images.
+        if mode == "secure" and training.privacy is None:
             atomic_write(run.data_file, digest)
         master = make_key(seed)
         if seed is not None and mode == "secure":
@@ -184,7 +190,8 @@ def train(
         else:
             simulation = Simulation.begin(program, initial, master)
         trainer = SecureTrainer(simulation)
-    return _loop(training, settings.seed, run, trainer, draw, done, mode, report)
+    seeded = seed is not None
+    return _loop(training, settings.seed, run, trainer, draw, done, mode, report, seeded)
 
 
 def _starting_from(learnt: Any, initial: State) -> State:
@@ -209,6 +216,7 @@ def _require_same(run: RunDirectory, settings: Settings, digest: bytes) -> None:
     """
     before = run.config()
     reasons = {
+        "privacy": "what was spent is accounted for with this noise and sampling rate",
         "program": "the run is of another",
         "options": "the shares of a run are of its own program",
         "frac_bits": "the shares of a run have its own scales",
@@ -218,6 +226,8 @@ def _require_same(run: RunDirectory, settings: Settings, digest: bytes) -> None:
         given, wanted = getattr(settings, name, None), getattr(before, name, None)
         if given != wanted:
             raise ValueError(f"{name}: {given!r} given, expected {wanted!r} as before: {reason}")
+    if getattr(settings, "privacy", None) is not None:
+        _require_batch_size(settings, before)
     same_order = settings.seed == before.seed and getattr(settings, "batch_size", 0) == getattr(
         before, "batch_size", 0
     )
@@ -225,6 +235,15 @@ def _require_same(run: RunDirectory, settings: Settings, digest: bytes) -> None:
         raise ValueError(
             f"data: other examples than those that {run.path} began with (images that were given "
             "as an array, hand over again)"
+        )
+
+
+def _require_batch_size(settings: Any, before: Any) -> None:
+    given, wanted = settings.batch_size, before.batch_size
+    if given != wanted:
+        raise ValueError(
+            f"batch_size: {given} given, expected {wanted} as before: what was spent is accounted "
+            "for with it"
         )
 
 
@@ -237,6 +256,9 @@ def headroom_line(program: SecureProgram, initial: Any, batch: Any) -> str:
     return line
 
 
+_NOTHING: Row = {}
+
+
 def _loop(
     training: Training,
     seed: int,
@@ -246,14 +268,16 @@ def _loop(
     done: int,
     mode: Mode,
     report: Callable[[str], None],
+    seeded: bool,
 ) -> Result:
     metrics = Metrics(run.metrics_file, done, training)
     started, durations, row = time.time(), [], dict.fromkeys(training.columns)
     sample = training.sample
     sampled = sample is not None and (mode != "secure" or sample.opened)
     question = training.sample_question(seed) if sampled else None
-    ledger = Ledger(run.ledger_file)
-    spent: Row = {}
+    ledger, spent = Ledger(run.ledger_file), _NOTHING
+    if training.privacy is not None:
+        ledger.require(done)
     with Progress(done, training.steps, opened_by_sp=mode == "secure") as progress:
         progress.note("compiling" + ", and sampling before the first step" * sampled)
         for task in tasks(training, done, sampled):
@@ -286,6 +310,7 @@ def _loop(
     summary = {
         **row,
         **training.promised(ledger.steps),
+        **({"noise_of_seed": seed} if training.privacy is not None and seeded else {}),
         "mode": "simulated servers" if mode == "secure" else mode,
         "steps": result.steps,
         "seconds": round(time.time() - started, 3),

@@ -62,6 +62,12 @@ def levels(nodes: Sequence[Node]) -> dict[int, int]:
     return {id(n): chains[id(n)].get(n.operation, 0) for n in nodes}
 
 
+def watching(values: Values, node: Node) -> AbstractContextManager[None]:
+    """Around what is done with a node's value: whether a range guard may look at it."""
+    unwatched = id(node) in values.setting.unwatched
+    return values.party.filling_the_range() if unwatched else nullcontext()
+
+
 class Evaluation:
     """The run of a graph.
 
@@ -87,12 +93,8 @@ class Evaluation:
                 self.known[id(node)] = node.value
             elif node.secret and id(node) not in self.known:
                 self.values.form = setting.format(node)
-                with self.values.party.at(setting.place(node)), self._watching(node):
+                with self.values.party.at(setting.place(node)), watching(self.values, node):
                     self.known[id(node)] = self._result(node)
-
-    def _watching(self, node: Node) -> AbstractContextManager[None]:
-        unwatched = id(node) in self.values.setting.unwatched
-        return self.values.party.filling_the_range() if unwatched else nullcontext()
 
     def _result(self, node: Node) -> Any:
         operands = [self.known[id(n)] for n in node.inputs]
@@ -110,7 +112,7 @@ class Evaluation:
     def words(self, node: Node, frac_bits: int) -> Secret:
         """A secret result at a scale."""
         value = lifted(self.values, self.known[id(node)])
-        with self.values.party.at("outputs"):
+        with self.values.party.at("outputs"), watching(self.values, node):
             secret = value.stored.at(frac_bits)
         if secret.shape != node.shape:
             secret = secret.rearrange(lambda v: jnp.broadcast_to(v, node.shape))

@@ -7,8 +7,10 @@ other, whatever the data are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from lpgan_jax.transform.graph import MOVES, Graph, Node
 
@@ -44,10 +46,12 @@ class Releases:
         sums: the private sums.
         before: ids of the nodes that depend on a private argument and are not hidden yet, and of
             the sums, of the graph and of loops in it.
+        weights: the arguments that say which examples count.
     """
 
     sums: tuple[Sums, ...] = ()
     before: frozenset[int] = frozenset()
+    weights: tuple[Node, ...] = ()
 
 
 def releases(graph: Graph, private: Collection[Node], noise: Node | None) -> Releases:
@@ -62,17 +66,32 @@ def releases(graph: Graph, private: Collection[Node], noise: Node | None) -> Rel
         Unhidden: a result depends on a private argument otherwise than through private sums, or the
             noise of a sum is not an argument as it is; names both.
     """
-    sums = tuple(_sums(graph, noise, 1))
-    used = sum(of.size * of.count for of in sums)
+    uses = _Uses()
+    uses.look_at(graph)
+    sums = tuple(uses.sums)
     if noise is None:
         return Releases(sums)
-    if used != noise.size:
-        raise Unhidden(f"noise: {noise.size} values, and private sums take {used}")
+    if set(uses.noise) != {id(noise)}:
+        raise Unhidden("noise: expected private sums that take the program's, and no other values")
+    taken = uses.noise[id(noise)]
+    if not np.array_equal(taken, np.arange(noise.size)):
+        raise Unhidden(
+            f"noise: {noise.size} values, and private sums take {len(np.unique(taken))} of them in "
+            f"{len(taken)} places: expected each once"
+        )
+    of_examples = {id(n): n for n in private}
+    for of, places in uses.weights.items():
+        if of not in of_examples or len(np.unique(places)) < len(places):
+            raise Unhidden(
+                "weights: expected those of the batch, each in one place: an example that is there "
+                "twice counts twice"
+            )
     for argument in private:
         _require_hidden(graph, argument, f"{argument.place} is of private examples")
     _require_hidden(graph, noise, "the noise hides private sums")
     found = _Dependents(graph, private)
-    return Releases(sums, frozenset(found.ids | found.sums))
+    weights = tuple(of_examples[of] for of in uses.weights)
+    return Releases(sums, frozenset(found.ids | found.sums), weights)
 
 
 def _require_hidden(graph: Graph, argument: Node, reason: str) -> None:
@@ -133,27 +152,86 @@ def _secret(graph: Graph) -> list[Node]:
     return [n for n in graph.inputs if n.secret]
 
 
-def _sums(graph: Graph, noise: Node | None, times: int) -> Iterable[Sums]:
-    """The private sums; `noise`: the argument, as this graph has it."""
-    for node in graph.nodes():
-        if node.operation == SUM:
-            if not _is_part_of(node.inputs[2], noise):
-                raise Unhidden(
-                    f"private_sum ({node.place}): expected noise that is an argument, as it is, and"
-                    " nothing that was computed"
+class _Uses:
+    """Which elements of some arguments private sums take, as what, and how often.
+
+    Attributes:
+        sums: the private sums.
+        noise, weights: {id of an argument: the places of its elements, each as often as it is
+            taken, in order}.
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[Sums] = []
+        self.noise: dict[int, np.ndarray] = {}
+        self.weights: dict[int, np.ndarray] = {}
+
+    def look_at(self, graph: Graph) -> None:
+        """All of a program."""
+        every = np.arange
+        own = {id(n): (id(n), every(n.size).reshape(n.shape)) for n in graph.inputs if n.secret}
+        for of, noise, weights in self._in(graph, own, 1):
+            self.sums.append(of)
+            for taken, (argument, places) in ((self.noise, noise), (self.weights, weights)):
+                before = taken.get(argument, np.zeros(0, np.int64))
+                taken[argument] = np.sort(np.concatenate([before, places.ravel()]))
+
+    def _in(self, graph: Graph, own: dict[int, _Part], times: int) -> Iterator[_Use]:
+        """`own`: of each argument, what it is of the whole program's; `times`: it runs so often."""
+        for node in graph.nodes():
+            if node.operation == SUM:
+                noise, weights = (
+                    _part(node, name, operand, own)
+                    for name, operand in zip(("noise", "weights"), node.inputs[:0:-1], strict=True)
                 )
-            yield Sums(node.params["clip"], node.size, node.inputs[0].shape[0], times)
-        elif node.operation == "scan":
-            of_loop = zip(_secret(node.params["body"]), node.inputs, strict=False)
-            inner = next((own for own, given in of_loop if _is_part_of(given, noise)), None)
-            yield from _sums(node.params["body"], inner, times * node.params["length"])
+                of = Sums(node.params["clip"], node.size, node.inputs[0].shape[0], times)
+                yield of, noise, weights
+            elif node.operation == "scan":
+                yield from self._in_scan(node, own, times)
+
+    def _in_scan(self, node: Node, own: dict[int, _Part], times: int) -> Iterator[_Use]:
+        body, length = node.params["body"], node.params["length"]
+        given: dict[int, _Part] = {}
+        for argument, kind, operand in zip(
+            _secret(body), node.params["kinds"], node.inputs, strict=False
+        ):
+            # What is not scanned over would be the same in each iteration.
+            if kind == "x" and (part := _followed(operand, own)) is not None:
+                rows = np.moveaxis(part[1].reshape(length, *argument.shape, -1), 0, -1)
+                given[id(argument)] = part[0], rows.reshape(*argument.shape, -1)
+        yield from self._in(body, given, times * length)
 
 
-def _is_part_of(node: Node, noise: Node | None) -> bool:
-    """Whether a value is some elements of the noise, each once at the most."""
-    while node.operation in _PARTS:
-        node = node.inputs[0]
-    return noise is not None and node is noise
+_Part = tuple[int, np.ndarray]  # (id of an argument of the program, places of its elements)
+_Use = tuple[Sums, _Part, _Part]
+
+
+def _followed(node: Node, own: Mapping[int, _Part]) -> _Part | None:
+    """What a value is of an argument, if it is elements of one, as they are."""
+    if id(node) in own:
+        return own[id(node)]
+    if node.operation not in _PARTS:
+        return None
+    if (part := _followed(node.inputs[0], own)) is None:
+        return None
+    argument, places = part
+    inner = node.inputs[0].shape
+    lead = places.reshape(*inner, -1)  # iterations of loops come last
+    moved = [
+        np.asarray(node.plain(lead[..., k].astype(np.float64))).astype(np.int64)
+        for k in range(lead.shape[-1])
+    ]
+    return argument, np.stack(moved, -1)
+
+
+def _part(node: Node, name: str, operand: Node, own: Mapping[int, _Part]) -> _Part:
+    part = _followed(operand, own)
+    if part is None:
+        raise Unhidden(
+            f"private_sum ({node.place}): {name}: expected an argument, or what a loop goes over "
+            "in one, as it is, and nothing that was computed"
+        )
+    return part
 
 
 _PARTS = MOVES - {"broadcast_in_dim"}

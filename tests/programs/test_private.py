@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 import tiny_private
@@ -58,6 +59,35 @@ def test_an_example_counts_for_no_more_than_the_clip(size):
         size == 10.0
     ):  # for which one of the two is wrong, and not so wrong that it counts for nothing
         assert max(norms) > 0.24 * CLIP
+
+
+def looped(params, batch, noise):
+    """Examples go through a loop, and into one, before they are summed up."""
+    ((x,), (y,)), (weights,) = batch
+    x = jax.lax.map(lambda row: 0.3 * row * row, x)
+    _, x = jax.lax.scan(lambda carry, row: (carry, 0.7 * row), 0.0, 0.3 * (x * x))
+    each = jax.vmap(jax.grad(tiny_private.loss), (None, 0, 0))(params, x, y)
+    total = lp.private_sum(each, weights, noise[0], CLIP)
+    return jax.tree.map(lambda p, g: p - 0.25 * g, params, total), None
+
+
+def test_no_alarm_tells_of_examples_that_a_loop_goes_over():
+    of = jax.ShapeDtypeStruct
+    program = lp.Program(
+        tiny_private.init,
+        looped,
+        ((of((1, 8, 3), np.float32), of((1, 8), np.float32)), of((1, 8), np.int32)),
+        noise=lp.Noise(1.5, CLIP, 4),
+    )
+    watched = secured(program).watched
+    assert watched
+    assert all(tensor.size < 8 * 3 for tensor in watched)
+
+
+def test_weights_are_0_or_1():
+    ((x, y), weights), noise = of_examples(ORDINARY)
+    with pytest.raises(ValueError, match=r"inputs\[0\]\[1\]: expected 0 or 1: which examples"):
+        stepped(((x, y), 2 * weights), noise)
 
 
 def test_the_mechanism_is_the_same_in_the_clear():

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,34 @@ def test_what_was_spent_is_told_wherever_one_looks(run):
     assert summary["noised_updates"] == 8
     assert (summary["delta"], summary["clip"], summary["noise"]) == (1e-5, 0.5, "servers")
     assert summary["loss_d"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "privacy.noise_multiplier=2.5"], "privacy: .*expected .* as before: what was"),
+        (["--batch-size", "30"], "batch_size: 30 given, expected 24 as before: what was spent is"),
+    ],
+)
+def test_it_goes_on_with_the_same_mechanism_alone(arguments, message, file, run, capsys):
+    own = ["train", "--config", file, "--resume", "--out", str(run), "--steps", "4"]
+    assert cli.main([*own, *arguments]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (run / "data.sha256").exists()
+
+
+def test_what_was_lost_is_not_forgotten(run, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "spent.json").unlink()
+    assert cli.main(["train", "--resume", "--out", str(copy), "--steps", "4"]) == 1
+    assert "0 steps were counted, and 3 are done" in capsys.readouterr().err
+
+
+def test_parameters_of_somebody_are_refused(file, tmp_path, capsys):
+    arguments = ["train", "--config", file, "--out", str(tmp_path / "x"), "--init", "some"]
+    assert cli.main(arguments) == 1
+    assert "init: parameters that somebody learnt" in capsys.readouterr().err
 
 
 def test_images_of_a_class_can_be_asked_for(run, tmp_path):

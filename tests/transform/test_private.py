@@ -135,17 +135,21 @@ def once(params, batch, noise):
 
 
 def thrice(params, batch, noise):
-    """The same batch in each iteration of a loop; the noise is another one."""
+    """An update in each iteration of a loop, each with weights of its own."""
 
-    def update(params, hiding):
-        return once(params, batch, hiding[None])[0], None
+    def update(params, given):
+        weights, hiding = given
+        return once(params, {**batch, "weights": weights}, hiding[None])[0], None
 
-    return jax.lax.scan(update, params, noise)
+    return jax.lax.scan(update, params, (batch["weights"], noise))
 
 
-def program(step, sums=1, noise=True, unprotected=("beside",), **fields):
-    made = Noise(1.0, CLIP, SIZE, sums, **fields) if noise else None
-    return Program(lambda rng: PARAMS, step, SHAPES, noise=made, unprotected=unprotected)
+def program(step, sums=1, noise=True, unprotected=("beside",), each=True):
+    """`each`: whether every sum has weights of its own."""
+    made = Noise(1.0, CLIP, SIZE, sums) if noise else None
+    rows = (sums, 6) if sums > 1 and each else (6,)
+    shapes = {**SHAPES, "weights": jax.ShapeDtypeStruct(rows, np.int32)}
+    return Program(lambda rng: PARAMS, step, shapes, noise=made, unprotected=unprotected)
 
 
 def test_what_a_step_releases_is_known():
@@ -184,12 +188,15 @@ def clipped_rate(params, batch, noise):
 def in_a_loop(params, batch, noise):
     """The first iteration's rest of the images comes out of the second."""
 
-    def update(carry, hiding):
+    def update(carry, given):
+        weights, hiding = given
         params, before = carry
-        new = descend(once(params, batch, hiding[None])[0], {"w": before, "b": 0.0})
+        new, _ = once(params, {**batch, "weights": weights}, hiding[None])
+        new = descend(new, {"w": before, "b": 0.0})
         return (new, batch["x"].sum() + jnp.zeros((8, 3))), None
 
-    (params, _), _ = jax.lax.scan(update, (params, jnp.zeros((8, 3))), noise)
+    start = params, jnp.zeros((8, 3))
+    (params, _), _ = jax.lax.scan(update, start, (batch["weights"], noise))
     return params, None
 
 
@@ -199,14 +206,44 @@ def noise_taken_off(params, batch, noise):
 
 
 def the_same_noise(params, batch, noise):
-    def update(params, _):
-        return once(params, batch, noise)[0], None
+    def update(params, weights):
+        return once(params, {**batch, "weights": weights}, noise)[0], None
 
-    return jax.lax.scan(update, params, None, 3)
+    return jax.lax.scan(update, params, batch["weights"])
+
+
+def noise_of_a_carry(params, batch, noise):
+    """Of which the second iteration has none."""
+
+    def update(carry, weights):
+        params, hiding = carry
+        new, _ = once(params, {**batch, "weights": weights}, hiding[None])
+        return (new, 0.0 * hiding), None
+
+    (params, _), _ = jax.lax.scan(update, (params, noise[0]), batch["weights"])
+    return params, None
+
+
+def one_part_twice(params, batch, noise):
+    first, _ = once(params, {**batch, "weights": batch["weights"][0]}, noise[:1])
+    return once(first, {**batch, "weights": batch["weights"][1]}, noise[:1])
 
 
 def half_the_noise(params, batch, noise):
     return once(params, batch, 0.5 * noise)
+
+
+def twice_the_weights(params, batch, noise):
+    return once(params, {**batch, "weights": 2 * batch["weights"]}, noise)
+
+
+def no_weights(params, batch, noise):
+    return once(params, {**batch, "weights": jnp.ones(6, jnp.int32)}, noise)
+
+
+def the_same_draw(params, batch, noise):
+    first, _ = once(params, batch, noise[:1])
+    return once(first, batch, noise[1:])
 
 
 @pytest.mark.parametrize(
@@ -217,9 +254,14 @@ def half_the_noise(params, batch, noise):
         (lambda: program(in_a_loop, 3), r"depends on inputs\[0\]\['x'\] otherwise than through"),
         (lambda: program(once, unprotected=()), r"depends on inputs\[0\]\['beside'\] otherwise"),
         (lambda: program(noise_taken_off), r"depends on inputs\[1\] .*the noise hides"),
-        (lambda: program(the_same_noise), "noise: 27 values, and private sums take 81"),
-        (lambda: program(half_the_noise), "expected noise that is an argument, as it is"),
-        (lambda: program(once, 2), "noise: 54 values, and private sums take 27"),
+        (lambda: program(the_same_noise, 3), "noise: expected an argument, or what a loop goes"),
+        (lambda: program(noise_of_a_carry, 2), "noise: expected an argument, or what a loop goes"),
+        (lambda: program(one_part_twice, 2), "private sums take 27 of them in 54 places"),
+        (lambda: program(half_the_noise), "noise: expected an argument, .* nothing that was comp"),
+        (lambda: program(twice_the_weights), "weights: expected an argument, .* nothing that was"),
+        (lambda: program(no_weights), "weights: expected an argument"),
+        (lambda: program(the_same_draw, 2, each=False), "weights: expected those of the batch, ea"),
+        (lambda: program(once, 2, each=False), "noise: 54 values, and private sums take 27"),
         (lambda: program(lambda p, b: (p, None), noise=False), None),
     ],
 )

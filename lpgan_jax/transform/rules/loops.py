@@ -19,10 +19,10 @@ def _scan(values: Values, node: Node, *operands: Any) -> list[Value]:
     own, stacks = operands[: len(kinds)], operands[len(kinds) :]
     secret_inputs = [n for n in body.inputs if n.secret]
     scales = [_scale(values, n) for n in secret_inputs]
-    given = [
-        lifted(values, x).stored.at(s).settled(values.party).unmasked()
-        for x, s in zip(own, scales, strict=True)
-    ]
+    given = []
+    for x, scale, of in zip(own, scales, node.inputs, strict=False):
+        with evaluate.watching(values, of):
+            given.append(lifted(values, x).stored.at(scale).settled(values.party).unmasked())
     by_kind = {
         kind: [x for x, k in zip(given, kinds, strict=True) if k == kind]
         for kind in ("const", "carry", "x")

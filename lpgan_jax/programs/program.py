@@ -82,9 +82,9 @@ class Program:
             return self.batch
         return self.batch, jax.ShapeDtypeStruct(self.noise.shape, np.float32)
 
-    def run(self, state: Any, inputs: Any) -> tuple[Any, Any]:
-        """The step, of all that it takes."""
-        return self.step(state, inputs) if self.noise is None else self.step(state, *inputs)
+    def run(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """The step, of all that it takes: a batch, or (a batch, its noise)."""
+        return self.step(state, batch) if self.noise is None else self.step(state, *batch)
 
     def answer_named(self, name: str | None) -> tuple[str, Answer]:
         """(name, answer) of a name; of None, the only one.

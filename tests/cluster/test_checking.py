@@ -467,6 +467,7 @@ def test_a_server_opens_no_alarm_before_ds_has_heard(cluster, alarm):
         journal=None,
         reporter=Silent(),
         conduct=conduct,
+        noise_key=b"",
     )
     task = SimpleNamespace(
         parcel=SimpleNamespace(serial=7, step=2, kind="guard", request=None), payload=bytearray()

@@ -44,6 +44,7 @@ from lpgan_jax.training.building import training_of
 SIZES = Sizes(
     state=3000,
     inputs=200,
+    noise=0,
     questions={"generate": 50},
     material={"": 5000, "(guard)": 700, "generate": 900},
 )

@@ -86,7 +86,7 @@ def test_no_alarm_tells_of_examples_that_a_loop_goes_over():
 
 def test_weights_are_0_or_1():
     ((x, y), weights), noise = of_examples(ORDINARY)
-    with pytest.raises(ValueError, match=r"inputs\[0\]\[1\]: expected 0 or 1: which examples"):
+    with pytest.raises(ValueError, match=r"batch\[0\]\[1\]: expected 0 or 1: which examples"):
         stepped(((x, y), 2 * weights), noise)
 
 

@@ -229,7 +229,9 @@ def test_a_shadow_run_stays_close_to_the_secure_one(run, settings_file, tmp_path
     assert json.loads((out / "summary.json").read_text())["mode"] == "shadow"
     assert not (out / "checkpoints").exists()  # it has no shares
     assert "nothing was shared" in (out / "README.txt").read_text()
-    assert cli.main(["sample", "--run", str(out), "--num", "1", "--out", str(tmp_path / "x")]) == 1
+    asked = ["sample", "--run", str(out), "--num", "1", "--seed", "2", "--out"]
+    assert cli.main([*asked, str(tmp_path / "x")]) == 0  # in the clear, as the run was
+    assert cli.main(["export", "--run", str(out), "--out", str(tmp_path / "y")]) == 1
     assert "a run without shares, expected one of secure training" in capsys.readouterr().err
     gan = build(config.load(str(settings_file)))
     loaded = load_parameters(out / "parameters.msgpack", gan.program.init(np.random.default_rng(0)))
@@ -275,7 +277,7 @@ def test_quality_of_a_run_is_measured_and_repeats(run, tmp_path, monkeypatch, ca
     command = ["quality", "--run", str(run), "--num", "50", "--seed", "1"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert "training a classifier on 1797 real images" in printed
+    assert "training a classifier on 1797 images" in printed
     assert "50 images, opened by SP" in printed
     measured = quality(run, 50, seed=1)
     assert f"Fréchet distance   {measured.frechet:.4g}" in printed

@@ -118,7 +118,7 @@ def test_its_step_is_counted_and_audited(capsys):
         (["--config", "digits"], "expected --config, of a GAN, or --program, a Python file"),
         (["--batch-size", "4"], "--batch-size: of a GAN"),
         (["--data", "nowhere"], "nowhere: no such file"),
-        (["--init", "x"], "init, images, generator, discriminator: of a GAN"),
+        (["--init", "x"], "init, images, labels, generator, discriminator: of a GAN"),
         (["--steps", "0"], "steps: 0 given, expected at least 1"),
     ],
 )

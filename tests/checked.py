@@ -126,7 +126,7 @@ class Lines:
     def wait(self, wanted):
         changed = self._servers.changed
         with changed:
-            assert changed.wait_for(lambda: self.error is not None or wanted(), 60)
+            assert changed.wait_for(lambda: self.error is not None or wanted(), 20)
         if self.error is not None:
             raise self.error
 

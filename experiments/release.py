@@ -22,6 +22,7 @@ from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row, read_csv, write_csv
 from lpgan_jax.gan import Generator
 from lpgan_jax.study.features import classifier
+from lpgan_jax.study.quality import MEASURES
 from lpgan_jax.study.runs import quality
 from lpgan_jax.training import data
 from lpgan_jax.training.building import asked, build_gan, columns_of
@@ -34,16 +35,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SHOWN = 64
-QUALITY = (
-    "images",
-    "seed",
-    "frechet",
-    "precision",
-    "recall",
-    "coverage",
-    "accuracy",
-    "classifier_accuracy",
-)
+QUALITY = ("images", "seed", *MEASURES, "classifier_accuracy")
 
 
 def measured(run: Path, settings: TrainConfig, num: int, seed: int) -> Row:

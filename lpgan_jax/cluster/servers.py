@@ -374,13 +374,12 @@ class _Work:
         else:
             with self.reporter.phase("waiting for", on=owner, limit_s=self.config.timeouts.wait_s):
                 inputs, material = memoryview(self.session.inputs_of(owner, step)), view
-        started = time.monotonic()
+        started, program, noise = time.monotonic(), secured(self.training.program), None
+        if (of := program.servers_draw) is not None:
+            bits = program.frac_bits
+            noise = Secret(jnp.asarray(of.share(self.noise_key, step, bits)), bits)
         with self._talking("step with", TRAIN, f"step {step}"):
-            program = secured(self.training.program)
-            public, noise = program.schedule(step), None
-            if (of := program.servers_draw) is not None:
-                bits = program.frac_bits
-                noise = Secret(jnp.asarray(of.share(self.noise_key, step, bits)), bits)
+            public = program.schedule(step)
             after, told = self.programs.train(state, material, inputs, public, noise)
         seconds = time.monotonic() - started
         self.reporter.set(step=step + 1, s_per_step=round(seconds, 4))

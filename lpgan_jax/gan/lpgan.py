@@ -314,27 +314,23 @@ class LPGAN:
 
         d_gradients = jax.grad(d_loss, has_aux=True)
         gradients, (d_sum, d_stats) = d_gradients(state.params["discriminator"])
-        d_params, d_optimizer = self._update("discriminator", state, gradients)
+        after = self._updated("discriminator", state, gradients)
 
         # SG-BP, through SD as it is now.
-        d_fakes, g_sum = self._by_images(state, d_params, fakes[1], batch.labels)
+        d_fakes, g_sum = self._by_images(after, fakes[1], batch.labels)
         second = jax.tree.map(lambda residual: residual[1], backward)
-        g_params, g_optimizer = self._update("generator", state, second(d_fakes)[0])
+        after = self._updated("generator", after, second(d_fakes)[0])
 
         both = {"generator": g_stats, "discriminator": d_stats}
-        after = State(
-            {"generator": g_params, "discriminator": d_params},
-            jax.tree.map(lambda two: two.mean(0), both),
-            {"generator": g_optimizer, "discriminator": d_optimizer},
-        )
-        return after, Losses(d_sum, g_sum)
+        stats = jax.tree.map(lambda two: two.mean(0), both)
+        return replace(after, stats=stats), Losses(d_sum, g_sum)
 
-    def _by_images(self, state: State, d_params: Any, images: jax.Array, labels: Any) -> Any:
+    def _by_images(self, state: State, images: jax.Array, labels: Any) -> Any:
         """(the derivative of SG's mean loss by generated images, the sum of losses)."""
 
         def g_loss(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            stats = state.stats["discriminator"]
-            logits, _ = self._apply("discriminator", d_params, stats, images, labels)
+            params, stats = (of["discriminator"] for of in (state.params, state.stats))
+            logits, _ = self._apply("discriminator", params, stats, images, labels)
             loss = self.loss.generator(logits).sum()
             return loss / len(images), loss
 
@@ -378,8 +374,7 @@ class LPGAN:
         given = (batch.images, classes, batch.weights, fakes, batch.labels_d, noise)
         state, _ = jax.lax.scan(update, state, given)
         images, backward, g_stats = self._generated(state, batch.noise_g, batch.labels_g)
-        d_params = state.params["discriminator"]
-        d_images, _ = self._by_images(state, d_params, images, batch.labels_g)
+        d_images, _ = self._by_images(state, images, batch.labels_g)
         if private.diversity:
             d_images += private.diversity * jax.grad(self._alike)(images)
         after = self._updated("generator", state, backward(d_images)[0])
@@ -394,7 +389,12 @@ class LPGAN:
 
     def _updated(self, name: str, state: State, gradients: Any) -> State:
         """A state in which one network was updated."""
-        params, optimizer = self._update(name, state, gradients)
+        with jax.named_scope(f"{name}.update"):
+            params = state.params[name]
+            updates, optimizer = self.optimizers[name].update(
+                gradients, state.optimizer[name], params
+            )
+            params = optax.apply_updates(params, updates)
         return replace(
             state,
             params={**state.params, name: params},
@@ -418,15 +418,11 @@ class LPGAN:
         unit, nothing = jnp.ones_like(one), jnp.zeros_like(one)
         gradients, _ = pullback((unit, nothing))
         _, d_fakes = pullback((nothing, unit))
-        d_params, d_optimizer = self._update("discriminator", state, gradients)
-        g_params, g_optimizer = self._update("generator", state, backward(d_fakes)[0])
+        after = self._updated("discriminator", state, gradients)
+        after = self._updated("generator", after, backward(d_fakes)[0])
         d_stats = jax.tree.map(lambda two: two.mean(0), d_stats)
-        after = State(
-            {"generator": g_params, "discriminator": d_params},
-            {"generator": g_stats, "discriminator": d_stats},
-            {"generator": g_optimizer, "discriminator": d_optimizer},
-        )
-        return after, Losses(*sums)
+        stats = {"generator": g_stats, "discriminator": d_stats}
+        return replace(after, stats=stats), Losses(*sums)
 
     def _generated(self, state: State, noise: jax.Array, labels: Any) -> Any:
         """(images, the derivative by SG's parameters, running statistics after it)."""
@@ -459,14 +455,6 @@ class LPGAN:
 
         labels = () if batch.labels is None else (batch.labels,)
         return gradient_penalty(critic, between, *labels).sum()
-
-    def _update(self, name: str, state: State, gradients: Any) -> tuple[Any, Any]:
-        with jax.named_scope(f"{name}.update"):
-            params = state.params[name]
-            updates, optimizer = self.optimizers[name].update(
-                gradients, state.optimizer[name], params
-            )
-            return optax.apply_updates(params, updates), optimizer
 
     def generate(self, variables: Variables, question: Any) -> jax.Array:
         """SG-FP with running statistics: images [n, H, W, C], for SP.

@@ -18,6 +18,7 @@ import functools
 import math
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import dp_accounting
 from dp_accounting import pld
@@ -30,10 +31,8 @@ _FOR_DRAWS = 0.1
 """Part of delta for draws that are larger than a batch."""
 _FINEST = 1e-3  # of noise multipliers that are searched for
 _MOST = 2**17  # of these
-_FINE, _COARSE = (
-    1e-4,
-    1e-3,
-)  # intervals of losses: to state epsilon, and ten times as fast to search
+_FINE = 1e-4  # of losses, to state epsilon
+_COARSE = 1e-3  # of losses, to search for noise: ten times as fast
 _ROOM = 9.0  # standard deviations of a draw between its mean and the batch
 
 
@@ -192,3 +191,14 @@ class Privacy:
     def epsilon(self, steps: int) -> float:
         """Spent by so many steps, those included that were repeated, or are void."""
         return self.mechanism.epsilon(self.updates * steps, self.delta)
+
+    def stated(self, steps: int) -> dict[str, Any]:
+        """Epsilon after so many steps, and what it holds for: flat, for people and programs."""
+        of = self.mechanism
+        return {
+            "epsilon": self.epsilon(steps),
+            "delta": self.delta,
+            "noise_multiplier": of.noise_multiplier,
+            "sampling_rate": of.sampling_rate,
+            "examples": of.examples,
+        }

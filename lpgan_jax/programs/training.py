@@ -184,16 +184,11 @@ class Training:
         """What was promised of each example after so many steps, for a summary."""
         if self.privacy is None or self.program.noise is None:
             return {}
-        of = self.privacy
         return {
-            "epsilon": of.epsilon(steps),
-            "delta": of.delta,
-            "noise_multiplier": of.mechanism.noise_multiplier,
+            **self.privacy.stated(steps),
             "noise": self.program.noise.source,
             "clip": self.program.noise.clip,
-            "sampling_rate": of.mechanism.sampling_rate,
-            "examples": of.mechanism.examples,
-            "noised_updates": of.updates * steps,
+            "noised_updates": self.privacy.updates * steps,
         }
 
     def logs_after(self, step: int) -> bool:

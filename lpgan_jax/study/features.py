@@ -23,7 +23,7 @@ from lpgan_jax.common.files import atomic_write, cache_directory
 from lpgan_jax.programs.batches import Batches
 from lpgan_jax.study.quality import Judge, chosen
 from lpgan_jax.training.config import DataConfig, TrainConfig
-from lpgan_jax.training.data import fingerprint, load_held_out, load_labels
+from lpgan_jax.training.data import each_class, fingerprint, load_held_out, load_labels
 
 FEATURES = 64
 _BATCH, _LEAST_STEPS, _EPOCHS = 128, 600, 3
@@ -213,7 +213,7 @@ def accuracy_of(
     held_out = load_held_out(settings.data) if settings.data.labels else None
     if held_out is None or held_out[1] is None:
         return None
-    classes = np.arange(len(generated)) * settings.data.classes // len(generated)
+    classes = each_class(len(generated), settings.data.classes)
     order = np.random.default_rng(1).permutation(len(generated))
     images = generated[order].astype(np.float32)
     network = classifier(images, classes[order], report=report, kept=False)

@@ -7,7 +7,7 @@ All measures are deterministic, in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -136,6 +136,10 @@ class Quality:
     coverage: float | None
     images: int
     accuracy: float | None = None
+
+
+MEASURES = tuple(field.name for field in fields(Quality) if field.name != "images")
+"""By name, for tables."""
 
 
 def _checked(name: str, features: np.ndarray) -> np.ndarray:

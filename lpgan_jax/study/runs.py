@@ -124,7 +124,7 @@ def membership(
         of_each = None
         if settings.data.labels:
             assert labels is not None
-            of_each = np.eye(settings.data.classes, dtype=np.int32)[labels[some]]
+            of_each = data.one_hot(labels[some], settings.data.classes)
         by_sd = np.asarray(logits(images[some], of_each), np.float64)
         return by_sd, nearness(images[some], fakes).astype(np.float64)
 

@@ -36,6 +36,7 @@ from lpgan_jax.training.config import (
     Settings,
     TrainConfig,
 )
+from lpgan_jax.training.data import each_class, one_hot
 from lpgan_jax.training.images import png
 from lpgan_jax.training.parameters import parameters_file
 from lpgan_jax.training.private import expected_batch, generated_batch, privacy_of, resolved
@@ -147,8 +148,7 @@ def asked(
     question: Any = rng.normal(size=(num, settings.model.noise_size))
     if settings.data.labels:
         classes = settings.data.classes
-        each = np.eye(classes, dtype=np.int32)[np.arange(num) * classes // num]
-        question = {"noise": question, "labels": each}
+        question = {"noise": question, "labels": one_hot(each_class(num, classes), classes)}
     return question if label is None else of_class(question, label)
 
 
@@ -163,7 +163,7 @@ def of_class(question: Any, label: int) -> Any:
     num, classes = question["labels"].shape
     if not 0 <= label < classes:
         raise ValueError(f"label: {label} given, expected 0 to {classes - 1}")
-    return {**question, "labels": np.eye(classes, dtype=np.int32)[np.full(num, label)]}
+    return {**question, "labels": one_hot(np.full(num, label), classes)}
 
 
 def columns_of(settings: TrainConfig, num: int) -> int | None:

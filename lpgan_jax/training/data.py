@@ -80,6 +80,16 @@ def load_labels(config: DataConfig) -> np.ndarray | None:
     return _limited(labels.astype(np.int64), config)
 
 
+def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    """int32[..., classes] of classes int[...], which are below their number."""
+    return np.eye(classes, dtype=np.int32)[labels]
+
+
+def each_class(num: int, classes: int) -> np.ndarray:
+    """int[num]: as many of each class, class after class."""
+    return np.arange(num) * classes // num
+
+
 def load_held_out(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Images that are like those of a configuration, and not among them, with their classes.
 

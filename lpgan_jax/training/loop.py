@@ -300,10 +300,11 @@ def _loop(
                     require_in_range(trainer.guard(), number)
                 seconds = time.time() - before
                 durations.append(seconds)
-                if training.logs_after(number) or task.step == done:
-                    spent = training.spent(ledger.steps)
-                    metrics.append(number, {**training.row(told), **spent}, seconds)
+                logs = training.logs_after(number) or task.step == done
+                spent = training.spent(ledger.steps) if logs else spent
                 row = {**training.row(told), **spent}
+                if logs:
+                    metrics.append(number, row, seconds)
                 progress.step(number, seconds, row)
     per_step = float(np.median(durations[1:] or durations or [0.0]))
     result = Result(run.path, training.steps, per_step, row)

@@ -96,14 +96,10 @@ def promises(settings: TrainConfig) -> dict[str, Any]:
     of, made = privacy_of(settings), settings.privacy
     assert made is not None
     return {
-        "epsilon": of.epsilon(settings.steps),
-        "delta": of.delta,
-        "noise_multiplier": of.mechanism.noise_multiplier,
+        **of.stated(settings.steps),
         "noise": made.noise,
         "clip": made.clip,
-        "sampling_rate": of.mechanism.sampling_rate,
         "steps": of.updates * settings.steps,
         "training_steps": settings.steps,
-        "examples": of.mechanism.examples,
         "batch_size": of.mechanism.batch_size,
     }

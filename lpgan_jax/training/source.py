@@ -48,7 +48,7 @@ class DataSource:
         self._settings, self._seed, self._images = settings, seed, images
         self._labels = None
         if settings.data.labels:
-            self._labels = _one_hot(labels, len(images), settings.data.classes)
+            self._labels = _checked(labels, len(images), settings.data.classes)
         self.batch: Callable[[int], Any]
         """The batch of a step, counted from 0; the same after a resumption."""
         if settings.privacy is None:
@@ -91,7 +91,7 @@ class DataSource:
 
         def classes(*shape: int) -> np.ndarray:
             number = settings.data.classes
-            return np.eye(number, dtype=np.int32)[rng.integers(number, size=shape)]
+            return data.one_hot(rng.integers(number, size=shape), number)
 
         pair = classes(generated // 2)
         pairs = np.concatenate([pair, pair, classes(generated % 2)])
@@ -108,28 +108,28 @@ class DataSource:
         )
 
 
-def _sampled(settings: TrainConfig, data: Any, seed: int) -> Callable[[int], Any]:
+def _sampled(settings: TrainConfig, arrays: Any, seed: int) -> Callable[[int], Any]:
     """A step's images and labels, and their weights.
 
     Raises:
         ValueError: draws are larger than a batch too often.
     """
-    privacy, count = privacy_of(settings), len(data[0])
+    privacy, count = privacy_of(settings), len(arrays[0])
     if count != privacy.mechanism.examples:  # another owner's; what is promised is for all
         own = replace(privacy, mechanism=replace(privacy.mechanism, examples=count))
         own.epsilon(settings.steps)
     rate = privacy.mechanism.sampling_rate
-    return poisson(data, rate, settings.batch_size, seed, privacy.updates)
+    return poisson(arrays, rate, settings.batch_size, seed, privacy.updates)
 
 
 def _others(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One-hot classes, each another one, and any other one with the same probability."""
     classes = labels.shape[-1]
     shift = rng.integers(1, classes, labels.shape[:-1])
-    return np.eye(classes, dtype=np.int32)[(labels.argmax(-1) + shift) % classes]
+    return data.one_hot((labels.argmax(-1) + shift) % classes, classes)
 
 
-def _one_hot(labels: np.ndarray | None, count: int, classes: int) -> np.ndarray:
+def _checked(labels: np.ndarray | None, count: int, classes: int) -> np.ndarray:
     """int32 [N, classes].
 
     Raises:
@@ -144,4 +144,4 @@ def _one_hot(labels: np.ndarray | None, count: int, classes: int) -> np.ndarray:
             f"labels: {labels.min()} to {labels.max()}, expected classes below {classes} "
             "(data.classes)"
         )
-    return np.eye(classes, dtype=np.int32)[labels]
+    return data.one_hot(labels, classes)

@@ -7,7 +7,8 @@ other, whatever the data are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,51 +169,56 @@ class _Uses:
 
     def look_at(self, graph: Graph) -> None:
         """All of a program."""
-        every = np.arange
-        own = {id(n): (id(n), every(n.size).reshape(n.shape)) for n in graph.inputs if n.secret}
-        for of, noise, weights in self._in(graph, own, 1):
+        for of, noise, weights in _uses(graph, _whole, 1):
             self.sums.append(of)
             for taken, (argument, places) in ((self.noise, noise), (self.weights, weights)):
                 before = taken.get(argument, np.zeros(0, np.int64))
                 taken[argument] = np.sort(np.concatenate([before, places.ravel()]))
 
-    def _in(self, graph: Graph, own: dict[int, _Part], times: int) -> Iterator[_Use]:
-        """`own`: of each argument, what it is of the whole program's; `times`: it runs so often."""
-        for node in graph.nodes():
-            if node.operation == SUM:
-                noise, weights = (
-                    _part(node, name, operand, own)
-                    for name, operand in zip(("noise", "weights"), node.inputs[:0:-1], strict=True)
-                )
-                of = Sums(node.params["clip"], node.size, node.inputs[0].shape[0], times)
-                yield of, noise, weights
-            elif node.operation == "scan":
-                yield from self._in_scan(node, own, times)
-
-    def _in_scan(self, node: Node, own: dict[int, _Part], times: int) -> Iterator[_Use]:
-        body, length = node.params["body"], node.params["length"]
-        given: dict[int, _Part] = {}
-        for argument, kind, operand in zip(
-            _secret(body), node.params["kinds"], node.inputs, strict=False
-        ):
-            # What is not scanned over would be the same in each iteration.
-            if kind == "x" and (part := _followed(operand, own)) is not None:
-                rows = np.moveaxis(part[1].reshape(length, *argument.shape, -1), 0, -1)
-                given[id(argument)] = part[0], rows.reshape(*argument.shape, -1)
-        yield from self._in(body, given, times * length)
-
 
 _Part = tuple[int, np.ndarray]  # (id of an argument of the program, places of its elements)
-_Use = tuple[Sums, _Part, _Part]
+_Find = Callable[[Node], _Part | None]
+"""What an argument of a graph is of the whole program's, if it is elements of one."""
 
 
-def _followed(node: Node, own: Mapping[int, _Part]) -> _Part | None:
+def _whole(argument: Node) -> _Part:
+    return id(argument), np.arange(argument.size).reshape(argument.shape)
+
+
+def _uses(graph: Graph, find: _Find, times: int) -> Iterator[tuple[Sums, _Part, _Part]]:
+    """Private sums, and what each has as its noise and weights; `times`: the graph runs so often.
+
+    Operands are followed back from there, so that a program without private sums costs nothing.
+    """
+    for node in graph.nodes():
+        if node.operation == SUM:
+            _, weights, noise = node.inputs
+            of = Sums(node.params["clip"], node.size, node.inputs[0].shape[0], times)
+            yield of, _part(node, "noise", noise, find), _part(node, "weights", weights, find)
+        elif node.operation == "scan":
+            inner = functools.partial(_scanned, node, find)
+            yield from _uses(node.params["body"], inner, times * node.params["length"])
+
+
+def _scanned(loop: Node, find: _Find, argument: Node) -> _Part | None:
+    """What an argument of a loop's body is; its iterations are the last axis of the places."""
+    body = loop.params["body"]
+    of_loop = zip(_secret(body), loop.params["kinds"], loop.inputs, strict=False)
+    kind, operand = next((kind, given) for own, kind, given in of_loop if own is argument)
+    # What is not scanned over would be the same in each iteration.
+    if kind != "x" or (part := _followed(operand, find)) is None:
+        return None
+    rows = np.moveaxis(part[1].reshape(loop.params["length"], *argument.shape, -1), 0, -1)
+    return part[0], rows.reshape(*argument.shape, -1)
+
+
+def _followed(node: Node, find: _Find) -> _Part | None:
     """What a value is of an argument, if it is elements of one, as they are."""
-    if id(node) in own:
-        return own[id(node)]
+    if node.operation == "input":
+        return find(node) if node.secret else None
     if node.operation not in _PARTS:
         return None
-    if (part := _followed(node.inputs[0], own)) is None:
+    if (part := _followed(node.inputs[0], find)) is None:
         return None
     argument, places = part
     inner = node.inputs[0].shape
@@ -224,8 +230,8 @@ def _followed(node: Node, own: Mapping[int, _Part]) -> _Part | None:
     return argument, np.stack(moved, -1)
 
 
-def _part(node: Node, name: str, operand: Node, own: Mapping[int, _Part]) -> _Part:
-    part = _followed(operand, own)
+def _part(node: Node, name: str, operand: Node, find: _Find) -> _Part:
+    part = _followed(operand, find)
     if part is None:
         raise Unhidden(
             f"private_sum ({node.place}): {name}: expected an argument, or what a loop goes over "

@@ -52,6 +52,7 @@ def test_it_clips_and_adds_noise_as_numpy_does():
     wanted, norms = by_numpy(rows, WEIGHTS, CLIP)
     assert (norms > CLIP).any()
     got = flat(private(PARAMS, X, Y, WEIGHTS, NOISE))
+    # The norm that is allowed is below the clip by the margin; noise of up to 4, in float32.
     np.testing.assert_allclose(got - NOISE, wanted, rtol=2 * clipping.margin(CLIP), atol=1e-6)
 
 

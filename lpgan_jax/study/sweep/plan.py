@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lpgan_jax.mpc.emulated import Rounding
 from lpgan_jax.training import config
@@ -44,6 +44,10 @@ class Variant:
             return f"float32-moved-{self.perturbation:g}-lsb-f{self.frac_bits:02d}"
         kind = "secure" if self.mode == "secure" else f"shadow-{self.rounding}"
         return f"{kind}-f{self.frac_bits:02d}"
+
+
+FIELDS = tuple(field.name for field in fields(Variant))
+"""Of a variant, in tables."""
 
 
 @dataclass(frozen=True)

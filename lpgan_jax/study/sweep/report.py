@@ -13,21 +13,13 @@ from PIL import Image, ImageDraw
 
 from lpgan_jax.common.files import atomic_write
 from lpgan_jax.common.tables import Row, read_csv, write_csv
-from lpgan_jax.study.sweep.plan import Cell, Variant, variants
+from lpgan_jax.study import quality
+from lpgan_jax.study.sweep.plan import FIELDS, Cell, Variant, variants
 from lpgan_jax.training import config
 from lpgan_jax.training.config import SweepConfig
 
-MEASURES = (
-    "frechet",
-    "precision",
-    "recall",
-    "coverage",
-    "accuracy",
-    "distance",
-    "loss_d",
-    "loss_g",
-)
-_FINAL = ("variant", "mode", "rounding", "frac_bits", "perturbation", "epsilon", "seeds", "step")
+MEASURES = (*quality.MEASURES, "distance", "loss_d", "loss_g")
+_FINAL = ("variant", *FIELDS, "seeds", "step")
 FINAL_FIELDS = (*_FINAL, *(f"{m}_{s}" for m in MEASURES for s in ("mean", "sd")))
 PAIRED_FIELDS = (
     "variant",
@@ -78,8 +70,8 @@ def write_report(out: str | os.PathLike[str], command: str) -> None:
 
 
 def _variant(row: Row) -> Variant:
-    of = (row["mode"], row["rounding"], row["frac_bits"], row["perturbation"])
-    return Variant(*of, epsilon=row.get("epsilon"))
+    of: dict[str, Any] = {name: row[name] for name in FIELDS if name in row}
+    return Variant(**of)
 
 
 def _pyplot() -> Any:

@@ -19,23 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lpgan_jax.common.files import atomic_write, use_compilation_cache
 from lpgan_jax.common.tables import Row, write_csv
+from lpgan_jax.study.quality import MEASURES
 from lpgan_jax.study.sweep.cells import cached_judge, run_cell
-from lpgan_jax.study.sweep.plan import Cell, Variant, settings_of, variants
+from lpgan_jax.study.sweep.plan import FIELDS, Cell, Variant, settings_of, variants
 from lpgan_jax.training import config
 from lpgan_jax.training.config import SweepConfig, TrainConfig
 
-_VARIANT = ("mode", "rounding", "frac_bits", "perturbation", "epsilon", "seed")
+_VARIANT = (*FIELDS, "seed")
 TABLES = {
     "training": (
         *_VARIANT,
         "step",
         "loss_d",
         "loss_g",
-        "frechet",
-        "precision",
-        "recall",
-        "coverage",
-        "accuracy",
+        *MEASURES,
         "distance",
         "distance_lsb",
     ),

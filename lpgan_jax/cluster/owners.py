@@ -242,14 +242,13 @@ def _draw(
     settings: Settings,
     training: Training,
     seed: int | None,
-    attempt: int = 1,
 ) -> tuple[int, Draw]:
     """The seed of a run, and an owner's batches.
 
     Without a seed (of `lpgan up`), one that nobody can guess is made, and kept, so that a later
-    attempt goes on with the same order.
+    attempt goes on with the same order. With privacy the batches are not of it: `_drawn_anew`.
     """
-    own = seed is None
+    anew = seed is None and training.privacy is not None
     if seed is None:
         file = Path(cluster.state) / f"private-{owner}.json"
         if not file.exists():
@@ -259,12 +258,16 @@ def _draw(
         if kept.get("session") != cluster.session:
             raise BadInput(f"{file}: of another session, expected a directory (state) of its own")
         seed = int(kept["seed"])
-    drawing = seed
-    if training.privacy is not None and (own or attempt > 1):
-        # Who is in which batch is drawn anew: a step that is done again is another one.
-        drawing = secrets.randbits(128) if own else int.from_bytes(seeded(f"{attempt}", seed))
     with reading_input():
-        return seed, batches_of(settings, training, drawing)
+        return seed, batches_of(settings, training, secrets.randbits(128) if anew else seed)
+
+
+def _drawn_anew(settings: Settings, training: Training, seed: int, attempt: int) -> Draw:
+    """Batches of a later attempt of a private training whose seed is fixed.
+
+    Who is in which batch is drawn anew, since a step that is done again is another one.
+    """
+    return batches_of(settings, training, int.from_bytes(seeded(f"{attempt}", seed)))
 
 
 def deal_and_feed(
@@ -284,6 +287,7 @@ def deal_and_feed(
     with reading_input():
         training = training_of(settings)
         functions = agreement.digests_of(training)
+    batches_seed, draw = _draw(cluster, DEALER, settings, training, seed)
     descriptions = []
     for client in clients:
         with reporter.phase("looking for", on=client.server, limit_s=limits.patience_s):
@@ -291,7 +295,8 @@ def deal_and_feed(
     _require_same(descriptions, settings, agreement.short(functions))
     start, name = newest_common(descriptions, training)
     attempt = new_attempt(cluster, descriptions)
-    batches_seed, draw = _draw(cluster, DEALER, settings, training, seed, attempt)
+    if training.privacy is not None and seed is not None and attempt > 1:
+        draw = _drawn_anew(settings, training, seed, attempt)
     ledger = Ledger(Path(cluster.state) / f"spent-{DEALER}.json")
     if training.privacy is not None:
         with reading_input():

@@ -173,7 +173,7 @@ def test_values_out_of_range_end_a_session(tmp_path):
 def test_an_alarm_at_the_last_step_with_sp_away_ends_the_session_too(tmp_path):
     """All parcels are sent by then, and DS ends before the servers do."""
     state = tmp_path / "state"
-    file, cluster = local(tmp_path, timeouts={"silence_s": 4.0, "wait_s": 8.0, "start_s": 120.0})
+    file, cluster = local(tmp_path, timeouts={"wait_s": 8.0, "start_s": 120.0})
     settings = config.program_config(FILE, ["rate=1.0e+8"], seed=SEED, steps=3)
     running = Running(jobs(file, tmp_path / "run", settings)[:-1], cluster)
     try:

@@ -28,12 +28,12 @@ from lpgan_jax.programs import SecureProgram
 from lpgan_jax.training.building import optimizer
 from lpgan_jax.training.config import OptimizerConfig
 
-SGD = optimizer(OptimizerConfig(name="sgd", learning_rate=0.1))
+SGD = optimizer(OptimizerConfig(name="sgd", learning_rate=0.1), 1)
 
 
 def adam(rate: float = 1e-2, **fields: float) -> optax.GradientTransformation:
     """As a configuration has it."""
-    return optimizer(OptimizerConfig(name="adam", learning_rate=rate, **fields))
+    return optimizer(OptimizerConfig(name="adam", learning_rate=rate, **fields), 1)
 
 
 def small_lpgan(

@@ -195,7 +195,10 @@ def build_gan(
     return _gan(
         generator,
         discriminator,
-        (settings.generator_optimizer, settings.discriminator_optimizer),
+        (
+            optimizer(settings.generator_optimizer, settings.steps),
+            optimizer(settings.discriminator_optimizer, settings.discriminator_updates),
+        ),
         settings.model.loss,
         settings.model.penalty,
         settings.model.noise_size,
@@ -272,7 +275,7 @@ def imported(name: str) -> tuple[nn.Module, nn.Module]:
 def _gan(
     generator: nn.Module,
     discriminator: nn.Module,
-    optimizers: tuple[OptimizerConfig, OptimizerConfig],
+    optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation],
     loss: LossName,
     penalty: float,
     noise_size: int,
@@ -282,11 +285,10 @@ def _gan(
     num_classes: int,
     private: PrivateUpdates | None,
 ) -> LPGAN:
-    both = dict(zip(NETWORKS, map(optimizer, optimizers), strict=True))
     return LPGAN(
         generator,
         discriminator,
-        both,
+        dict(zip(NETWORKS, optimizers, strict=True)),
         LOSSES[loss],
         noise_size,
         image_shape,
@@ -298,9 +300,22 @@ def _gan(
     )
 
 
-def optimizer(of: OptimizerConfig) -> optax.GradientTransformation:
-    """The optax optimizer that a configuration names, of all parameters as one vector."""
+def optimizer(of: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """The optax optimizer that a configuration names, of all parameters as one vector.
+
+    Args:
+        of: what it names.
+        updates: how many there are in all, where the rate falls.
+    """
+    return _optimizer(of, updates if of.final_rate < 1 else 0)
+
+
+@lru_cache(32)  # a GAN is the same object for equal configurations
+def _optimizer(of: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    rate: optax.ScalarOrSchedule = of.learning_rate
+    if updates:
+        rate = optax.linear_schedule(rate, rate * of.final_rate, updates)
     if of.name == "sgd":
-        return optax.flatten(optax.sgd(of.learning_rate, of.momentum or None))
+        return optax.flatten(optax.sgd(rate, of.momentum or None))
     # An epsilon outside of the root would be below an LSB.
-    return optax.flatten(optax.adam(of.learning_rate, of.b1, of.b2, eps=0.0, eps_root=of.eps_root))
+    return optax.flatten(optax.adam(rate, of.b1, of.b2, eps=0.0, eps_root=of.eps_root))

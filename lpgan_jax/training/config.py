@@ -126,6 +126,8 @@ class OptimizerConfig(Fields):
 
     name: Literal["sgd", "adam"]
     learning_rate: float = Field(gt=0)
+    final_rate: float = Field(default=1.0, gt=0, le=1)
+    """The share of it that is left at the end of training: it falls with each update, linearly."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """SGD's; Adam ignores it, and SGD ignores what follows."""
     b1: float = Field(default=0.5, ge=0, lt=1)
@@ -248,6 +250,11 @@ class TrainConfig(Fields):
         if len(set(results)) < len(results):
             raise expected("each network once")
         return results
+
+    @property
+    def discriminator_updates(self) -> int:
+        """Of all steps."""
+        return self.steps * (1 if self.privacy is None else self.privacy.discriminator_steps)
 
     @property
     def depth(self) -> int:

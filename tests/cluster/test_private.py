@@ -5,13 +5,17 @@ import numpy as np
 import pytest
 import tiny_private
 from checked import S1, S2, SEED, Cluster, Honest
+from clusters import local
 
+from lpgan_jax.cluster.owners import _draw, _drawn_anew
 from lpgan_jax.cluster.record import Deviation
 from lpgan_jax.cluster.reporting import Lost
 from lpgan_jax.mpc.prng import key
 from lpgan_jax.mpc.share_trees import reveal_tree
 from lpgan_jax.programs import initial_state, secured
 from lpgan_jax.programs.simulation import Simulation
+from lpgan_jax.training import config
+from lpgan_jax.training.building import training_of
 from lpgan_jax.training.tasks import tasks
 
 
@@ -68,3 +72,24 @@ def test_servers_train_as_they_should_and_are_held_to_it(source, tmp_path):
         assert session.error.server == name
     with pytest.raises(Lost, match="it does not show what its noise is drawn from"):
         cluster.session(OtherNoise(S2, b""))
+
+
+def test_a_step_that_is_done_again_takes_other_examples(tmp_path):
+    """What was drawn for an attempt that failed may be known from it; a seed alone repeats all."""
+    settings = config.program_config(tiny_private.__file__)
+    training = training_of(settings)
+    _, cluster = local(tmp_path)
+
+    def rows(draw):
+        return np.concatenate([draw(step)[0][0].ravel() for step in range(3)])
+
+    (seed, one), (same, two) = (_draw(cluster, "ds", settings, training, None) for _ in range(2))
+    assert seed == same, "the initial state and the key of a sample stay"
+    assert not np.array_equal(rows(one), rows(two))
+    fixed = [_draw(cluster, "ds", settings, training, SEED)[1] for _ in range(2)]
+    later = [_drawn_anew(settings, training, SEED, attempt) for attempt in (2, 3, 3)]
+    first, again, second, third, repeated = map(rows, (*fixed, *later))
+    assert np.array_equal(first, again)
+    assert np.array_equal(third, repeated)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, third)

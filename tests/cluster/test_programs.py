@@ -1,5 +1,7 @@
 """A program between four processes: trained, asked by clients, refused where it differs."""
 
+import csv
+import json
 import re
 import shutil
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 import deviating_worker
 import jax
 import numpy as np
+import pytest
+import tiny_private
 import tiny_program
 from clusters import SEED, Deaf, Running, events, local, statuses
 
@@ -212,3 +216,26 @@ def test_a_role_with_a_changed_file_is_refused_by_name(tmp_path):
         assert "program differs from that of ds: step: operation" in reason, role
     assert not list(state.glob("checkpoints/*/*"))
     assert not any(status["received"].get("ds") for status in statuses(state, "s2"))
+
+
+@pytest.mark.slow  # owners' turns are in test_session, privacy between servers in test_private
+def test_two_owners_train_with_differential_privacy(tmp_path):
+    """Each draws its own examples; each update is accounted for."""
+    private, steps = tiny_private.__file__, 8
+    file, cluster = local(tmp_path, turns=["ds", "clinic"])
+    settings = config.program_config(private, steps=steps)
+    own = dict.fromkeys(("s1", "s2", "sp"), private)
+    work = jobs(file, tmp_path / "run", settings, **own)
+    work.append(Job("feed", "clinic", str(file), train=config.to_json(settings)))
+    running = Running(work, cluster)
+    try:
+        assert running.wait("sp", 240) == 0
+    finally:
+        running.stop()
+    training = tiny_private.training(steps=steps)
+    with (tmp_path / "run" / "metrics.csv").open() as table:
+        epsilons = [float(row["epsilon"]) for row in csv.DictReader(table)]
+    np.testing.assert_allclose(epsilons[-1], training.privacy.epsilon(steps), rtol=1e-6)
+    assert epsilons == sorted(set(epsilons))
+    seeds = [json.loads(f.read_text())["seed"] for f in (tmp_path / "state").glob("private-*")]
+    assert len(seeds) == 1, "the clinic's; DS has one of the test"

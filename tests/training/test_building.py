@@ -10,7 +10,7 @@ import lpgan_jax as lp
 from lpgan_jax.analysis.cost import program_cost
 from lpgan_jax.programs import shapes
 from lpgan_jax.training import config
-from lpgan_jax.training.building import build, imported
+from lpgan_jax.training.building import build, imported, optimizer
 
 MODULE = """
 import dataclasses
@@ -56,6 +56,23 @@ class OwnDiscriminator(nn.Module):
 
 
 TINY = ["data.image_size=8", "model.noise_size=4", "batch_size=4", "steps=2", "num_samples=4"]
+
+
+def test_a_rate_falls_to_its_share_over_all_updates():
+    private = ["privacy.noise_multiplier=1", "privacy.delta=1e-3", "privacy.clip=1"]
+    options = ["discriminator_optimizer.name=sgd", "discriminator_optimizer.learning_rate=1"]
+    options += [*private, "privacy.discriminator_steps=2", "model.norm=none"]
+    falling = "discriminator_optimizer.final_rate=0.25"
+    settings = config.load("digits", [*TINY, *options, falling])
+    assert settings.discriminator_updates == 4
+    rule = optimizer(settings.discriminator_optimizer, settings.discriminator_updates)
+    state, rates = rule.init(jnp.zeros(())), []
+    for _ in range(6):
+        update, state = rule.update(jnp.ones(()), state)
+        rates.append(-float(update))
+    assert rates == [1.0, 0.8125, 0.625, 0.4375, 0.25, 0.25]
+    same = config.load("digits", [*TINY, *options])
+    assert build(same) is build(same.model_copy(update={"seed": 5}))
 
 
 @pytest.fixture

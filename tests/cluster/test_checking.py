@@ -521,12 +521,12 @@ def test_a_record_of_another_state_is_compared_before_anything_is_dealt(cluster)
 @pytest.mark.parametrize("check", [0.05, 0.5, 1.0])
 def test_detection_is_as_likely_as_was_said(cluster, check):
     """A cheat in a random step but the last is caught with probability `check`; then the last one,
-    which is looked at, is honest, and the others are missed. 100 sessions; the bounds have a false
+    which is looked at, is honest, and the others are missed. 50 sessions; the bounds have a false
     alarm rate of 1e-6.
     """
     from scipy.stats import binom
 
-    rng, sessions, steps = np.random.default_rng(int(100 * check)), 100, 3
+    rng, sessions, steps = np.random.default_rng(int(100 * check)), 50, 3
     plain = dataclasses.replace(
         cluster.training, steps=steps, sample=None, checkpoint_every=100, guard_every=0
     )

@@ -48,6 +48,7 @@ def small_lpgan(
     of_sd: Mapping[str, Any] | None = None,
     num_classes: int = 0,
     private: PrivateUpdates | None = None,
+    average: float = 0.0,
     **networks: Any,
 ) -> LPGAN:
     """A DCGAN; by default of 8x8 images, and one that compiles fast.
@@ -69,6 +70,7 @@ def small_lpgan(
         updates=updates,
         num_classes=num_classes,
         private=private,
+        average=average,
     )
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -50,15 +50,18 @@ class State:
         params: {network: Flax's params}.
         stats: {network: Flax's batch_stats}; {} of one without normalisations over a batch.
         optimizer: {network: optax's state}.
+        average: {"generator": a running average of its params}, or {}.
     """
 
     params: dict[str, Any]
     stats: dict[str, Any]
     optimizer: dict[str, Any]
+    average: dict[str, Any] = field(default_factory=dict)
 
     def learnt(self, networks: Collection[str] = NETWORKS) -> dict[str, Variables]:
-        """{network: variables}: what SP gets, not the optimizers'."""
-        return {n: {"params": self.params[n], "batch_stats": self.stats[n]} for n in networks}
+        """{network: variables}: what SP gets, not the optimizers'; of an average, that."""
+        params = {**self.params, **self.average}
+        return {n: {"params": params[n], "batch_stats": self.stats[n]} for n in networks}
 
 
 @jax.tree_util.register_dataclass
@@ -184,6 +187,8 @@ class LPGAN:
         updates: whether SG is trained through SD as it is after its update, or as it was before.
         num_classes: of labels, which both networks take as a second argument; 0 if there are none.
         private: how SD is trained with differential privacy; None without it.
+        average: the share that a step keeps of a running average of SG's parameters, which it
+            generates with; 0: with the parameters themselves.
     """
 
     generator: nn.Module
@@ -197,6 +202,7 @@ class LPGAN:
     updates: Updates = "alternating"
     num_classes: int = 0
     private: PrivateUpdates | None = None
+    average: float = 0.0
 
     def init(self, rng: np.random.Generator) -> State:
         """DS's initial state, float32.
@@ -225,7 +231,8 @@ class LPGAN:
                 " of them, which nothing hides: expected none with differential privacy"
             )
         optimizer = {name: self.optimizers[name].init(params[name]) for name in NETWORKS}
-        return State(params, stats, optimizer)
+        average = {"generator": params["generator"]} if self.average else {}
+        return State(params, stats, optimizer, average)
 
     @property
     def _inputs(self) -> dict[str, tuple[int, ...]]:
@@ -395,10 +402,14 @@ class LPGAN:
                 gradients, state.optimizer[name], params
             )
             params = optax.apply_updates(params, updates)
+            average = state.average
+            if name in average:
+                average = {name: optax.incremental_update(params, average[name], 1 - self.average)}
         return replace(
             state,
             params={**state.params, name: params},
             optimizer={**state.optimizer, name: optimizer},
+            average=average,
         )
 
     def _both(self, state: State, batch: Batch) -> tuple[State, Losses]:

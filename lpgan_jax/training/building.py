@@ -207,6 +207,7 @@ def build_gan(
         settings.updates,
         settings.data.classes if settings.data.labels else 0,
         _private_updates(settings),
+        settings.generator_average,
     )
 
 
@@ -284,6 +285,7 @@ def _gan(
     updates: Updates,
     num_classes: int,
     private: PrivateUpdates | None,
+    average: float,
 ) -> LPGAN:
     return LPGAN(
         generator,
@@ -297,6 +299,7 @@ def _gan(
         updates,
         num_classes,
         private,
+        average,
     )
 
 

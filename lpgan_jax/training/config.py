@@ -182,6 +182,9 @@ class TrainConfig(Fields):
     """`alternating`, as the patent has it: the generator is trained through the discriminator that
     was updated before, on images of its own. `simultaneous`: through the one before its update, on
     the same generated images, which takes fewer rounds and less of everything."""
+    generator_average: float = Field(default=0.0, ge=0, lt=1)
+    """The share that a step keeps of a running average of the generator's parameters, which images
+    are generated with; 0: with the parameters themselves."""
     frac_bits: int = Field(default=18, ge=1, le=28)
     """Fraction bits of the fixed-point numbers."""
     batch_size: int = Field(ge=1)

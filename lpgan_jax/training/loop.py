@@ -196,9 +196,11 @@ def train(
 
 def _starting_from(learnt: Any, initial: State) -> State:
     """An initial state with other parameters and statistics."""
+    params = {name: variables["params"] for name, variables in learnt.items()}
     return replace(
         initial,
-        params={name: variables["params"] for name, variables in learnt.items()},
+        params=params,
+        average={name: params[name] for name in initial.average},
         stats={name: variables["batch_stats"] for name, variables in learnt.items()},
     )
 

@@ -39,7 +39,7 @@ GANS = {
         depth=1,
     ),
     "hinge": lambda: small_gan(SGD, loss="hinge", depth=1),
-    "least squares": lambda: small_gan(SGD, loss="least_squares", depth=1),
+    "least squares": lambda: small_gan(SGD, loss="least_squares", depth=1, average=0.75),
     "wasserstein": lambda: small_gan(
         optax.sgd(SLOW), loss="wasserstein", of_sd={"norm": "group"}, opens_losses=False
     ),
@@ -57,7 +57,13 @@ def test_steps_in_float64_are_plain_jax(name):
         batch = random_batch(gan, rng)
         given = scaled(batch, same_scale(batch, gan.frac_bits))
         secret, losses = step(secret, given, gan.schedule(number))
+        kept = state.average
         state, expected = plain(state, as_float64(batch))
+        if kept:
+            own = 0.75 * flat(kept) + 0.25 * flat(state.params["generator"])
+            np.testing.assert_allclose(flat(state.average), own, rtol=1e-12)
+            kept = state.learnt()["generator"]["params"]
+            np.testing.assert_array_equal(flat(kept), flat(state.average))
     # SGD passes on the errors of gradients, of which the largest here has this size; Adam divides
     # them by sqrt(EPS) at worst, and takes 1 - b2 to 12 bits, an error that the root halves.
     before, after = flat(start.params), flat(state.params)
@@ -68,6 +74,11 @@ def test_steps_in_float64_are_plain_jax(name):
         error = RATE * (2.0**-13 + RELATIVE / EPS**0.5)
     got = unscaled(secret)
     np.testing.assert_allclose(flat(got.params), after, rtol=0, atol=steps * error)
+    jax.tree.map(
+        lambda own, of: np.testing.assert_allclose(own, of, rtol=0, atol=steps * error),
+        got.average,
+        state.average,
+    )
     np.testing.assert_allclose(flat(got.stats), flat(state.stats), rtol=RELATIVE, atol=error)
     assert np.abs(after - before).max() > 20 * steps * error  # else the comparison says little
     for ours, theirs in zip(*map(jax.tree.leaves, (unscaled(losses), expected)), strict=True):

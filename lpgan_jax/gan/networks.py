@@ -85,6 +85,8 @@ class Discriminator(nn.Module):
         depth: convolutions.
         kernel_size: of these, at stride 2.
         leaky_slope: of the activations.
+        background: the value of images that counts as 0: what most pixels are, so that they add
+            nothing to gradients.
         norm: how all layers but the first are normalised: over the batch, or each example over
             groups of its maps (as a gradient penalty needs it), or not at all.
         init_std: standard deviation of the initial kernels; None: by their number of inputs.
@@ -96,6 +98,7 @@ class Discriminator(nn.Module):
     depth: int = 3
     kernel_size: int = 4
     leaky_slope: float = 0.2
+    background: float = 0.0
     norm: Norm = "batch"
     init_std: float | None = 0.02
     norm_eps: float = 1e-5
@@ -112,7 +115,7 @@ class Discriminator(nn.Module):
         """
         normal = _initializer(self.init_std)
         padding = _padding(self.kernel_size)
-        x = images
+        x = images - self.background if self.background else images
         for i in range(self.depth):
             x = nn.Conv(
                 self.features * 2**i,

@@ -243,7 +243,12 @@ def _networks(settings: TrainConfig) -> tuple[nn.Module, nn.Module]:
     }
     return (
         Generator(channels=settings.data.channels, base_size=model.base_size, **common),
-        Discriminator(leaky_slope=model.leaky_slope, norm=model.norm, **common),
+        Discriminator(
+            leaky_slope=model.leaky_slope,
+            background=model.background,
+            norm=model.norm,
+            **common,
+        ),
     )
 
 

@@ -96,6 +96,9 @@ class ModelConfig(Fields):
     base_size: int = Field(default=4, ge=1)
     """The smallest height and width, at the fully connected layers."""
     leaky_slope: float = Field(default=0.2, ge=0, lt=1)
+    background: float = Field(default=0.0, ge=-1, le=1)
+    """The value of images that counts as 0 in the discriminator: what most pixels are (-1 where
+    they are black), so that they add nothing to the gradients that privacy clips and noises."""
     init_std: float | None = Field(default=0.02, gt=0)
     """Standard deviation of initial kernels; null: by their number of inputs (LeCun)."""
     norm_eps: float = Field(default=1e-5, gt=0)

@@ -101,3 +101,12 @@ def test_leaky_relu_has_the_slope_at_0():
         np.testing.assert_allclose(
             inactive, 0.25 * (above if kernel_sign > 0 else below), rtol=1e-6
         )
+
+
+def test_the_background_counts_as_zero():
+    """Before the padding too, which is background then."""
+    plain, moved = Discriminator(features=2, depth=2), Discriminator(2, depth=2, background=-0.75)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
+    variables = initial(plain, 1, 8, 8, 1)
+    expected = plain.apply(variables, images + np.float32(0.75), train=False)
+    np.testing.assert_array_equal(moved.apply(variables, images, train=False), expected)

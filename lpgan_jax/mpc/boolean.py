@@ -285,26 +285,15 @@ def sign_bit(
 
     Returns:
         XOR-shared packed bits [offsets, ceil(n / lanes)], in the order of `bit_slice`. On 64 bits,
-        without the opening of x: 2 rounds, and 35 opened bits per element and offset; DS -> S2: 240
+        without the opening of x: 2 rounds, and 35 opened bits per element and offset; DS -> S2: 233
         bits per element, and 103 for each offset. On 27 bits (an activation's): 1 round, 11 bits;
-        DS -> S2: 186 and 83.
+        DS -> S2: 123 and 83.
     """
     bits = (bits or party.ring.bits) - low
     rows = _parts(party, x, offsets, bits, low)
     top = party.public_share(rows.opened[-1]) ^ rows.mask.share[-1]
-    if radix is None:
-        digits, radix = _tree(bits - 1, len(offsets))
-    else:
-        digits = _first_digits(bits - 1, radix)
-    low_rows = Masked(
-        rows.mask.map(lambda v: _digits(v[:-1], digits)), _digits(rows.opened[:-1], digits)
-    )
-    last = low_rows.opened.shape[0] == 1  # of whose one node nobody asks whether it propagates
-    generate, *propagate = combine(
-        party,
-        low_rows.unstack(1),
-        [_carry_terms(digits, None), [Term(tuple(range(digits)))]][: 2 - last],
-    )
+    leaves, radix = _tree(bits - 1, len(offsets), radix)
+    generate, *propagate = _combined_leaves(party, rows, leaves)
     while (nodes := generate.shape[0]) > 1:
         digits = min(radix, nodes)
         g, p = _digits(generate, digits), _digits(propagate[0], digits)
@@ -321,6 +310,26 @@ def sign_bit(
     return top ^ generate[0]
 
 
+def _combined_leaves(party: Seat, rows: Masked, leaves: tuple[int, ...]) -> list[jax.Array]:
+    """Whether leaves of so many bits, the lowest first, generate a carry and propagate one; local.
+
+    Each as [leaves, offsets, words]. Of one leaf nobody asks whether it propagates.
+    """
+    found, start = [], 0
+    for size, alike in itertools.groupby(leaves):
+        count = len(list(alike))
+        own = rows[start : start + count * size]
+        start += count * size
+
+        def nodes(v: jax.Array, count: int = count, size: int = size) -> jax.Array:
+            return v.reshape(count, size, *v.shape[1:])
+
+        sums = [_carry_terms(size, None), [Term(tuple(range(size)))]][: min(2, len(leaves))]
+        own = Masked(own.mask.map(nodes), nodes(own.opened))
+        found.append(combine(party, own.unstack(1), sums))
+    return [jnp.concatenate(of) for of in zip(*found, strict=True)]
+
+
 def is_comparable(party: Seat, x: Secret, bits: int | None) -> bool:
     """Whether the lowest bits of x are those of a public and one dealt part.
 
@@ -333,23 +342,29 @@ def is_comparable(party: Seat, x: Secret, bits: int | None) -> bool:
     return x.opened is not None and all(map(is_above, x.parts[1:]))
 
 
-def _tree(bits: int, offsets: int) -> tuple[int, int]:
-    """(bits of a leaf, segments of a node) of the carry tree of so many bits.
+def _tree(bits: int, offsets: int, radix: int | None = None) -> tuple[tuple[int, ...], int]:
+    """(bits of each leaf, segments of a node) of the carry tree of so many bits.
 
     With one level above the leaves, if they and its node stay small: of these, where DS deals the
-    least. Else of `RADIX`.
+    least. Else of `RADIX`. Or of a radix that is given.
     """
 
-    def dealt(leaf: int) -> int:
-        node = -(-bits // leaf)
+    def dealt(node: int) -> int:
         carries = 2**node + 2 ** (node - 1) - 2 * node - 1 if node > 1 else 0
-        return node * (2**leaf - 1 - leaf) + offsets * carries
+        return sum(2**leaf - 1 - leaf for leaf in _leaves(bits, node)) + offsets * carries
 
-    leaves = [d for d in range(1, _WIDEST_LEAF + 1) if -(-bits // d) <= _WIDEST_NODE]
-    if not leaves:
-        return _first_digits(bits, RADIX), RADIX
-    leaf = bits if bits <= RADIX else min(leaves, key=dealt)
-    return leaf, max(2, -(-bits // leaf))
+    nodes = [n for n in range(1, min(bits, _WIDEST_NODE) + 1) if -(-bits // n) <= _WIDEST_LEAF]
+    if radix is not None or not nodes:
+        radix = radix or RADIX
+        return _leaves(bits, -(-bits // _first_digits(bits, radix))), radix
+    node = 1 if bits <= RADIX else min(nodes, key=dealt)
+    return _leaves(bits, node), max(2, node)
+
+
+def _leaves(bits: int, count: int) -> tuple[int, ...]:
+    """So many bits in parts that are as equal as can be, the longer ones first."""
+    shorter, longer = divmod(bits, count)
+    return (shorter + 1,) * longer + (shorter,) * (count - longer)
 
 
 def _first_digits(bits: int, radix: int) -> int:

@@ -54,7 +54,7 @@ def less_than_public(
     All comparisons share x's opening and its dealt bits. 4 rounds (3 if x is masked: mask it first
     if it is used otherwise, or was truncated and the bits that that dropped are not more than
     those beyond `bits`; one less on 43 bits or fewer), one word per element unless x is masked, and
-    36 bits for each threshold; DS -> S2: 240 bits, and one word and 103 bits for each threshold.
+    36 bits for each threshold; DS -> S2: 233 bits, and one word and 103 bits for each threshold.
     """
     party.watch(x, "compare", bits)
     if not is_comparable(party, x, bits):

@@ -15,7 +15,7 @@ from lpgan_jax import protocols as P
 from lpgan_jax.analysis import audit
 from lpgan_jax.analysis.cost import LAN, UNPLACED, WAN, Cost, Network, program_cost
 from lpgan_jax.common.tables import si
-from lpgan_jax.mpc import arithmetic, compare
+from lpgan_jax.mpc import arithmetic, boolean, compare
 from lpgan_jax.mpc.party import simulate
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.share_trees import shapes_of
@@ -109,6 +109,20 @@ def test_a_relu_opens_its_argument_and_the_bits_of_a_carry_tree():
     # 28 and 7 bits in the tree (16 nodes of four bits each, then 4), and the bit itself
     assert cost.online_bytes == 8 * n + (28 + 6 + 1) * n // 8
     assert cost.comparisons == n
+
+
+@pytest.mark.parametrize(("bits", "dealt"), [(27, 123 + 83), (64, 233 + 103), (5, 5 + 11)])
+def test_a_carry_tree_is_dealt_what_it_uses(bits, dealt):
+    """Its bits, their products in leaves of almost one length, and those of a node."""
+    n = 64 * 5
+
+    def function(key, x):
+        def sign(seat, s, _):
+            return boolean.sign_bit(seat, arithmetic.masked(seat, s), bits=bits)
+
+        return simulate(sign, key, Secret(x, 18))
+
+    assert lp.cost(function, (n,)).dealer_bytes_s2 == SEED + dealt * n // 8
 
 
 def test_a_truncation():

@@ -61,6 +61,11 @@ def draw_losses(rows: list[Row], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def shown_of(settings: TrainConfig) -> int:
+    """How many images the picture has: ten of each class, if there are classes."""
+    return 10 * settings.data.classes if settings.data.labels else SHOWN
+
+
 def publish_generator(run: Path, settings: TrainConfig, out: Path) -> None:
     """SP's reconstruction of the generator alone, as `{"params", "batch_stats"}` in float32."""
     gan, learnt = networks(run)
@@ -75,7 +80,7 @@ CARD = """\
 
 ![generated images](samples.png)
 
-*{shown} images from noise of seed {noise_seed}, generated from the shares and opened by SP.*
+*{pictures} images from noise of seed {noise_seed}{from_shares}.*
 
 **What it is.** The generator of a DCGAN ({parameters:,} parameters, {size}x{size}, {channels}
 channel{s}), {how}: {steps} steps on batches of {batch}.
@@ -119,7 +124,8 @@ Licence: Apache-2.0.
 
 SHARED = """trained under two-server secret sharing from its initial parameters to its last update,
 at {frac_bits} fraction bits. No value was opened on the way but masked ones; SP opened {opened}"""
-CLEAR = "trained in the clear ({mode}), as under sharing but for that"
+CLEAR = "trained in the clear, in float32"
+SHADOW = "trained by the servers' program in shadow mode, on plaintext integers that are rounded alike"
 SIMULATED = """\
 Both servers were simulated in one process, and the seed ({seed}) fixed the dealer too, so that the
 run can be repeated: the images are public.
@@ -163,8 +169,8 @@ def as_code(generator: Generator) -> str:
 def card(settings: TrainConfig, figures: Row, summary: Row, args: argparse.Namespace) -> str:
     """The model card."""
     private, mode = "epsilon" in summary, summary["mode"]
-    how = CLEAR.format(mode=mode)
-    if mode == "simulated servers":
+    how, shares = SHADOW if mode == "shadow" else CLEAR, mode == "simulated servers"
+    if shares:
         opened = "sample grids, and these parameters"
         opened = opened if private else f"the losses, {opened}"
         how = SHARED.format(frac_bits=settings.frac_bits, opened=opened)
@@ -178,6 +184,8 @@ def card(settings: TrainConfig, figures: Row, summary: Row, args: argparse.Names
     values: dict[str, Any] = {
         "title": args.title,
         "shown": SHOWN,
+        "pictures": shown_of(settings),
+        "from_shares": ", generated from the shares and opened by SP" if shares else "",
         "parameters": sum(leaf.size for leaf in leaves),
         "size": settings.data.image_size,
         "channels": channels,
@@ -231,7 +239,7 @@ def main() -> None:
         write_csv(args.out / "losses.csv", losses, ("step", "loss_d", "loss_g"))
         title = f"{args.title}, {settings.frac_bits} fraction bits; seed {settings.seed}"
         draw_losses(losses, title, args.out / "losses.png")
-    shown = SHOWN if not settings.data.labels else 10 * settings.data.classes
+    shown = shown_of(settings)
     images = generate(args.run, shown, seed=args.seed)
     columns = columns_of(settings, shown)
     save_png(args.out / "samples.png", images, columns, private=False)

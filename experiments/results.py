@@ -147,21 +147,26 @@ def release(results: Path, name: str, title: str) -> str:
     """A generator trained under sharing."""
     folder = results / name
     (quality,) = read_csv(folder / "quality.csv")
-    losses = read_csv(folder / "losses.csv")
-    place = folder.relative_to(DOCS)
+    place, how = folder.relative_to(DOCS), "with differential privacy"
+    if (folder / "losses.csv").exists():
+        losses = read_csv(folder / "losses.csv")
+        how = f"after {losses[-1]['step']:,} steps under sharing, seed {quality['seed']}"
+    head, line = "", ""
     cells = [f"{quality['images']:,}", f"{quality['frechet']:.3g}"]
     cells += [f"{quality[name]:.3f}" for name in ("precision", "recall")]
     cells += [f"{100 * quality[name]:.1f} %" for name in ("coverage", "classifier_accuracy")]
+    if quality.get("accuracy") not in (None, ""):
+        cells.append(f"{100 * quality['accuracy']:.1f} %")
+        head, line = " accuracy of one that has seen generated images alone |", "---:|"
     return f"""\
 ## {title}
 
 ![{title}]({place}/samples.png)
 
-*Generated after {losses[-1]["step"]:,} steps under sharing, seed {quality["seed"]}. Command, losses
-and how to use the generator: [model card]({place}/README.md).*
+*Generated {how}. Command and how to use the generator: [model card]({place}/README.md).*
 
-| images | Fréchet distance | precision | recall | classes covered | the classifier's accuracy |
-|---:|---:|---:|---:|---:|---:|
+| images | Fréchet distance | precision | recall | classes covered | the classifier's accuracy |{head}
+|---:|---:|---:|---:|---:|---:|{line}
 | {" | ".join(cells)} |
 """
 
@@ -191,6 +196,8 @@ def document(of: Path) -> str:
         release(of, "digits", "Digits at 16x16"),
         release(of, "mnist-small", "MNIST at 32x32"),
         release(of, "pneumonia", "The medical case: chest X-rays"),
+        release(of, "digits-private", "Digits that may be released: differential privacy"),
+        release(of, "mnist-private", "MNIST with differential privacy"),
         small_nets(of),
     ]
     return "\n".join(sections)

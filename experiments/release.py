@@ -125,7 +125,7 @@ Licence: Apache-2.0.
 SHARED = """trained under two-server secret sharing from its initial parameters to its last update,
 at {frac_bits} fraction bits. No value was opened on the way but masked ones; SP opened {opened}"""
 CLEAR = "trained in the clear, in float32"
-SHADOW = "trained by the servers' program in shadow mode, on plaintext integers that are rounded alike"
+SHADOW = "trained by the servers' program in shadow mode, on integers that are rounded alike"
 SIMULATED = """\
 Both servers were simulated in one process, and the seed ({seed}) fixed the dealer too, so that the
 run can be repeated: the images are public.

@@ -151,13 +151,14 @@ def release(results: Path, name: str, title: str) -> str:
     if (folder / "losses.csv").exists():
         losses = read_csv(folder / "losses.csv")
         how = f"after {losses[-1]['step']:,} steps under sharing, seed {quality['seed']}"
-    head, line = "", ""
+    head = "images | Fréchet distance | precision | recall | classes covered | "
+    head += "the classifier's accuracy"
     cells = [f"{quality['images']:,}", f"{quality['frechet']:.3g}"]
     cells += [f"{quality[name]:.3f}" for name in ("precision", "recall")]
     cells += [f"{100 * quality[name]:.1f} %" for name in ("coverage", "classifier_accuracy")]
     if quality.get("accuracy") not in (None, ""):
         cells.append(f"{100 * quality['accuracy']:.1f} %")
-        head, line = " accuracy of one that has seen generated images alone |", "---:|"
+        head += " | accuracy of one that has seen generated images alone"
     return f"""\
 ## {title}
 
@@ -165,8 +166,8 @@ def release(results: Path, name: str, title: str) -> str:
 
 *Generated {how}. Command and how to use the generator: [model card]({place}/README.md).*
 
-| images | Fréchet distance | precision | recall | classes covered | the classifier's accuracy |{head}
-|---:|---:|---:|---:|---:|---:|{line}
+| {head} |
+|{"---:|" * len(cells)}
 | {" | ".join(cells)} |
 """
 

@@ -36,13 +36,13 @@ from lpgan_jax.mpc.compiling import options_to_run_often
 from lpgan_jax.mpc.fixed_point import FixedPoint, encode
 from lpgan_jax.mpc.prng import key as make_key
 from lpgan_jax.mpc.shares import share_words
-from lpgan_jax.programs import initial_state, shapes
+from lpgan_jax.programs import Draw, initial_state, shapes
 from lpgan_jax.programs.simulation import Simulation
 from lpgan_jax.ring import matmul
 from lpgan_jax.training import config
-from lpgan_jax.training.building import build
+from lpgan_jax.training.building import build, build_gan, gan_training
 from lpgan_jax.training.config import TrainConfig
-from lpgan_jax.training.source import DataSource
+from lpgan_jax.training.private import resolved
 from lpgan_jax.training.trainers import PlaintextTrainer
 
 Report = dict[str, Any]
@@ -154,20 +154,23 @@ def cpu_model() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _source(settings: TrainConfig) -> DataSource:
-    """Random images, as many as a batch has."""
-    size = settings.data.image_size
-    shape = (settings.batch_size, size, size, settings.data.channels)
-    images = np.random.default_rng(settings.seed).uniform(-1, 1, shape).astype(np.float32)
-    return DataSource(settings, settings.seed, images)
+def _random_inputs(settings: TrainConfig) -> Draw:
+    """What a step takes, of random images, as many as a batch has."""
+    data, seed = settings.data, settings.seed
+    rng, shape = np.random.default_rng(seed), (data.image_size, data.image_size, data.channels)
+    images = rng.uniform(-1, 1, (settings.batch_size, *shape)).astype(np.float32)
+    labels = rng.integers(data.classes, size=settings.batch_size)
+    settings = resolved(settings)
+    training = gan_training(settings, build_gan(settings), images, labels)
+    return training.noised(training.feed(seed, None), seed)
 
 
 def _plaintext_step_s(settings: TrainConfig, steps: int) -> float:
-    source, program = _source(settings), build(settings).program
+    inputs, program = _random_inputs(settings), build(settings).program
     trainer = PlaintextTrainer(program, initial_state(program, settings.seed))
 
     def step(number: int) -> Any:
-        trainer.step(number, source.batch(number))
+        trainer.step(number, inputs(number))
         return trainer.state()
 
     (seconds,) = _seconds(steps, step)
@@ -203,18 +206,18 @@ def _in_process(which: str, *arguments: str) -> Report:
     return report
 
 
-def _simulation(folder: Path) -> tuple[Simulation, DataSource]:
+def _simulation(folder: Path) -> tuple[Simulation, Draw]:
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     settings = config.load(str(folder / "config.yaml"))
-    source, gan = _source(settings), build(settings)
-    return Simulation.begin(gan, initial_state(gan.program, settings.seed), make_key()), source
+    inputs, gan = _random_inputs(settings), build(settings)
+    return Simulation.begin(gan, initial_state(gan.program, settings.seed), make_key()), inputs
 
 
 def _cold(folder: Path) -> Report:
-    simulation, source = _simulation(folder)
-    batch, before = source.batch(0), time.perf_counter()
-    traced = simulation.trace_step(0, batch)
+    simulation, inputs = _simulation(folder)
+    given, before = inputs(0), time.perf_counter()
+    traced = simulation.trace_step(0, given)
     trace_s = time.perf_counter() - before
     compiled = traced.lower().compile()
     compile_s = time.perf_counter() - before
@@ -223,10 +226,10 @@ def _cold(folder: Path) -> Report:
 
 
 def _warm(folder: Path, steps: int) -> Report:
-    simulation, source = _simulation(folder)
+    simulation, inputs = _simulation(folder)
 
     def step(number: int) -> Any:
-        simulation.train_step(number, source.batch(number))
+        simulation.train_step(number, inputs(number))
         return jax.block_until_ready(simulation.state)
 
     step(0)

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from helpers import script
 from rich.console import Console
@@ -49,6 +50,20 @@ def printed(report):
 
 
 # A training step ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-private"])
+def test_inputs_of_any_step(name):
+    """With classes and with noise: what a program takes, of random images."""
+    settings = bench.config.load(name, ["data.labels=true", *TINY, "batch_size=32"])
+    program = build(settings).program
+    given = bench._random_inputs(settings)(1)
+    batch, noise = given if program.noise is not None else (given, None)
+    for ours, wanted in zip(*map(jax.tree.leaves, (batch, program.batch)), strict=True):
+        assert ours.shape == wanted.shape
+    if program.noise is not None:
+        assert noise.shape == (program.noise.sums, program.noise.size)
+        assert noise.any()
 
 
 def test_a_training_step():

@@ -376,7 +376,7 @@ def sec_cmp(key: PRNGKeyArray, u: Broadcast, v: Broadcast, variant: str = "ring"
 
     Source: LP-GAN patent.
 
-    Cost: 4 rounds; 99 bits online; 407 bits from DS.
+    Cost: 4 rounds; 99 bits online; 400 bits from DS.
 
     Raises:
         ValueError: the variant is neither "ring" nor "patent".
@@ -416,7 +416,7 @@ def range_conversion(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Normalise
     finds p from each server's own share: that needs small shares, sends the size of each share to
     the other server, and misses [1/2, 1) where shares cancel. Source: LP-GAN patent, `normalise`.
 
-    Cost: 4 rounds; 2199 bits online; 14331 bits from DS.
+    Cost: 4 rounds; 2199 bits online; 14324 bits from DS.
     """
     f = fxp.frac_bits
     require_cryptographic(key)
@@ -437,7 +437,7 @@ def sec_sqrt(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     each p beside them, sqrt(m) by one trigonometric series where the published protocol iterates.
     Source: LP-GAN patent, `roots.sqrt`.
 
-    Cost: 4 rounds; 3098 bits online; 64513 bits from DS.
+    Cost: 4 rounds; 3098 bits online; 64499 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.sqrt(p, s["u"], f), key, f, u=u)
@@ -450,7 +450,7 @@ def sec_inv_sqrt(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     Error: 1 LSB and 2^-24 relative. u = 0 gives a large finite value, u < 0 a meaningless one. As
     `sec_sqrt`. Source: LP-GAN patent, `roots.inverse_sqrt`.
 
-    Cost: 4 rounds; 3098 bits online; 56577 bits from DS.
+    Cost: 4 rounds; 3098 bits online; 56563 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: roots.inverse_sqrt(p, s["u"], f), key, f, u=u)
@@ -464,7 +464,7 @@ def sec_inv(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     comparisons, 1/m by a series. (The published iteration x (2 - u x) from a fixed start diverges
     for large u.) Source: LP-GAN patent, `division.inverse`.
 
-    Cost: 8 rounds; 4625 bits online; 54093 bits from DS.
+    Cost: 8 rounds; 4625 bits online; 54086 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: division.inverse(p, s["u"], f), key, f, u=u)
@@ -477,7 +477,7 @@ def sec_div(key: PRNGKeyArray, x: Broadcast, y: Broadcast, fxp: FixedPoint) -> B
     |x| < 2^(62-f). Error: 2 LSB and 2^-23 relative, also where x and y are small. y = 0 gives a
     meaningless, finite value. Source: LP-GAN patent, `division.divide`.
 
-    Cost: 7 rounds; 3569 bits online; 28973 bits from DS.
+    Cost: 7 rounds; 3569 bits online; 28966 bits from DS.
     """
     _check_broadcast(x=x, y=y)
     x, y = jnp.broadcast_arrays(*_align(x, y))
@@ -496,7 +496,7 @@ def sec_log(key: PRNGKeyArray, u: Shares, fxp: FixedPoint) -> Shares:
     2, ln m by a series on [1/2, 1). (The published series of 11 terms without range reduction errs
     by 0.16 at u = 0.1.) Source: LP-GAN patent, `elementary.log`.
 
-    Cost: 6 rounds; 2391 bits online; 16091 bits from DS.
+    Cost: 6 rounds; 2391 bits online; 16084 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.log(p, s["u"], f), key, f, u=u)
@@ -511,7 +511,7 @@ def sec_exp(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     opened times a dealt one of its mask. (The published product e^(u') e^(u'') fails for shares
     that wrap.) Source: LP-GAN patent, `elementary.exp`, `exponential`.
 
-    Cost: 4 rounds; 198 bits online; 2910 bits from DS.
+    Cost: 4 rounds; 198 bits online; 2903 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.exp(p, s["x"], f), key, f, x=x)
@@ -524,7 +524,7 @@ def sec_sigmoid(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     Error: 2 LSB up to f = 24, 4 beyond. Two comparisons tell where it saturates, a series of sines
     does the rest. Source: LP-GAN patent, `elementary.sigmoid`.
 
-    Cost: 4 rounds; 198 bits online; 3902 bits from DS.
+    Cost: 4 rounds; 198 bits online; 3899 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.sigmoid(p, s["x"], f), key, f, x=x)
@@ -537,7 +537,7 @@ def sec_tanh(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
     Error: 2 LSB up to f = 24, 4 beyond. As `sec_sigmoid`. Source: LP-GAN patent,
     `elementary.tanh`.
 
-    Cost: 4 rounds; 198 bits online; 3902 bits from DS.
+    Cost: 4 rounds; 198 bits online; 3899 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.tanh(p, s["x"], f), key, f, x=x)
@@ -549,7 +549,7 @@ def sec_softplus(key: PRNGKeyArray, x: Shares, fxp: FixedPoint) -> Shares:
 
     Error: 3 LSB up to f = 18 and 2^-19 beyond. Source: `elementary.softplus`.
 
-    Cost: 5 rounds; 262 bits online; 3614 bits from DS.
+    Cost: 5 rounds; 262 bits online; 3611 bits from DS.
     """
     f = fxp.frac_bits
     return _run(lambda p, s: elementary.softplus(p, s["x"], f), key, f, x=x)
@@ -565,7 +565,7 @@ def sec_relu(key: PRNGKeyArray, x: Shares) -> Shares:
     x is opened once, masked, for the comparison and the selection. Source: LP-GAN patent,
     `compare.positive`.
 
-    Cost: 4 rounds; 99 bits online; 471 bits from DS.
+    Cost: 4 rounds; 99 bits online; 464 bits from DS.
     """
 
     def function(party: Seat, s: dict[str, Secret]) -> Secret:
@@ -582,7 +582,7 @@ def sec_leaky_relu(key: PRNGKeyArray, x: Shares, fxp: FixedPoint, alpha: float =
     Error below 1 LSB and 2^-25 |x| (alpha's own rounding). Source: LP-GAN patent,
     `mpc.activation.leaky`.
 
-    Cost: 5 rounds; 163 bits online; 567 bits from DS.
+    Cost: 5 rounds; 163 bits online; 560 bits from DS.
 
     Raises:
         ValueError: alpha is not between 0 and 1.

@@ -385,13 +385,17 @@ def _losses(seen: Seen) -> _Html:
     return _tag("section", _tag("h2", "Losses"), plot)
 
 
+_OWN_AXIS = "as the program tells it"
+_AXES = {"epsilon": "spent so far, of each example"}
+
+
 def _is_loss(name: str) -> bool:
     return "loss" in name
 
 
 def _others(seen: Seen) -> list[_Html]:
     return [
-        _tag("section", _tag("h2", name), _plot({name: curve}, "as the program tells it"))
+        _tag("section", _tag("h2", name), _plot({name: curve}, _AXES.get(name, _OWN_AXIS)))
         for name, curve in seen.curves.items()
         if not _is_loss(name)
     ]

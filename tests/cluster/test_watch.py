@@ -244,7 +244,9 @@ def test_a_run_without_a_cluster_has_a_page(tmp_path, serve):
     """As `lpgan train` writes it, of a program whose steps only the program knows."""
     settings = config.program_config(tiny_program.__file__)
     run = RunDirectory.create(tmp_path / "run", settings)
-    run.metrics_file.write_text("step,accuracy,seconds,examples_per_s\n10,0.5,2.0,4.0\n20,")
+    run.metrics_file.write_text(
+        "step,accuracy,epsilon,seconds,examples_per_s\n10,0.5,1.25,2.0,4.0\n20,"
+    )
     run.sample_file(10, ".npy").parent.mkdir()
     np.save(run.sample_file(10, ".npy"), np.zeros(3))
     watcher = serve(run.path)
@@ -253,6 +255,7 @@ def test_a_run_without_a_cluster_has_a_page(tmp_path, serve):
         "step 10 speed 2 s a step",
         "remaining ?",
         "accuracy 0.5",
+        "spent so far, of each example",
         "no picture, 152 bytes",
     ):
         assert said in page.text, said

@@ -89,6 +89,12 @@ def _stack(params: Any, *parts: Any) -> Any:
     return lax.concatenate([jnp.expand_dims(x, params["axis"]) for x in parts], params["axis"])
 
 
+@_defined("unstack")
+def _unstack(params: Any, x: Any) -> Any:
+    axis = params["axis"]
+    return [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+
+
 # Several elements ---------------------------------------------------------------------------------
 
 _COMBINED = {

@@ -85,6 +85,7 @@ NEAR_MISSES = {
         X,
     ),
     "tiles": (lambda x: jnp.tile(x, (2, 1, 3)), X),
+    "unstacked": (lambda x: jnp.stack(jnp.unstack(x, axis=1)[::-1]), X),
 }
 
 

@@ -169,8 +169,8 @@ def as_code(generator: Generator) -> str:
 def card(settings: TrainConfig, figures: Row, summary: Row, args: argparse.Namespace) -> str:
     """The model card."""
     private, mode = "epsilon" in summary, summary["mode"]
-    how, shares = SHADOW if mode == "shadow" else CLEAR, mode == "simulated servers"
-    if shares:
+    how = {"plaintext": CLEAR, "shadow": SHADOW}.get(mode, "")
+    if shares := not how:
         opened = "sample grids, and these parameters"
         opened = opened if private else f"the losses, {opened}"
         how = SHARED.format(frac_bits=settings.frac_bits, opened=opened)

@@ -151,14 +151,16 @@ def release(results: Path, name: str, title: str) -> str:
     if (folder / "losses.csv").exists():
         losses = read_csv(folder / "losses.csv")
         how = f"after {losses[-1]['step']:,} steps under sharing, seed {quality['seed']}"
-    head = "images | Fréchet distance | precision | recall | classes covered | "
-    head += "the classifier's accuracy"
-    cells = [f"{quality['images']:,}", f"{quality['frechet']:.3g}"]
-    cells += [f"{quality[name]:.3f}" for name in ("precision", "recall")]
-    cells += [f"{100 * quality[name]:.1f} %" for name in ("coverage", "classifier_accuracy")]
-    if quality.get("accuracy") not in (None, ""):
-        cells.append(f"{100 * quality['accuracy']:.1f} %")
-        head += " | accuracy of one that has seen generated images alone"
+    cells = {
+        "images": f"{quality['images']:,}",
+        "Fréchet distance": f"{quality['frechet']:.3g}",
+        "precision": f"{quality['precision']:.3f}",
+        "recall": f"{quality['recall']:.3f}",
+        "classes covered": f"{100 * quality['coverage']:.1f} %",
+        "the classifier's accuracy": f"{100 * quality['classifier_accuracy']:.1f} %",
+    }
+    if (accuracy := quality.get("accuracy")) is not None:
+        cells["accuracy of one that has seen generated images alone"] = f"{100 * accuracy:.1f} %"
     return f"""\
 ## {title}
 
@@ -166,9 +168,9 @@ def release(results: Path, name: str, title: str) -> str:
 
 *Generated {how}. Command and how to use the generator: [model card]({place}/README.md).*
 
-| {head} |
-|{"---:|" * len(cells)}
 | {" | ".join(cells)} |
+|{"---:|" * len(cells)}
+| {" | ".join(cells.values())} |
 """
 
 

@@ -246,7 +246,7 @@ def _draw(
     """The seed of a run, and an owner's batches.
 
     Without a seed (of `lpgan up`), one that nobody can guess is made, and kept, so that a later
-    attempt goes on with the same order. With privacy the batches are not of it: `_drawn_anew`.
+    attempt goes on with the same order; with privacy, the batches are drawn anew each time.
     """
     anew = seed is None and training.privacy is not None
     if seed is None:
@@ -263,9 +263,9 @@ def _draw(
 
 
 def _drawn_anew(settings: Settings, training: Training, seed: int, attempt: int) -> Draw:
-    """Batches of a later attempt of a private training whose seed is fixed.
+    """Those of a later attempt of a private training whose seed is given.
 
-    Who is in which batch is drawn anew, since a step that is done again is another one.
+    Others than before, since a step that is done again is another one.
     """
     return batches_of(settings, training, int.from_bytes(seeded(f"{attempt}", seed)))
 

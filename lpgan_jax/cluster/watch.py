@@ -38,6 +38,8 @@ from lpgan_jax.training.run_directory import RunDirectory
 _LOG_TAIL = 2**19  # bytes: half an hour
 _RECENT_S = 120.0  # over which speed is measured
 _MOST_ROWS = 20_000  # of the table: of a longer one, rows at even distances
+_OWN_AXIS = "as the program tells it"
+_AXES = {"epsilon": "spent so far, of each example"}
 _TOLD = {"restarting", "failed", "gave up", "ended", "warning", "results begin again", "collected"}
 
 Curve = list[tuple[int, float]]
@@ -383,10 +385,6 @@ def _losses(seen: Seen) -> _Html:
         why = "They are not opened." if seen.seconds else "SP has been told of no step yet."
         plot = _tag("p", why, class_="dim")
     return _tag("section", _tag("h2", "Losses"), plot)
-
-
-_OWN_AXIS = "as the program tells it"
-_AXES = {"epsilon": "spent so far, of each example"}
 
 
 def _is_loss(name: str) -> bool:

@@ -20,9 +20,7 @@ from lpgan_jax.gan import (
     Discriminator,
     Generator,
     Losses,
-    LossName,
     PrivateUpdates,
-    Updates,
     gan_program,
     mean_losses,
 )
@@ -199,15 +197,15 @@ def build_gan(
             optimizer(settings.generator_optimizer, settings.steps),
             optimizer(settings.discriminator_optimizer, settings.discriminator_updates),
         ),
-        settings.model.loss,
-        settings.model.penalty,
-        settings.model.noise_size,
-        (settings.data.image_size, settings.data.image_size, settings.data.channels),
-        settings.open_losses,
-        settings.updates,
-        settings.data.classes if settings.data.labels else 0,
-        _private_updates(settings),
-        settings.generator_average,
+        loss=LOSSES[settings.model.loss],
+        noise_size=settings.model.noise_size,
+        image_shape=(settings.data.image_size, settings.data.image_size, settings.data.channels),
+        opens_losses=settings.open_losses,
+        penalty=settings.model.penalty,
+        updates=settings.updates,
+        num_classes=settings.data.classes if settings.data.labels else 0,
+        private=_private_updates(settings),
+        average=settings.generator_average,
     )
 
 
@@ -282,30 +280,11 @@ def _gan(
     generator: nn.Module,
     discriminator: nn.Module,
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation],
-    loss: LossName,
-    penalty: float,
-    noise_size: int,
-    image_shape: tuple[int, int, int],
-    open_losses: bool,
-    updates: Updates,
-    num_classes: int,
-    private: PrivateUpdates | None,
-    average: float,
+    **fields: Any,
 ) -> LPGAN:
-    return LPGAN(
-        generator,
-        discriminator,
-        dict(zip(NETWORKS, optimizers, strict=True)),
-        LOSSES[loss],
-        noise_size,
-        image_shape,
-        open_losses,
-        penalty,
-        updates,
-        num_classes,
-        private,
-        average,
-    )
+    """A GAN, the same object for equal arguments; `fields`: its others."""
+    both = dict(zip(NETWORKS, optimizers, strict=True))
+    return LPGAN(generator, discriminator, both, **fields)
 
 
 def optimizer(of: OptimizerConfig, updates: int) -> optax.GradientTransformation:

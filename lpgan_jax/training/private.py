@@ -29,16 +29,15 @@ def resolved(settings: TrainConfig, examples: int | None = None) -> TrainConfig:
         examples = of.examples or len(data.load_images(settings.data))
     if of.examples not in (None, examples):
         raise ValueError(f"privacy.examples: {of.examples} given, and there are {examples}")
-    made = _resolved(of, examples, settings.batch_size, settings.steps)
+    made = _resolved(of, examples, settings.batch_size, settings.discriminator_updates)
     return settings.model_copy(update={"privacy": made})
 
 
 @lru_cache(32)
-def _resolved(of: PrivacyConfig, examples: int, batch_size: int, steps: int) -> PrivacyConfig:
+def _resolved(of: PrivacyConfig, examples: int, batch_size: int, updates: int) -> PrivacyConfig:
     rate = of.sampling_rate or default_rate(examples, batch_size)
     noise = of.noise_multiplier
     if of.epsilon is not None:
-        updates = steps * of.discriminator_steps
         noise = noise_for(
             of.epsilon,
             of.delta,
@@ -99,7 +98,7 @@ def promises(settings: TrainConfig) -> dict[str, Any]:
         **of.stated(settings.steps),
         "noise": made.noise,
         "clip": made.clip,
-        "steps": of.updates * settings.steps,
+        "steps": settings.discriminator_updates,
         "training_steps": settings.steps,
         "batch_size": of.mechanism.batch_size,
     }

@@ -18,15 +18,13 @@ import functools
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-
-import dp_accounting
-from dp_accounting import pld
-from scipy.stats import binom
+from typing import TYPE_CHECKING, Any
 
 from lpgan_jax.privacy.sampling import require_sampling
 
-NEIGHBOURS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+if TYPE_CHECKING:
+    from dp_accounting.pld import PLDAccountant
+
 _FOR_DRAWS = 0.1
 """Part of delta for draws that are larger than a batch."""
 _FINEST = 1e-3  # of noise multipliers that are searched for
@@ -65,6 +63,8 @@ class Mechanism:
     @functools.cached_property
     def too_large(self) -> float:
         """The probability that a draw has more examples than a batch has rows."""
+        from scipy.stats import binom  # takes memory, in roles that account for nothing too
+
         return float(binom.sf(self.batch_size, self.examples, self.sampling_rate))
 
     def epsilon(self, updates: int, delta: float) -> float:
@@ -78,14 +78,18 @@ class Mechanism:
             raise ValueError(f"delta: {delta:g}, expected between 0 and 1")
         return _epsilon(self, updates, delta)
 
-    def without_limit(self, updates: int, interval: float = _FINE) -> pld.PLDAccountant:
+    def without_limit(self, updates: int, interval: float = _FINE) -> PLDAccountant:
         """The accountant of so many updates, if no draw is larger than a batch.
 
         `interval`: of losses, which are rounded up to multiples of it.
         """
+        import dp_accounting  # as above
+        from dp_accounting.pld import PLDAccountant
+
         gaussian = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         event = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, gaussian)
-        accountant = pld.PLDAccountant(NEIGHBOURS, interval)
+        neighbours = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+        accountant = PLDAccountant(neighbours, interval)
         return accountant.compose(event, updates)
 
 

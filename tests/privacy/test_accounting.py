@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from lpgan_jax.privacy.accounting import NEIGHBOURS, Mechanism, default_rate, noise_for
+from lpgan_jax.privacy.accounting import Mechanism, default_rate, noise_for
 
 DELTA = 1e-5
+NEIGHBOURS = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 MNIST = 60_000
 
 

@@ -159,6 +159,9 @@ class PrivacyConfig(Fields):
     than a batch has room for."""
     examples: int | None = Field(default=None, ge=1)
     """How many images there are; by default they are counted."""
+    generated: int | None = Field(default=None, ge=2, multiple_of=2)
+    """Generated images that each update is with; by default about as many as a batch has others.
+    Fewer cost less, and no privacy."""
     diversity: float = Field(default=0.0, ge=0)
     """Weight of a loss of the generator that keeps images of a class apart; it costs no privacy."""
     distance: float = Field(default=0.2, gt=0)

@@ -770,15 +770,19 @@ def _log_range(form: Format, terms: Sequence[Term], exact: bool) -> int:
     """How large an integer a sum of terms takes, beyond its fraction bits (and its factors').
 
     Factors that are powers of two move the scale; others are integers, the largest of them in full.
+    Where several terms all have small factors they are means, as a rule, and what is summed up may
+    be as many times as large as what comes out.
     """
     if exact:
         ranges = [TOP - _stored(t).form.times(t.coefficient).finest for t in terms]
     else:
         largest = max((abs(t.coefficient) for t in terms), default=1.0)
+        summed = max(0, -math.ceil(math.log2(largest))) if len(terms) > 1 else 0
         ranges = [
             TOP - _stored(t).form.finest + math.floor(math.log2(abs(t.coefficient) / largest))
             for t in terms
         ]
+        ranges = [bits + summed for bits in ranges]
     return max([form.log_range, *ranges])
 
 

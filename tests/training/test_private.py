@@ -141,9 +141,12 @@ def test_what_is_drawn_is_secret_and_repeatable_by_a_seed(file):
             (place,) = np.flatnonzero((images == batch.images[update, row]).all((1, 2, 3)))[:1]
             np.testing.assert_array_equal(labels[place], batch.labels[update, row])
     settings = settings.model_copy(
-        update={"privacy": settings.privacy.model_copy(update={"mismatched": 1.0})}
+        update={"privacy": settings.privacy.model_copy(update={"mismatched": 1.0, "generated": 6})}
     )
+    assert batch.labels_g.shape == (2, 10)  # as many as are drawn, on average
     batch = DataSource.load(settings, 3).batch(0)
+    assert batch.labels_g.shape == (6, 10)
+    assert batch.noise_d.shape == (2, 6, 4)
     assert (batch.others.sum(-1) == 1).all()
     assert (batch.others * batch.labels == 0).all()
     half = len(batch.labels_g) // 2

@@ -213,6 +213,18 @@ def test_a_sum_that_becomes_a_mean_may_be_large():
     close(lambda x: ((x**2).mean(), jnp.sqrt(((x / 12) ** 2).sum())), x, lsb=5.5)
 
 
+def test_a_sum_of_means_has_room_for_both():
+    rng = np.random.default_rng(5)
+    total, rows, weights = rng.normal(size=5), rng.normal(8, 1, (1024, 5)), rng.normal(1, 1, 1024)
+
+    def means(total, rows, weights):
+        return total / 773.7 + rows.T @ (weights / 1024) / 4
+
+    # The sum of 1,024 products is 8,000, and its factor 2^-12. Rounding what is given is at most half
+    # an LSB times a quarter of the other factor's mean, 8 and 1; and what comes out is within an LSB.
+    close(means, total, rows, weights, lsb=2.3)
+
+
 def test_schedules_count_in_integers():
     schedules = [
         optax.warmup_cosine_decay_schedule(1e-4, 3e-3, 3, 100),

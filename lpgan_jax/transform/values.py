@@ -42,6 +42,7 @@ _SQUARE_BITS = 6  # that a running average, or what a root is taken of, has beyo
 _SMALLEST, _LARGEST = 2.0**-16, 4.0  # public factors that a linear map leaves for later
 _TINY = 2.0**-40  # of a sum, at the least
 _MOST_MULTIPLE = 16  # of a term of a sum that is left without its common factor
+_OF_MEANS = 2.0**-4  # factors of a sum, at the most, where they are those of means
 _ROUNDING = 2.0**-40
 _EQUAL = 2.0**-20  # numbers of ordinary code, whose own error is 2^-24
 
@@ -770,19 +771,19 @@ def _log_range(form: Format, terms: Sequence[Term], exact: bool) -> int:
     """How large an integer a sum of terms takes, beyond its fraction bits (and its factors').
 
     Factors that are powers of two move the scale; others are integers, the largest of them in full.
-    Where several terms all have small factors they are means, as a rule, and what is summed up may
+    Where several terms all have small factors they are means, and what was summed up for them may
     be as many times as large as what comes out.
     """
     if exact:
         ranges = [TOP - _stored(t).form.times(t.coefficient).finest for t in terms]
-    else:
-        largest = max((abs(t.coefficient) for t in terms), default=1.0)
-        summed = max(0, -math.ceil(math.log2(largest))) if len(terms) > 1 else 0
-        ranges = [
-            TOP - _stored(t).form.finest + math.floor(math.log2(abs(t.coefficient) / largest))
-            for t in terms
-        ]
-        ranges = [bits + summed for bits in ranges]
+        return max([form.log_range, *ranges])
+    largest = max((abs(t.coefficient) for t in terms), default=1.0)
+    means = len(terms) > 1 and largest <= _OF_MEANS
+    summed = -math.floor(math.log2(largest)) if means else 0
+    ranges = [
+        TOP - _stored(t).form.finest + math.floor(math.log2(abs(t.coefficient) / largest)) + summed
+        for t in terms
+    ]
     return max([form.log_range, *ranges])
 
 

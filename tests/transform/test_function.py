@@ -220,8 +220,8 @@ def test_a_sum_of_means_has_room_for_both():
     def means(total, rows, weights):
         return total / 773.7 + rows.T @ (weights / 1024) / 4
 
-    # The sum of 1,024 products is 8,000, and its factor 2^-12. Rounding what is given is at most half
-    # an LSB times a quarter of the other factor's mean, 8 and 1; and what comes out is within an LSB.
+    # The sum of 1,024 products is 8,000, and its factor 2^-12. Rounding what is given is at most
+    # half an LSB times a quarter of the other factor's mean, 8 and 1; what comes out is within one.
     close(means, total, rows, weights, lsb=2.3)
 
 

@@ -106,10 +106,9 @@ void AskForHugePages(void* data, size_t bytes) {
 
 // Ring products ----------------------------------------------------------------------------------
 //
-// out[m, n] = sum_k a[m, k] b[k, n] modulo 2^64, where the address of a[m, k] is the sum of an
-// offset for m and one for k, and so for b and out. An im2col matrix is such a view of an image.
+// out[m, n] = sum_k a[m, k] b[k, n] modulo 2^64 or 2^32, where the address of a[m, k] is the sum of
+// an offset for m and one for k, and so for b and out. An im2col matrix is such a view of an image.
 
-using Word = uint64_t;
 using Offsets = std::vector<int64_t>;
 
 constexpr int64_t kTile = 16;        // rows or columns of a tile
@@ -161,20 +160,24 @@ inline void Transpose8(__m512i v[8]) {
 #endif
 
 // 8 words from each of 8 places, as columns of 8 lines.
+template <typename Word>
 inline void Transpose8x8(const Word* base, const int64_t* places, Word* lines, int64_t stride) {
 #ifdef HAVE_AMX
-  __m512i v[8];
-  for (int k = 0; k < 8; ++k) v[k] = _mm512_loadu_si512(base + places[k]);
-  Transpose8(v);
-  for (int i = 0; i < 8; ++i) _mm512_storeu_si512(lines + i * stride, v[i]);
-#else
+  if constexpr (sizeof(Word) == 8) {
+    __m512i v[8];
+    for (int k = 0; k < 8; ++k) v[k] = _mm512_loadu_si512(base + places[k]);
+    Transpose8(v);
+    for (int i = 0; i < 8; ++i) _mm512_storeu_si512(lines + i * stride, v[i]);
+    return;
+  }
+#endif
   for (int k = 0; k < 8; ++k)
     for (int i = 0; i < 8; ++i) lines[i * stride + k] = base[places[k] + i];
-#endif
 }
 
 // A block of an operand as a dense matrix of the given stride: lines (rows of a, columns of b)
 // along K, zero padded.
+template <typename Word>
 void Gather(const Word* base, const int64_t* lines, int64_t count, const int64_t* inner,
             int64_t depth, int64_t padded_count, int64_t padded_depth, int64_t stride,
             Word* dense) {
@@ -209,6 +212,7 @@ void Gather(const Word* base, const int64_t* lines, int64_t count, const int64_t
 }
 
 // The view of a product's operands and result.
+template <typename Word>
 struct Product {
   const Word *a, *b;
   Word* out;
@@ -216,7 +220,8 @@ struct Product {
   int64_t rows, inner, columns;
 };
 
-void Add(const Product& p, int64_t row, int64_t rows, int64_t column, int64_t columns,
+template <typename Word>
+void Add(const Product<Word>& p, int64_t row, int64_t rows, int64_t column, int64_t columns,
          const Word* block, int64_t stride, bool first) {
   const bool dense = Contiguous(p.out_columns + column, columns);
   for (int64_t i = 0; i < rows; ++i) {
@@ -236,14 +241,17 @@ void Add(const Product& p, int64_t row, int64_t rows, int64_t column, int64_t co
 }
 
 // On vector units: a tile of the product in registers, two vectors wide, one row of b at a time.
-// Vectors of 16 bytes multiply 64-bit words slower than one by one: there, a "vector" is one word.
-constexpr int64_t kVectorWords = kVectorBytes > 16 ? kVectorBytes / 8 : 1;
-typedef Word Vector __attribute__((vector_size(kVectorWords * 8), aligned(8), may_alias));
 // 16 sums in 32 registers, or 8 in 16 (where a product takes some of its own).
-constexpr int64_t kVectorRows = kVectorBytes == 64 ? 8 : 4, kVectorColumns = 2 * kVectorWords;
+constexpr int64_t kVectorRows = kVectorBytes == 64 ? 8 : 4;
 constexpr int64_t kVectorDepth = 256;
 
-void VectorProduct(const Product& p, int64_t first_row, int64_t last_row) {
+template <typename Word>
+void VectorProduct(const Product<Word>& p, int64_t first_row, int64_t last_row) {
+  // Vectors of 16 bytes multiply slower than one by one: there, a "vector" is one word.
+  constexpr int64_t kVectorWords = kVectorBytes > 16 ? kVectorBytes / sizeof(Word) : 1;
+  constexpr int64_t kVectorColumns = 2 * kVectorWords;
+  typedef Word Vector
+      __attribute__((vector_size(kVectorWords * sizeof(Word)), aligned(sizeof(Word)), may_alias));
   const int64_t longest = std::min(kVectorDepth, p.inner);
   const int64_t widest = RoundUp(std::min(kResident, p.columns), kVectorColumns);
   std::vector<Word> packed(widest * longest), line(kVectorColumns * longest);
@@ -296,7 +304,8 @@ void VectorProduct(const Product& p, int64_t first_row, int64_t last_row) {
 // Few columns: rows of a, one dot product each. (A tile would be mostly padding.)
 constexpr int64_t kFewColumns = 4;
 
-void NarrowProduct(const Product& p, int64_t first_row, int64_t last_row) {
+template <typename Word>
+void NarrowProduct(const Product<Word>& p, int64_t first_row, int64_t last_row) {
   constexpr int64_t kDepthAtOnce = 1024;
   std::vector<Word> left(kVectorRows * kDepthAtOnce), right(p.columns * kDepthAtOnce);
   for (int64_t k = 0; k < p.inner; k += kDepthAtOnce) {
@@ -322,8 +331,8 @@ void NarrowProduct(const Product& p, int64_t first_row, int64_t last_row) {
 #ifdef HAVE_AMX
 
 // On matrix units: balanced 8-bit digits, a = sum_i a_i 2^(8i). The product is
-// sum_s 2^(8s) sum_{i+j=s} a_i b_j for s < 8. A sum of 8 K products below 2^14 in size needs 32
-// bits for K < 2^14 (beyond, passes over K keep it there).
+// sum_s 2^(8s) sum_{i+j=s} a_i b_j for s < 8 (4 in words of 32 bits). A sum of 8 K products below
+// 2^14 in size needs 32 bits for K < 2^14 (beyond, passes over K keep it there).
 
 // Linux hands out the tile registers on request, to all threads of the process at once.
 bool AmxAllowed() {
@@ -365,31 +374,54 @@ inline void Transpose16(__m512i v[16]) {
   }
 }
 
-// 16 dense lines as digits: tiles [digit][depth / 64] of 16 lines x 64 digits of K; for b, each
-// tile as the instruction wants it, four digits of K to a 32-bit word and transposed.
-void Digits(const Word* dense, int64_t stride, int64_t depth, bool transposed, int8_t* tiles) {
-  alignas(64) static const uint8_t kByDigit[64] = {
+// The digits of 64 words: words[d] has digit d of each.
+template <typename Word>
+inline void ByDigit(const Word* from, __m512i words[sizeof(Word)]) {
+  alignas(64) static const uint8_t kOf64[64] = {
       0, 8, 16, 24, 32, 40, 48, 56, 1, 9,  17, 25, 33, 41, 49, 57, 2, 10, 18, 26, 34, 42,
       50, 58, 3, 11, 19, 27, 35, 43, 51, 59, 4, 12, 20, 28, 36, 44, 52, 60, 5, 13, 21, 29,
       37, 45, 53, 61, 6, 14, 22, 30, 38, 46, 54, 62, 7, 15, 23, 31, 39, 47, 55, 63};
-  const __m512i by_digit = _mm512_load_si512(kByDigit);
+  alignas(64) static const uint8_t kOf32[64] = {
+      0, 4, 8,  12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 1, 5, 9,  13, 17, 21,
+      25, 29, 33, 37, 41, 45, 49, 53, 57, 61, 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46,
+      50, 54, 58, 62, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59, 63};
+  const __m512i by_digit = _mm512_load_si512(sizeof(Word) == 8 ? kOf64 : kOf32);
   const __m512i halves = _mm512_set1_epi8((char)0x80);
+  for (size_t k = 0; k < sizeof(Word); ++k) {
+    // Adding 128 to each digit makes it an unsigned byte; the xor takes the 128 away again.
+    __m512i x = _mm512_loadu_si512(from + k * (64 / sizeof(Word)));
+    x = sizeof(Word) == 8 ? _mm512_add_epi64(x, halves) : _mm512_add_epi32(x, halves);
+    words[k] = _mm512_permutexvar_epi8(by_digit, _mm512_xor_si512(x, halves));
+  }
+  if constexpr (sizeof(Word) == 8) {
+    Transpose8(words);
+  } else {  // of lanes of 16 bytes
+    const __m512i a = _mm512_shuffle_i64x2(words[0], words[1], 0x44);
+    const __m512i b = _mm512_shuffle_i64x2(words[2], words[3], 0x44);
+    const __m512i c = _mm512_shuffle_i64x2(words[0], words[1], 0xee);
+    const __m512i d = _mm512_shuffle_i64x2(words[2], words[3], 0xee);
+    words[0] = _mm512_shuffle_i64x2(a, b, 0x88);
+    words[1] = _mm512_shuffle_i64x2(a, b, 0xdd);
+    words[2] = _mm512_shuffle_i64x2(c, d, 0x88);
+    words[3] = _mm512_shuffle_i64x2(c, d, 0xdd);
+  }
+}
+
+// 16 dense lines as digits: tiles [digit][depth / 64] of 16 lines x 64 digits of K; for b, each
+// tile as the instruction wants it, four digits of K to a 32-bit word and transposed.
+template <typename Word>
+void Digits(const Word* dense, int64_t stride, int64_t depth, bool transposed, int8_t* tiles) {
+  constexpr int64_t kDigits = sizeof(Word);
   const int64_t chunks = depth / 64;
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
     for (int64_t line = 0; line < kTile; ++line) {
-      __m512i words[8];
-      for (int k = 0; k < 8; ++k) {
-        // Adding 128 to each digit makes it an unsigned byte; the xor takes the 128 away again.
-        __m512i x = _mm512_loadu_si512(dense + line * stride + chunk * 64 + k * 8);
-        x = _mm512_xor_si512(_mm512_add_epi64(x, halves), halves);
-        words[k] = _mm512_permutexvar_epi8(by_digit, x);
-      }
-      Transpose8(words);
-      for (int digit = 0; digit < 8; ++digit)
+      __m512i words[kDigits];
+      ByDigit(dense + line * stride + chunk * 64, words);
+      for (int64_t digit = 0; digit < kDigits; ++digit)
         _mm512_store_si512(tiles + (digit * chunks + chunk) * 1024 + line * 64, words[digit]);
     }
   if (!transposed) return;
-  for (int64_t tile = 0; tile < 8 * chunks; ++tile) {
+  for (int64_t tile = 0; tile < kDigits * chunks; ++tile) {
     __m512i* rows = (__m512i*)(tiles + tile * 1024);
     __m512i v[16];
     for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(rows + i);
@@ -398,12 +430,28 @@ void Digits(const Word* dense, int64_t stride, int64_t depth, bool transposed, i
   }
 }
 
+// Adds 16 sums, shifted, to as many words of a block; the first of them are stored.
+inline void AddShifted(const int32_t* sums, int shift, uint64_t* to, bool first) {
+  for (int j = 0; j < kTile; j += 8) {
+    const __m512i sum = _mm512_cvtepi32_epi64(_mm256_load_si256((const __m256i*)(sums + j)));
+    const __m512i before = first ? _mm512_setzero_si512() : _mm512_load_si512(to + j);
+    _mm512_store_si512(to + j, _mm512_add_epi64(before, _mm512_slli_epi64(sum, shift)));
+  }
+}
+
+inline void AddShifted(const int32_t* sums, int shift, uint32_t* to, bool first) {
+  const __m512i sum = _mm512_load_si512(sums);
+  const __m512i before = first ? _mm512_setzero_si512() : _mm512_load_si512(to);
+  _mm512_store_si512(to, _mm512_add_epi32(before, _mm512_slli_epi32(sum, shift)));
+}
+
 // 32 x 32 words from the digits of two pairs of tiles.
+template <typename Word>
 void DigitBlock(const int8_t* a0, const int8_t* a1, const int8_t* b0, const int8_t* b1,
                 int64_t chunks, Word* block) {
   alignas(64) int32_t sums[4][kTile][kTile];
   asm volatile("" ::: "memory");  // the digits are written by now: tile loads do not say they read
-  for (int s = 0; s < 8; ++s) {
+  for (int s = 0; s < (int)sizeof(Word); ++s) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -428,12 +476,7 @@ void DigitBlock(const int8_t* a0, const int8_t* a1, const int8_t* b0, const int8
     for (int part = 0; part < 4; ++part)
       for (int i = 0; i < kTile; ++i) {
         Word* to = block + (part / 2 * kTile + i) * kBlock + part % 2 * kTile;
-        for (int j = 0; j < kTile; j += 8) {
-          const __m512i sum = _mm512_cvtepi32_epi64(_mm256_load_si256((__m256i*)&sums[part][i][j]));
-          const __m512i shifted = _mm512_slli_epi64(sum, 8 * s);
-          const __m512i before = s ? _mm512_load_si512(to + j) : _mm512_setzero_si512();
-          _mm512_store_si512(to + j, _mm512_add_epi64(before, shifted));
-        }
+        AddShifted(sums[part][i], 8 * s, to, s == 0);
       }
   }
 }
@@ -450,19 +493,21 @@ struct Aligned {
 
 // Rows first_row to last_row, or with `by_columns` those columns: the other side's digits stay in
 // cache, kResident lines at a time, while these pass by.
-void DigitProduct(const Product& p, bool by_columns, int64_t first, int64_t last) {
+template <typename Word>
+void DigitProduct(const Product<Word>& p, bool by_columns, int64_t first, int64_t last) {
   const int64_t longest = std::min(kDepth, RoundUp(p.inner, 64));
   const int64_t others = by_columns ? p.rows : p.columns;
   // Lines a power of two apart would meet in the same places of the first-level cache.
   const int64_t stride = longest + 8;
-  Aligned dense(kTile * stride * sizeof(Word)), passing(2 * kTile * longest * 8);
-  Aligned resident(kResident * longest * 8), block(kBlock * kBlock * sizeof(Word));
+  constexpr int64_t kDigits = sizeof(Word);
+  Aligned dense(kTile * stride * sizeof(Word)), passing(2 * kTile * longest * kDigits);
+  Aligned resident(kResident * longest * kDigits), block(kBlock * kBlock * sizeof(Word));
   _tile_loadconfig(&kTileConfig);
   for (int64_t other = 0; other < others; other += kResident) {
     const int64_t width = std::min(kResident, others - other);
     for (int64_t k = 0; k < p.inner; k += kDepth) {
       const int64_t depth = std::min(kDepth, p.inner - k), padded = RoundUp(depth, 64);
-      const int64_t bytes = kTile * padded * 8;  // of the digits of 16 lines
+      const int64_t bytes = kTile * padded * kDigits;  // of the digits of 16 lines
       auto pack = [&](bool of_a, int64_t line, int64_t count, int8_t* tiles) {
         for (int64_t i = 0; i < kBlock; i += kTile, tiles += bytes) {
           const int64_t lines = std::min(kTile, count - i);
@@ -498,37 +543,24 @@ void DigitProduct(const Product& p, bool by_columns, int64_t first, int64_t last
   _tile_release();
 }
 
-// Whether the padded digits take less time than 5 words a cycle on the vector units.
-bool DigitsPay(const Product& p) {
+// Whether the padded digits take less time than 5 words a cycle on the vector units (of 32 bits,
+// 10: which have 10 products of digits instead of 36).
+template <typename Word>
+bool DigitsPay(const Product<Word>& p) {
   if (!AmxAllowed()) return false;
-  const double digits =
-      1.0 / 25 * RoundUp(p.rows, 32) * RoundUp(p.inner, 64) * RoundUp(p.columns, 32);
-  const double packing = 3.0 * p.inner * (p.rows + p.columns);
-  return digits + packing < 1.0 / 5 * p.rows * p.inner * p.columns;
+  constexpr bool kHalf = sizeof(Word) == 4;
+  const double digits = (kHalf ? 1.0 / 80 : 1.0 / 25) * RoundUp(p.rows, 32) *
+                        RoundUp(p.inner, 64) * RoundUp(p.columns, 32);
+  const double packing = (kHalf ? 2.0 : 3.0) * p.inner * (p.rows + p.columns);
+  return digits + packing < (kHalf ? 1.0 / 10 : 1.0 / 5) * p.rows * p.inner * p.columns;
 }
 
 #endif  // HAVE_AMX
 
-ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffer<ffi::U64> b,
-                       ffi::Result<ffi::Buffer<ffi::U64>> out, ffi::Span<const int64_t> rows,
-                       ffi::Span<const int64_t> rows_a, ffi::Span<const int64_t> rows_out,
-                       ffi::Span<const int64_t> inner, ffi::Span<const int64_t> inner_a,
-                       ffi::Span<const int64_t> inner_b, ffi::Span<const int64_t> columns,
-                       ffi::Span<const int64_t> columns_b, ffi::Span<const int64_t> columns_out,
-                       ffi::Span<const int64_t> starts) try {
-  const Offsets a_rows = Walk(rows, rows_a), out_rows = Walk(rows, rows_out);
-  const Offsets a_inner = Walk(inner, inner_a), b_inner = Walk(inner, inner_b);
-  if (out->element_count() == 0) return ffi::Error::Success();
-  AskForHugePages(out->untyped_data(), out->size_bytes());
-  const Offsets b_columns = Walk(columns, columns_b), out_columns = Walk(columns, columns_out);
-  if (a_inner.empty()) {  // an empty sum
-    std::memset(out->typed_data(), 0, out->size_bytes());
-    return ffi::Error::Success();
-  }
+// The product, in equal parts for all threads, once for each start of its views.
+template <typename Word>
+void Products(ffi::ThreadPool& pool, Product<Word> p, ffi::Span<const int64_t> starts) {
   const int64_t batch = starts.size() / 3;
-  Product p{a.typed_data(), b.typed_data(), out->typed_data(), a_rows.data(), a_inner.data(),
-            b_inner.data(), b_columns.data(), out_rows.data(), out_columns.data(),
-            (int64_t)a_rows.size(), (int64_t)a_inner.size(), (int64_t)b_columns.size()};
   // Few rows are as good as few columns, of the transposed product.
   const bool transposed = p.rows <= kFewColumns && p.columns > p.rows;
   if (transposed) {
@@ -550,7 +582,7 @@ ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffe
   const int64_t part = RoundUp(std::max<int64_t>(1, (lines + wanted - 1) / wanted), kBlock);
   const int64_t parts = std::max<int64_t>(1, (lines + part - 1) / part);
   ParallelFor(pool, batch * parts, [&](int64_t item) {
-    Product one = p;
+    Product<Word> one = p;
     const int64_t* start = starts.begin() + item / parts * 3;
     one.a += start[transposed], one.b += start[!transposed], one.out += start[2];
     const int64_t first = item % parts * part, last = std::min(lines, first + part);
@@ -560,6 +592,35 @@ ffi::Error RingProduct(ffi::ThreadPool pool, ffi::Buffer<ffi::U64> a, ffi::Buffe
     if (p.columns <= kFewColumns) return NarrowProduct(one, first, last);
     VectorProduct(one, first, last);
   });
+}
+
+ffi::Error RingProduct(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b,
+                       ffi::Result<ffi::AnyBuffer> out, ffi::Span<const int64_t> rows,
+                       ffi::Span<const int64_t> rows_a, ffi::Span<const int64_t> rows_out,
+                       ffi::Span<const int64_t> inner, ffi::Span<const int64_t> inner_a,
+                       ffi::Span<const int64_t> inner_b, ffi::Span<const int64_t> columns,
+                       ffi::Span<const int64_t> columns_b, ffi::Span<const int64_t> columns_out,
+                       ffi::Span<const int64_t> starts) try {
+  const Offsets a_rows = Walk(rows, rows_a), out_rows = Walk(rows, rows_out);
+  const Offsets a_inner = Walk(inner, inner_a), b_inner = Walk(inner, inner_b);
+  if (out->element_count() == 0) return ffi::Error::Success();
+  AskForHugePages(out->untyped_data(), out->size_bytes());
+  const Offsets b_columns = Walk(columns, columns_b), out_columns = Walk(columns, columns_out);
+  if (a_inner.empty()) {  // an empty sum
+    std::memset(out->untyped_data(), 0, out->size_bytes());
+    return ffi::Error::Success();
+  }
+  auto run = [&](auto word) {
+    using Word = decltype(word);
+    const Product<Word> p{(const Word*)a.untyped_data(), (const Word*)b.untyped_data(),
+                          (Word*)out->untyped_data(), a_rows.data(), a_inner.data(),
+                          b_inner.data(), b_columns.data(), out_rows.data(), out_columns.data(),
+                          (int64_t)a_rows.size(), (int64_t)a_inner.size(),
+                          (int64_t)b_columns.size()};
+    Products(pool, p, starts);
+  };
+  if (out->element_type() == ffi::U64) run(uint64_t{});
+  else run(uint32_t{});
   return ffi::Error::Success();
 } catch (const std::exception& error) {
   return OutOfMemory(error);
@@ -660,9 +721,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     lpgan_ring_product, RingProduct,
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
-        .Arg<ffi::Buffer<ffi::U64>>()
-        .Arg<ffi::Buffer<ffi::U64>>()
-        .Ret<ffi::Buffer<ffi::U64>>()
+        .Arg<ffi::AnyBuffer>()
+        .Arg<ffi::AnyBuffer>()
+        .Ret<ffi::AnyBuffer>()
         .Attr<ffi::Span<const int64_t>>("rows")
         .Attr<ffi::Span<const int64_t>>("rows_a")
         .Attr<ffi::Span<const int64_t>>("rows_out")

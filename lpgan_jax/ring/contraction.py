@@ -21,6 +21,8 @@ import numpy as np
 from lpgan_jax import native
 from lpgan_jax.native.primitive import primitive
 
+_NATIVE_WORDS = (jnp.uint32, jnp.uint64)
+
 Portable = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -150,7 +152,7 @@ def _run_portable(
 def _run_on_cpu(
     a: jax.Array, b: jax.Array, *, contraction: Contraction, portable: Portable
 ) -> jax.Array:
-    if a.dtype != jnp.uint64 or not native.available():
+    if a.dtype not in _NATIVE_WORDS or not native.available():
         return portable(a, b)
     if contraction.padding:
         a = jnp.pad(a, contraction.padding)

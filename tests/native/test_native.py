@@ -91,14 +91,19 @@ def without(function, *operands):
 # Ring products ------------------------------------------------------------------------------------
 
 
-def words(seed, shape):
+def words(seed, shape, dtype=np.uint64):
     """Uniform words; a quarter of them with the least or the most of all digits."""
-    rng = np.random.default_rng(seed)
-    edges = np.array([0, 1, 2**63, 2**64 - 1, 0x7F7F7F7F7F7F7F80, 0x8080808080808080], np.uint64)
-    uniform = rng.integers(0, 2**64, shape, np.uint64)
+    rng, bits = np.random.default_rng(seed), 8 * np.dtype(dtype).itemsize
+    digits = [int.from_bytes((bits // 8 - 1) * d + last) for d, last in EDGES]
+    edges = np.array([0, 1, 2 ** (bits - 1), 2**bits - 1, *digits], dtype)
+    uniform = rng.integers(0, 2**bits, shape, dtype)
     return np.where(rng.integers(0, 4, shape) == 0, rng.choice(edges, shape), uniform)
 
 
+EDGES = [(b"\x7f", b"\x80"), (b"\x80", b"\x80")]  # digits of -128 after a carry, and without
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.uint32])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -116,14 +121,14 @@ def words(seed, shape):
     ],
     ids=str,
 )
-def test_every_way_to_multiply_matrices(build, shape):
+def test_every_way_to_multiply_matrices(build, shape, dtype):
     m, k, n = shape
-    a, b = words(1, (m, k)), words(2, (k, n))
+    a, b = words(1, (m, k), dtype), words(2, (k, n), dtype)
     product = with_kernels(matmul, a, b)
     np.testing.assert_array_equal(product, a @ b)  # NumPy's words wrap
     for i in range(0, min(m, n), 50):
         exact = sum(int(x) * int(y) for x, y in zip(a[i], b[:, i], strict=True))
-        assert int(product[i, i]) == exact % 2**64
+        assert int(product[i, i]) == exact % 2 ** (8 * a.itemsize)
 
 
 def test_every_way_to_multiply_matrices_in_a_batch(build):
@@ -178,11 +183,12 @@ class Case:
         """The product in Python integers."""
         at_a, at_b, at_out = self.addresses
         a = np.pad(a, self.contraction.padding) if self.contraction.padding else a
+        dtype, ring = a.dtype, 2 ** (8 * a.itemsize)
         a, b = a.reshape(-1).astype(object), b.reshape(-1).astype(object)
         out = np.full(math.prod(self.contraction.shape), None)
         for one_a, one_b, one_out in zip(at_a, at_b, at_out, strict=True):
-            out[one_out] = a[one_a] @ b[one_b] % 2**64
-        return out.astype(np.uint64).reshape(self.contraction.shape)
+            out[one_out] = a[one_a] @ b[one_b] % ring
+        return out.astype(dtype).reshape(self.contraction.shape)
 
     def __call__(self, a, b):
         return contract(a, b, self.contraction, self.portable)
@@ -260,10 +266,15 @@ def cases(draw):
 
 
 @settings(max_examples=12, deadline=None)
-@given(case=cases(), seed=st.integers(0, 2**32), batched=st.sampled_from(["", "a", "b", "ab"]))
-def test_any_views(build, case, seed, batched):
-    a = words(seed, (2, *case.a) if "a" in batched else case.a)
-    b = words(seed + 1, (2, *case.b) if "b" in batched else case.b)
+@given(
+    case=cases(),
+    seed=st.integers(0, 2**32),
+    batched=st.sampled_from(["", "a", "b", "ab"]),
+    dtype=st.sampled_from([np.uint64, np.uint32]),
+)
+def test_any_views(build, case, seed, batched, dtype):
+    a = words(seed, (2, *case.a) if "a" in batched else case.a, dtype)
+    b = words(seed + 1, (2, *case.b) if "b" in batched else case.b, dtype)
     if batched:
         function = jax.vmap(case, tuple(0 if name in batched else None for name in "ab"))
         pairs = [(a[i] if "a" in batched else a, b[i] if "b" in batched else b) for i in range(2)]

@@ -217,7 +217,7 @@ def test_protocols_by_themselves():
     notes = []
     report = bench.micro(elements=32, products=[(4, 3, 2)], repeats=1, note=notes.append)
     rates = {name: value for name, value in report.items() if name.startswith("micro_")}
-    assert len(rates) == len(bench._PROTOCOLS) + 3
+    assert len(rates) == len(bench._PROTOCOLS) + 5
     assert {"micro_relu_per_s", "micro_tanh_per_s", "micro_product_4x3x2_gmacs"} <= rates.keys()
     assert all(value > 0 for value in rates.values())
     assert notes[-2:] == ["a product of 4 x 3 and 3 x 2", "ChaCha20"]
@@ -227,6 +227,7 @@ def test_protocols_by_themselves():
         assert bench.shown(name, value) in text
     page = performance.to_markdown({performance.MICRO: report})
     assert "| 4 x 3 x 2 |" in page
+    assert "| 4 x 3 x 2, 2^32 |" in page
     with pytest.raises(ValueError, match="elements: expected at least 1"):
         bench.micro(elements=0)
 

@@ -495,22 +495,22 @@ def _ranges(args: argparse.Namespace) -> None:
     from lpgan_jax.analysis.ranges import ranges, table, verdict
     from lpgan_jax.mpc.prng import key
     from lpgan_jax.programs import initial_state
-    from lpgan_jax.training import data
-    from lpgan_jax.training.building import build
-    from lpgan_jax.training.source import DataSource
+    from lpgan_jax.training.building import batches_of, build, training_of
 
     if args.steps < 1:
         raise ValueError(f"--steps: expected at least 1, got {args.steps}")
     settings = _settings(args)
-    gan = build(settings)
-    source = DataSource(settings, settings.seed, data.load_images(settings.data))
-    batches = (source.batch(step) for step in range(args.steps))
+    gan, training = build(settings), training_of(settings)
+    draw = training.noised(batches_of(settings, training, settings.seed), settings.seed)
+    batches = (draw(step) for step in range(args.steps))
     rows = ranges(
         gan, initial_state(gan.program, settings.seed), batches, key(settings.seed), args.rounding
     )
     # As wide as the table needs, where nobody's terminal sets a limit.
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     print(f"{args.steps} steps, {settings.frac_bits} fraction bits: {verdict(rows)}")
+    if training.program.noise is not None:
+        print("of the images themselves: what is said here is covered by no epsilon")
 
 
 def _sweep(args: argparse.Namespace) -> int:

@@ -38,7 +38,9 @@ class ExactSeat(PlainSeat):
         return None
 
     def _child(self, seed: Any) -> ExactSeat:
-        return ExactSeat()
+        child = ExactSeat()
+        child.place = self.place
+        return child
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("a protocol on words of the ring, of which there are none in float64")

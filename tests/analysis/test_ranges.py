@@ -112,10 +112,11 @@ def test_the_table_shows_every_row_and_marks_what_is_out_of_range(rows):
 
 
 def test_the_command_prints_a_verdict(capsys):
-    changes = ["model.features=2", "batch_size=4", "frac_bits=28"]
+    changes = ["model.features=2", "batch_size=24", "frac_bits=16", "privacy.discriminator_steps=1"]
     arguments = [argument for change in changes for argument in ("--set", change)]
-    assert main(["ranges", "--config", "digits", "--steps", "1", *arguments]) == 0
+    assert main(["ranges", "--config", "digits-private", "--steps", "1", *arguments]) == 0
     out = capsys.readouterr().out
     assert "Generator.bn0 1" in out
-    assert "1 steps, 28 fraction bits: " in out
+    assert "1 steps, 16 fraction bits: everything is in range" in out
+    assert "covered by no epsilon" in out
     assert main(["ranges", "--config", "digits", "--steps", "0"]) == 1

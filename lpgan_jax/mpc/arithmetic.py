@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Part, Secret
+from lpgan_jax.ring.words import Ring
 
 Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
 Digits = tuple[tuple[int, int], ...]
@@ -30,7 +31,7 @@ def masked(party: Seat, x: Secret) -> Secret:
     """
     if x.mask is not None:
         return x
-    mask = party.mask(x.shape)
+    mask = party.mask(x.shape, x.words.dtype)
     opened = party.open(x.words - mask.share, "mask")
     if x.owed is not None and mask.plain is not None and x.owed.plain is not None:
         mask = Dealt(mask.share, mask.plain + x.owed.plain)
@@ -62,6 +63,7 @@ def bilinear(party: Seat, product: Bilinear, x: Secret, y: Secret) -> Secret:
         the result, should its share be wanted before it is masked or truncated.
     """
     same = x is y
+    x.require_ring_of(y)
     x = masked(party, x.settled(party))
     y = x if same else masked(party, y.settled(party))
     (a, e), (b, d) = opening(x), opening(y)
@@ -80,6 +82,8 @@ def mul(party: Seat, x: Secret, y: Secret) -> Secret:
     round. x and y may be the same value: SecSq, x^2 = 2e x - e^2 + a^2.
     """
     same = x is y
+    x.require_ring_of(y)
+    ring = party.ring_of(x.words)
     x = with_public_part(party, x.settled(party))
     y = x if same else with_public_part(party, y.settled(party))
     (a, e), (b, d) = opening(x), opening(y)
@@ -88,7 +92,7 @@ def mul(party: Seat, x: Secret, y: Secret) -> Secret:
     if same:
         pairs = itertools.combinations_with_replacement(x.parts, 2)
     for p, q in itertools.islice(pairs, 1, None):
-        product = product_of_parts(party, p, q)
+        product = product_of_parts(party, ring, p, q)
         words = words + (2 * product if same and p is not q else product)
     return Secret(words, x.frac_bits + y.frac_bits, owed=party.compute(jnp.multiply, a, b))
 
@@ -107,72 +111,130 @@ def with_public_part(party: Seat, x: Secret) -> Secret:
     return masked(party, x) if x.opened is None else x
 
 
-def product_of_parts(party: Seat, p: Part, q: Part) -> jax.Array:
-    """A share of p * q; 0 where their shifts fill a word.
+def product_of_parts(party: Seat, ring: Ring, p: Part, q: Part) -> jax.Array:
+    """A share of p * q in a ring; 0 where their shifts fill a word.
 
     DS -> S2: one word per element, as narrow as the narrower part's.
     """
     shift = p.shift + q.shift
-    if shift >= party.ring.bits:
-        return jnp.zeros((), party.ring.dtype)
+    if shift >= ring.bits:
+        return jnp.zeros((), ring.dtype)
     narrow = min((part.dealt.share.dtype for part in (p, q)), key=lambda dtype: dtype.itemsize)
     dealt = party.correlate(lambda u, v: u.astype(narrow) * v.astype(narrow), p.dealt, q.dealt)
-    return Part(dealt, shift, p.flags + q.flags).share(party.ring)
+    return Part(dealt, shift, p.flags + q.flags).share(ring)
+
+
+def in_words_of(dealt: Dealt, like: jax.Array) -> Dealt:
+    """A dealt value in a ring that is not larger than its own.
+
+    Raises:
+        TypeError: it is larger.
+    """
+    if dealt.share.dtype == like.dtype:
+        return dealt
+    if dealt.share.dtype.itemsize < like.dtype.itemsize:
+        raise TypeError(f"ring: a value in {dealt.share.dtype} words is wanted in {like.dtype}")
+    return dealt.map(lambda words: words.astype(like.dtype))
 
 
 @functools.singledispatch
 @jax.named_scope("truncation")
-def truncate(party: Seat, x: Secret, frac_bits: int) -> Secret:
+def truncate(party: Seat, x: Secret, frac_bits: int, ring: Ring | None = None) -> Secret:
     """Rescale to fewer fraction bits, with unbiased stochastic rounding.
 
     With x's mask a and r = -a mod 2^64, the public word c = x + 2^62 + r gives, for the
     shift f,  x >> f = (c >> f) - 2^(62-f) - [r >> f] + (if msb(c) = 0) [msb(r) 2^(64-f)].
 
+    That is an equation of integers, so its parts may be dealt in either ring. In the smaller one
+    the last part is 0, if as many bits are dropped as the rings differ by, or fewer; then [r >> f]
+    is as uniform as r, and masks the result.
+
     Args:
         party: this server's seat.
         x: |x| < 2^62 as an integer at its present scale; outside, the error is about 2^(64-f) LSB.
+            In another ring of so many bits, 2 less.
         frac_bits: the fraction bits wanted, at most x.frac_bits.
+        ring: of the result, into which it must fit; x's by default.
 
     Returns:
         x at the new scale, rounded down or up at random: the error is below 1 LSB, its mean is 0
         (up with probability equal to the fraction dropped). 1 round, one word per element unless x
         is masked; DS -> S2: a word and a half per element (two if more than 32 bits are dropped).
         Its parts are public and dealt values, so that elementwise products of it open nothing more
-        (`mul`). Local truncation of the shares (SecureML) would be free, and catastrophically wrong
-        with probability |x|/2^64 per value.
+        (`mul`). In a smaller ring it is masked, if it has one part; that takes half a word of DS.
+        Local truncation of the shares (SecureML) would be free, and catastrophically wrong with
+        probability |x|/2^64 per value.
     """
-    shift = x.frac_bits - frac_bits
-    if shift == 0:
-        return x
-    ring = party.ring
-    if not 0 < shift <= ring.bits - 2:
+    shift, own = x.frac_bits - frac_bits, party.ring_of(x.words)
+    ring = ring or own
+    if shift == 0 and ring.bits <= own.bits:
+        return narrowed(x, ring)
+    if not 0 <= shift <= own.bits - 2:
         raise ValueError(f"frac_bits: cannot truncate {x.frac_bits} fraction bits to {frac_bits}")
     party.watch(x, "truncate")
-    narrow = np.uint32 if ring.bits == 64 and shift <= 32 else ring.dtype
+    # A wrap is a multiple of 2^(own - shift): shares modulo 2^bits are enough.
+    bits = ring.bits - (own.bits - shift)
+    narrow = np.uint32 if ring.container_bits == 64 and bits <= 32 else ring.dtype
     public, minus_high, wrap, flag = _truncated(
-        party, x, lambda words: ring.shift_right(words, shift), narrow
+        party, x, lambda words: own.shift_right(words, shift), ring, narrow if bits > 0 else None
     )
-    parts = Part(minus_high), Part(wrap, ring.bits - shift, (flag,))
+    parts = (Part(minus_high),)
+    if wrap is not None:
+        parts = Part(minus_high), Part(wrap, own.bits - shift, (flag,))
     share = sum((part.share(ring) for part in parts), party.public_share(public))
     return Secret(share, frac_bits, public, parts)
 
 
+def narrowed(x: Secret, ring: Ring) -> Secret:
+    """The same value in a ring that is not larger than its own, if it fits; local, exact.
+
+    What is known of it is known of its remainder: masks and parts stay.
+    """
+    if x.words.dtype == ring.dtype:
+        return x
+
+    def narrow(words: jax.Array) -> jax.Array:
+        return words.astype(ring.dtype)
+
+    parts = [
+        part if part.dealt.share.dtype.itemsize <= ring.dtype.itemsize else part.map(narrow)
+        for part in x.parts
+        if part.shift < ring.bits
+    ]
+    return Secret(
+        narrow(x.words),
+        x.frac_bits,
+        None if x.opened is None else narrow(x.opened),
+        tuple(parts),
+        x.owed and x.owed.map(narrow),
+    )
+
+
 def _truncated(
-    party: Seat, x: Secret, shifted: Callable[[jax.Array], jax.Array], narrow: DTypeLike
-) -> tuple[jax.Array, Dealt, Dealt, jax.Array]:
+    party: Seat,
+    x: Secret,
+    shifted: Callable[[jax.Array], jax.Array],
+    ring: Ring,
+    narrow: DTypeLike | None,
+) -> tuple[jax.Array, Dealt, Dealt | None, jax.Array]:
     """(public part, first dealt part, the second: a wrap, whether that counts) of a shift of x.
 
-    `shifted`: words to the right by some bits, or a sum of several such. Of the right by f, the
-    wrap is a multiple of 2^(bits - f): it takes shares modulo 2^f only, in words of type `narrow`.
+    `shifted`: words to the right by some bits, or a sum of several such; of x's ring, while the
+    parts are of another. Of the right by f, the wrap is a multiple of 2^(bits - f): it takes shares
+    modulo 2^f only, in words of type `narrow`. None: nobody needs it.
     """
-    ring = party.ring
+    own = party.ring_of(x.words)
     a, e = opening(masked(party, x))
+
+    def words(values: jax.Array) -> jax.Array:
+        return shifted(values).astype(ring.dtype)
+
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
-    minus_high = party.correlate(lambda v: -shifted(-v), a)
-    wrap = party.correlate(lambda v: ring.top_bit(-v).astype(narrow), a)
-    c = ring.reduce(e + ring.constant(1 << (ring.bits - 2)))
-    half = shifted(jnp.asarray(ring.constant(1 << (ring.bits - 2))))
-    return shifted(c) - half, minus_high, wrap, ring.top_bit(c) == 0
+    minus_high = party.correlate(lambda v: -words(-v), a)
+    wrap = narrow and party.correlate(lambda v: own.top_bit(-v).astype(narrow), a)
+    c = own.reduce(e + own.constant(1 << (own.bits - 2)))
+    half = words(jnp.asarray(own.constant(1 << (own.bits - 2))))
+    return words(c) - half, minus_high, wrap, own.top_bit(c) == 0
 
 
 @functools.singledispatch
@@ -194,7 +256,7 @@ def times_small(party: Seat, x: Secret, digits: Digits, frac_bits: int) -> Secre
         element unless x is masked; DS -> S2: as `truncate`.
     """
     party.watch(x, "truncate")
-    ring, dropped = party.ring, x.frac_bits - frac_bits
+    ring, dropped = party.ring_of(x.words), x.frac_bits - frac_bits
     digits = tuple((sign, shift + dropped) for sign, shift in digits)
     most = max(shift for _, shift in digits)
     narrow = np.uint32 if ring.bits == 64 and most <= 32 else ring.dtype
@@ -206,7 +268,8 @@ def times_small(party: Seat, x: Secret, digits: Digits, frac_bits: int) -> Secre
             total = total + term if sign > 0 else total - term
         return total
 
-    public, minus_high, wrap, flag = _truncated(party, x, shifted, narrow)
+    public, minus_high, wrap, flag = _truncated(party, x, shifted, ring, narrow)
+    assert wrap is not None
     # A wrap counts 2^bits times the factor: a multiple of 2^(bits - most).
     times = sum(sign << (most - shift) for sign, shift in digits)
     up = (wrap.share * np.asarray(times).astype(narrow)).astype(ring.dtype)
@@ -242,11 +305,12 @@ def truncate_by(party: Seat, x: Secret, shift: jax.Array | np.ndarray) -> Secret
         per element unless x is masked; DS -> S2: two words per element.
     """
     party.watch(x, "truncate")
-    ring = party.ring
+    ring = party.ring_of(x.words)
     words = jnp.broadcast_to(shift, x.shape).astype(ring.dtype)
     public, minus_high, wrap, flag = _truncated(
-        party, x, lambda values: ring.shift_right(values, words), ring.dtype
+        party, x, lambda values: ring.shift_right(values, words), ring, ring.dtype
     )
+    assert wrap is not None
     left = jnp.asarray(ring.constant(ring.bits)) - words
     up = wrap.map(lambda values: ring.shift_left(values, left))
     parts = Part(minus_high), Part(up, 0, (flag,))

@@ -222,7 +222,7 @@ def _parts(party: Seat, x: Secret, offsets: Sequence[int], bits: int, low: int =
     Of each, `bits` bits above the `low` lowest.
     """
     assert x.opened is not None
-    ring = party.ring
+    ring = party.ring_of(x.words)
     column = (-1,) + (1,) * len(x.shape)
     added = np.stack([ring.constant(o >> low) for o in offsets]).reshape(column)
     sums = ring.shift_right(x.opened, low)[None] + added
@@ -289,7 +289,7 @@ def sign_bit(
         bits per element, and 103 for each offset. On 27 bits (an activation's): 1 round, 11 bits;
         DS -> S2: 123 and 83.
     """
-    bits = (bits or party.ring.bits) - low
+    bits = (bits or party.ring_of(x.words).bits) - low
     rows = _parts(party, x, offsets, bits, low)
     top = party.public_share(rows.opened[-1]) ^ rows.mask.share[-1]
     leaves, radix = _tree(bits - 1, len(offsets), radix)
@@ -337,7 +337,7 @@ def is_comparable(party: Seat, x: Secret, bits: int | None) -> bool:
     """
 
     def is_above(part: Part) -> bool:
-        return part.shift >= (bits or party.ring.bits)
+        return part.shift >= (bits or party.ring_of(x.words).bits)
 
     return x.opened is not None and all(map(is_above, x.parts[1:]))
 
@@ -392,7 +392,7 @@ def decompose(party: Seat, x: Secret, radix: int = RADIX) -> jax.Array:
         XOR-shared rows [ring.bits, ceil(n / lanes)], the lowest bit first. On 64 bits, without the
         opening of x: 2 rounds.
     """
-    rows = _parts(party, x, (0,), party.ring.bits)[:, 0]
+    rows = _parts(party, x, (0,), party.ring_of(x.words).bits)[:, 0]
     size = rows.opened.shape[0]
     digits = min(radix, size)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lpgan_jax.mpc.arithmetic import (
+    in_words_of,
     masked,
     opening,
     product_of_parts,
@@ -68,9 +69,10 @@ def bit_of_rows(party: Seat, rows: jax.Array, shape: tuple[int, ...], kind: str 
 
     DS -> S2: one word per bit. `kind` is what the cost model counts them as.
     """
+    ring = party.ring_of(rows)
 
     def bits(rows: jax.Array) -> jax.Array:
-        return jax.vmap(lambda row: unpack(party.ring, row, shape))(rows)
+        return jax.vmap(lambda row: unpack(ring, row, shape))(rows)
 
     packed = party.mask(rows.shape, rows.dtype, bitwise=True)
     random = party.correlate(bits, packed)
@@ -105,9 +107,10 @@ def select(party: Seat, bit: Bit, x: Secret) -> Secret:
     -> S2: one word per element of the result (one and a half if x was truncated).
     """
     x = with_public_part(party, x.settled(party))
-    chosen = bit.random.share * opening(x)[1]
+    ring, random = party.ring_of(x.words), in_words_of(bit.random, x.words)
+    chosen = random.share * opening(x)[1]
     for part in x.parts:
-        chosen = chosen + product_of_parts(party, part, Part(bit.random))
+        chosen = chosen + product_of_parts(party, ring, part, Part(random))
     return Secret(jnp.where(bit.flipped, x.share - chosen, chosen), x.frac_bits)
 
 

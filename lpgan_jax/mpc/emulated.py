@@ -24,6 +24,7 @@ from lpgan_jax.mpc.party import Words, call_keys
 from lpgan_jax.mpc.plain import PlainSeat
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
+from lpgan_jax.ring.words import Ring
 
 Rounding = Literal["stochastic", "nearest", "local"]
 """How values are truncated: as the protocols do, or in one of two other ways (`ROUNDINGS`)."""
@@ -40,7 +41,8 @@ class EmulatedSeat(PlainSeat):
 
     def real(self, value: Secret) -> jax.Array:
         """A value as float64 (exact below 2^53 LSB)."""
-        return self.ring.signed(value.share).astype(jnp.float64) * 2.0**-value.frac_bits
+        ring = self.ring_of(value.words)
+        return ring.signed(value.share).astype(jnp.float64) * 2.0**-value.frac_bits
 
     # What a party does, with one server that holds everything ------------------------------------
 
@@ -78,11 +80,13 @@ class EmulatedSeat(PlainSeat):
         child._round, child.place = self._round, self.place
         return child
 
-    def round(self, x: Secret, frac_bits: int) -> Secret:
-        """A truncation, recorded; none where the scale stays."""
-        if x.frac_bits == frac_bits:
-            return x
-        result = self._round(self, x, frac_bits)
+    def round(self, x: Secret, frac_bits: int, ring: Ring | None = None) -> Secret:
+        """A truncation, recorded; none where scale and ring stay."""
+        own = self.ring_of(x.words)
+        ring = ring or own
+        if x.frac_bits == frac_bits and ring.bits <= own.bits:
+            return arithmetic.narrowed(x, ring)
+        result = self._round(self, x, frac_bits, ring)
         self.saw_truncation(x, result)
         return result
 
@@ -90,9 +94,10 @@ class EmulatedSeat(PlainSeat):
         """A product with a public real, rounded as a truncation is."""
         if self._round is _stochastic:
             return _by_one_mask(self, x, digits, frac_bits)
-        parts = [(sign, self._round(self, x, frac_bits - shift)) for sign, shift in digits]
+        ring = self.ring_of(x.words)
+        parts = [(sign, self._round(self, x, frac_bits - shift, ring)) for sign, shift in digits]
         total: Any = sum(sign * part.share.astype(np.int64) for sign, part in parts)
-        return Secret(total.astype(self.ring.dtype), frac_bits)
+        return Secret(total.astype(ring.dtype), frac_bits)
 
 
 def run(
@@ -123,15 +128,16 @@ def run(
 _stochastic = arithmetic.truncate.dispatch(Seat)
 
 
-def _nearest(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
+def _nearest(party: EmulatedSeat, x: Secret, frac_bits: int, ring: Ring) -> Secret:
     """To the nearest multiple, halves up. Under sharing it would take a comparison a value."""
     shift = x.frac_bits - frac_bits
-    half = party.ring.constant(1 << (shift - 1))
-    rounded = party.ring.signed(x.share + half) >> np.int64(shift)
-    return Secret(rounded.astype(party.ring.dtype), frac_bits)
+    own = party.ring_of(x.words)
+    half = own.constant((1 << shift) >> 1)
+    rounded = own.signed(x.share + half).astype(np.int64) >> np.int64(shift)
+    return Secret(rounded.astype(ring.dtype), frac_bits)
 
 
-def _local(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
+def _local(party: EmulatedSeat, x: Secret, frac_bits: int, ring: Ring) -> Secret:
     """Each server truncates its own share (SecureML, Mohassel and Zhang 2017; CrypTen).
 
     x' >> f and -(-x'' >> f): off by up to 1 LSB, and wrong by 2^(64-f) with probability |x|/2^64.
@@ -140,14 +146,15 @@ def _local(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
     """
     shift = x.frac_bits - frac_bits
     if party.filling:
-        return _stochastic(party, x, frac_bits)
-    ring = party.ring
-    first = party.mask(x.shape).share
+        return _stochastic(party, x, frac_bits, ring)
+    own = party.ring_of(x.words)
+    first = party.mask(x.shape, own.dtype).share
     second = x.share - first
-    return Secret(ring.shift_right(first, shift) - ring.shift_right(-second, shift), frac_bits)
+    result = own.signed(own.shift_right(first, shift) - own.shift_right(-second, shift))
+    return Secret(result.astype(ring.dtype), frac_bits)
 
 
-ROUNDINGS: dict[str, Callable[[Any, Secret, int], Secret]] = {
+ROUNDINGS: dict[str, Callable[[Any, Secret, int, Ring], Secret]] = {
     "stochastic": _stochastic,
     "nearest": _nearest,
     "local": _local,
@@ -155,8 +162,8 @@ ROUNDINGS: dict[str, Callable[[Any, Secret, int], Secret]] = {
 
 
 @arithmetic.truncate.register
-def _truncate(party: EmulatedSeat, x: Secret, frac_bits: int) -> Secret:
-    return party.round(x, frac_bits)
+def _truncate(party: EmulatedSeat, x: Secret, frac_bits: int, ring: Ring | None = None) -> Secret:
+    return party.round(x, frac_bits, ring)
 
 
 _by = arithmetic.truncate_by.dispatch(Seat)
@@ -193,7 +200,7 @@ def _less_than_public(
     low: int = 0,
 ) -> compare.Bit:
     party.saw_comparison(x, bits)
-    ring = party.ring
+    ring = party.ring_of(x.words)
     limits = np.stack([ring.constant(t >> low) for t in thresholds])
     limits = limits.reshape((-1,) + (1,) * len(x.shape))
     words = x.share

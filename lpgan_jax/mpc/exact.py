@@ -17,6 +17,7 @@ from lpgan_jax.mpc.dealt import Dealt
 from lpgan_jax.mpc.plain import PlainSeat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.share_trees import scaled
+from lpgan_jax.ring.words import Ring
 
 
 class ExactSeat(PlainSeat):
@@ -54,7 +55,7 @@ def _masked(party: ExactSeat, x: Secret) -> Secret:
 
 
 @arithmetic.truncate.register
-def _truncate(party: ExactSeat, x: Secret, frac_bits: int) -> Secret:
+def _truncate(party: ExactSeat, x: Secret, frac_bits: int, ring: Ring | None = None) -> Secret:
     if x.frac_bits == frac_bits:
         return x
     if x.frac_bits < frac_bits:

@@ -47,7 +47,7 @@ from lpgan_jax.mpc.prng import require_cryptographic
 from lpgan_jax.mpc.seat import Seat
 from lpgan_jax.mpc.secret import Secret
 from lpgan_jax.mpc.traces import StaleKey, named
-from lpgan_jax.ring.words import RING64, Elements, Ring, bit_xor
+from lpgan_jax.ring.words import RING32, RING64, Elements, Ring, bit_xor
 
 AXIS = "party"
 _SMALLEST_POOL, _LARGEST_POOL = 2**10, 2**16
@@ -161,9 +161,10 @@ class Party(Seat):
         ring: Ring = RING64,
         received: Iterator[jax.Array] | None = None,
         is_s1: jax.Array | None = None,
+        half: Ring = RING32,
     ) -> None:
         """`received`: S2's corrections, `is_s1`: which server this is, both in online mode."""
-        super().__init__(ring)
+        super().__init__(ring, half)
         self._deployed = is_s1
         self.is_s1 = lax.axis_index(AXIS) == 0 if is_s1 is None else is_s1
         self.messages: list[Message] = []
@@ -271,7 +272,7 @@ class Party(Seat):
     def _child(self, seed: Any, received: Sequence[jax.Array]) -> Party:
         """The party of an iteration; `received`: its corrections, in online mode."""
         queue = None if self._deployed is None else iter(received)
-        party = Party(Source(seed), self.ring, queue, self._deployed)
+        party = Party(Source(seed), self.ring, queue, self._deployed, self.half)
         party.place = self.place
         return party
 
@@ -433,6 +434,7 @@ def simulate(
     public: Any = None,
     *,
     ring: Ring = RING64,
+    half: Ring = RING32,
 ) -> Any:
     """Run a protocol with both servers and DS in one program.
 
@@ -443,6 +445,7 @@ def simulate(
         secrets: the same pytree with paired arrays: leading axis 2, S1's share first.
         public: a pytree that both servers know; None for nothing.
         ring: the ring of the arithmetic shares.
+        half: the smaller one.
 
     Returns:
         The outputs as paired arrays.
@@ -458,7 +461,7 @@ def simulate(
     secrets, public = bound(key, (secrets, public))
 
     def seat(shares: Any) -> Any:
-        party = Party(Source(keys), ring)
+        party = Party(Source(keys), ring, half=half)
         return _settled(party, function(party, shares, public))
 
     return jax.vmap(seat, axis_name=AXIS)(secrets)

@@ -27,7 +27,7 @@ from lpgan_jax.mpc import traces
 from lpgan_jax.mpc.dealt import Dealt, Owed
 from lpgan_jax.mpc.fixed_point import encode
 from lpgan_jax.mpc.traces import named
-from lpgan_jax.ring.words import RING64, Elements, Ring
+from lpgan_jax.ring.words import RING32, RING64, Elements, Ring
 
 
 class StaleParty(RuntimeError):
@@ -48,15 +48,21 @@ class Seat(ABC):
 
     Attributes:
         ring: the ring of arithmetic shares.
+        half: a smaller one, for values that fit: of half the bytes.
         place: where in the program we are, for the names of messages.
         filling: whether what is truncated now fills the range by design.
     """
 
-    def __init__(self, ring: Ring = RING64) -> None:
-        self.ring = ring
+    def __init__(self, ring: Ring = RING64, half: Ring = RING32) -> None:
+        self.ring, self.half = ring, half
         self.place: tuple[str, ...] = ()
         self.filling = False
         self._trace = traces.current()
+
+    def ring_of(self, words: Any) -> Ring:
+        """The ring that words are elements of, by their type."""
+        is_half = words.dtype == self.half.dtype != self.ring.dtype
+        return self.half if is_half else self.ring
 
     @contextmanager
     def at(self, name: str) -> Iterator[None]:
@@ -125,8 +131,9 @@ class Seat(ABC):
 
     def open(self, share: Elements, name: str) -> Elements:
         """Reveal x' + x'' to both servers: one round, one word per element."""
-        first, second = self.exchange(self.ring.reduce(share), name)
-        return self.ring.reduce(first + second)
+        ring = self.ring_of(share)
+        first, second = self.exchange(ring.reduce(share), name)
+        return ring.reduce(first + second)
 
     def open_bits(self, share: Elements, name: str) -> Elements:
         """Reveal u' xor u'' of packed bits to both servers: one round."""

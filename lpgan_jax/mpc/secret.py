@@ -158,6 +158,7 @@ class Secret:
     def __add__(self, other: Secret) -> Secret:
         """SecAdd: local; the sum is a new value without a mask."""
         self.require_scale_of(other)
+        self.require_ring_of(other)
         words = self.words + other.words
         return Secret(words, self.frac_bits, owed=_sum_owed(words.shape, self.owed, other.owed))
 
@@ -194,6 +195,13 @@ class Secret:
         """Raise `ScaleError` unless the other has as many fraction bits."""
         if self.frac_bits != other.frac_bits:
             raise ScaleError(f"fraction bits differ: {self.frac_bits} and {other.frac_bits}")
+
+    def require_ring_of(self, other: Secret) -> None:
+        """Raise TypeError unless the other is in the same ring: in words of one type."""
+        if self.words.dtype != other.words.dtype:
+            raise TypeError(
+                f"rings differ: {self.words.dtype} and {other.words.dtype} words: truncate one"
+            )
 
 
 def _sum_owed(shape: tuple[int, ...], x: Owed | None, y: Owed | None) -> Owed | None:

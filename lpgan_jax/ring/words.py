@@ -26,18 +26,25 @@ class Ring:
 
     Attributes:
         bits: 2 to 64.
+        words: width of the words, if it is to be more than they need: the two rings of a program
+            (`Seat.ring_of`) are told apart by it.
     """
 
     bits: int = 64
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 64:
             raise ValueError(f"bits: expected 2 to 64, got {self.bits}")
+        if self.words is not None and (self.words not in _CONTAINERS or self.words < self.bits):
+            raise ValueError(
+                f"words: {self.words}, expected 8, 16, 32 or 64, no fewer than {self.bits}"
+            )
 
     @property
     def container_bits(self) -> int:
         """Width of the machine word that holds an element: 8, 16, 32 or 64."""
-        return min(width for width in _CONTAINERS if width >= self.bits)
+        return self.words or min(width for width in _CONTAINERS if width >= self.bits)
 
     @property
     def dtype(self) -> np.dtype:
@@ -81,7 +88,7 @@ class Ring:
         return (words << spare).astype(signed_dtype) >> spare.astype(signed_dtype)
 
 
-RING64 = Ring(64)
+RING64, RING32 = Ring(64), Ring(32)
 
 
 def bit_and(x: jax.Array, y: jax.Array | np.ndarray) -> jax.Array:

@@ -24,7 +24,7 @@ import lpgan_jax as lp
 from lpgan_jax.mpc import arithmetic, boolean, compare, patent
 from lpgan_jax.mpc.party import AXIS, Party, Source
 from lpgan_jax.mpc.secret import Secret, add_public
-from lpgan_jax.ring.words import Ring
+from lpgan_jax.ring.words import RING32, Ring
 
 CHUNK_BITS = 20
 SAMPLES = 4  # of the coins of the server that looks, where they are not enumerated
@@ -75,7 +75,7 @@ class Script(Source):
         return jnp.stack([other, drawn] if self._looking == 1 else [drawn, other])
 
     def masks(self, shape, dtype):
-        both = self.take(0, shape), self.take(1, shape)
+        both = tuple(self.take(server, shape).astype(dtype) for server in (0, 1))
         for own, words in zip(self.words, both, strict=True):
             own.append((words, self.width))
         return both
@@ -83,7 +83,7 @@ class Script(Source):
     def shares(self, shape, dtype):
         if self._repeat_shares and self._last_share is not None:
             return self._last_share
-        self._last_share = self.take(0, shape)
+        self._last_share = self.take(0, shape).astype(dtype)
         self.words[0].append((self._last_share, self.width))
         return self._last_share
 
@@ -91,8 +91,8 @@ class Script(Source):
 class Seat(Party):
     """A party that tells its script how many bits of a word count, and writes down what is sent."""
 
-    def __init__(self, source, ring):
-        super().__init__(source, ring)
+    def __init__(self, source, ring, half):
+        super().__init__(source, ring, half=half)
         self.sent, self.dealt = [], []  # (words, width)
         self._message_width = 1
 
@@ -100,7 +100,7 @@ class Seat(Party):
         return self._source.parts(count)
 
     def _child(self, seed, received):
-        return Seat(self._source.part(*seed), self.ring)
+        return Seat(self._source.part(*seed), self.ring, self.half)
 
     def scan(self, body, carry, xs, length, reverse=False):
         widths = []
@@ -118,21 +118,21 @@ class Seat(Party):
         return carry, ys
 
     def mask(self, shape, dtype=None, bitwise=False):
-        self._source.width = 1 if bitwise else self.ring.bits
+        words = jax.ShapeDtypeStruct(shape, np.dtype(dtype or self.ring.dtype))
+        self._source.width = 1 if bitwise else self.ring_of(words).bits
         return super().mask(shape, dtype, bitwise)
 
     def _deal(self, function, plains, bitwise):
-        self._source.width = 1 if bitwise else self.ring.bits
+        ring = self.ring_of(jax.eval_shape(function, *plains))
+        self._source.width = 1 if bitwise else ring.bits
         result = super()._deal(function, plains, bitwise)
         correction = self.corrections[-1]
         # The container's bits beyond the ring's are no part of a message.
-        self.dealt.append(
-            (correction if bitwise else self.ring.reduce(correction), self._source.width)
-        )
+        self.dealt.append((correction if bitwise else ring.reduce(correction), self._source.width))
         return result
 
     def open(self, share, name):
-        self._message_width = self.ring.bits
+        self._message_width = self.ring_of(share).bits
         result = super().open(share, name)
         self._message_width = 1
         return result
@@ -164,10 +164,11 @@ class Experiment:
 
     `widths`: of the secrets; 1 is an XOR-shared bit, otherwise a ring element. `looking`: the
     server (0 or 1) whose coins are given and whose view counts; None for both, over all coins.
+    `half`: the smaller ring.
     """
 
-    def __init__(self, protocol, ring, widths, looking=None, repeat_shares=False):
-        self._protocol, self._ring, self._widths = protocol, ring, widths
+    def __init__(self, protocol, ring, widths, looking=None, repeat_shares=False, half=RING32):
+        self._protocol, self._ring, self._widths, self._half = protocol, ring, widths, half
         self._looking, self._repeat_shares = looking, repeat_shares
         self._run = jax.jit(jax.vmap(self._execute, in_axes=(None, None, 0)))
         jax.eval_shape(
@@ -186,7 +187,7 @@ class Experiment:
         records = {}
 
         def seat(shares):
-            party = Seat(script, ring)
+            party = Seat(script, ring, self._half)
             outputs = self._protocol(party, *shares)
             records["sent"] = [width for _, width in party.sent]
             records["dealt"] = [width for _, width in party.dealt]
@@ -332,6 +333,37 @@ def test_truncate(bits, shift):
 
     cases = everything(Ring(bits), 1) if bits == 3 else [(x,) for x in (0, 1, 3, 12, 13, 15, 7, 8)]
     assert Experiment(protocol, Ring(bits), (bits,)).leaks(cases, expected) == set()
+
+
+WIDE, HALF = Ring(5, words=16), Ring(3)
+
+
+def test_truncate_into_the_smaller_ring():
+    """What comes out is masked: a square of it opens nothing."""
+
+    def protocol(party, x):
+        low = arithmetic.truncate(party, Secret(x, 2), 0, HALF)
+        return [(arithmetic.square(party, low).settled(party).share.astype(np.uint16), 3)]
+
+    def expected(x):
+        rounded = _halves(x, 5, 2)
+        return rounded and [[r * r % 8 for r in rounded]]
+
+    cases = [(x,) for x in (0, 1, 2, 3, 6, 7, 25, 30, 31, 12)]
+    assert leaks_to_each(protocol, WIDE, (5,), cases, expected, half=HALF) == set()
+
+
+def test_truncate_into_the_larger_ring():
+    def protocol(party, x):
+        x = arithmetic.narrowed(Secret(x, 1), HALF)
+        return [(arithmetic.truncate(party, x, 0, WIDE).share, 5)]
+
+    def expected(x):
+        halves = _halves(x % 8, 3, 1)
+        return halves and [halves]
+
+    cases = [(x,) for x in (0, 1, 7, 6, 9, 30)]
+    assert leaks_to_each(protocol, WIDE, (5,), cases, expected, half=HALF) == set()
 
 
 def test_times_small():

@@ -178,9 +178,9 @@ def truncate(party: Seat, x: Secret, frac_bits: int, ring: Ring | None = None) -
     public, minus_high, wrap, flag = _truncated(
         party, x, lambda words: own.shift_right(words, shift), ring, narrow if bits > 0 else None
     )
-    parts = (Part(minus_high),)
+    parts: tuple[Part, ...] = (Part(minus_high),)
     if wrap is not None:
-        parts = Part(minus_high), Part(wrap, own.bits - shift, (flag,))
+        parts = (*parts, Part(wrap, own.bits - shift, (flag,)))
     share = sum((part.share(ring) for part in parts), party.public_share(public))
     return Secret(share, frac_bits, public, parts)
 
@@ -231,7 +231,9 @@ def _truncated(
 
     # DS knows r = -a; a negation is as uniform as the mask, so nothing more needs to be opened.
     minus_high = party.correlate(lambda v: -words(-v), a)
-    wrap = narrow and party.correlate(lambda v: own.top_bit(-v).astype(narrow), a)
+    wrap = None
+    if narrow is not None:
+        wrap = party.correlate(lambda v: own.top_bit(-v).astype(narrow), a)
     c = own.reduce(e + own.constant(1 << (own.bits - 2)))
     half = words(jnp.asarray(own.constant(1 << (own.bits - 2))))
     return words(c) - half, minus_high, wrap, own.top_bit(c) == 0

@@ -780,10 +780,12 @@ def _log_range(form: Format, terms: Sequence[Term], exact: bool) -> int:
     largest = max((abs(t.coefficient) for t in terms), default=1.0)
     means = len(terms) > 1 and largest <= _OF_MEANS
     summed = -math.floor(math.log2(largest)) if means else 0
-    ranges = [
-        TOP - _stored(t).form.finest + math.floor(math.log2(abs(t.coefficient) / largest)) + summed
-        for t in terms
-    ]
+    ranges = []
+    for term in terms:
+        own = _stored(term).form
+        known = own.measured or own.summed >= summed
+        smaller = math.floor(math.log2(abs(term.coefficient) / largest))
+        ranges.append(TOP - own.finest + smaller + (0 if known else summed - own.summed))
     return max([form.log_range, *ranges])
 
 

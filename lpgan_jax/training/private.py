@@ -77,7 +77,7 @@ def expected_batch(settings: TrainConfig) -> float:
 
 
 def generated_batch(settings: TrainConfig) -> int:
-    """How many images are generated beside it; else a power of two, over which means are exact."""
+    """How many images are generated beside it; by default a power of two, whose means are exact."""
     if settings.privacy is not None and settings.privacy.generated is not None:
         return settings.privacy.generated
     return 2 ** max(1, round(math.log2(expected_batch(settings))))

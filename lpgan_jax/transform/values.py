@@ -783,9 +783,9 @@ def _log_range(form: Format, terms: Sequence[Term], exact: bool) -> int:
     ranges = []
     for term in terms:
         own = _stored(term).form
-        known = own.measured or own.summed >= summed
+        larger = 0 if own.measured else max(0, summed - own.summed)
         smaller = math.floor(math.log2(abs(term.coefficient) / largest))
-        ranges.append(TOP - own.finest + smaller + (0 if known else summed - own.summed))
+        ranges.append(TOP - own.finest + smaller + larger)
     return max([form.log_range, *ranges])
 
 

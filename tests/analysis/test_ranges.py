@@ -111,12 +111,23 @@ def test_the_table_shows_every_row_and_marks_what_is_out_of_range(rows):
     assert [str(row.style) for row in shown.rows[-2:]] == ["None", "bold red"]
 
 
-def test_the_command_prints_a_verdict(capsys):
-    changes = ["model.features=2", "batch_size=24", "frac_bits=16", "privacy.discriminator_steps=1"]
+def ranges_of(config, *changes):
     arguments = [argument for change in changes for argument in ("--set", change)]
-    assert main(["ranges", "--config", "digits-private", "--steps", "1", *arguments]) == 0
+    return main(["ranges", "--config", config, "--steps", "1", *arguments])
+
+
+def test_the_command_prints_a_verdict(capsys):
+    assert ranges_of("digits", "model.features=2", "batch_size=4", "frac_bits=28") == 0
+    out = capsys.readouterr().out
+    assert "Generator.bn0 1" in out
+    assert "1 steps, 28 fraction bits: " in out
+    assert main(["ranges", "--config", "digits", "--steps", "0"]) == 1
+
+
+def test_the_command_takes_classes_and_privacy(capsys):
+    changes = "model.features=2", "batch_size=24", "frac_bits=16", "privacy.discriminator_steps=1"
+    assert ranges_of("digits-private", *changes) == 0
     out = capsys.readouterr().out
     assert "Generator.bn0 1" in out
     assert "1 steps, 16 fraction bits: everything is in range" in out
     assert "covered by no epsilon" in out
-    assert main(["ranges", "--config", "digits", "--steps", "0"]) == 1

@@ -45,38 +45,24 @@ def under_every_mask(monkeypatch, protocol, wide, half, values, own):
     return shares.sum(0).reshape(len(values), len(masks))
 
 
+@pytest.mark.parametrize("widened", [False, True])
 @pytest.mark.parametrize(("wide", "half"), TINY, ids=str)
-def test_every_value_and_mask_into_the_smaller_ring(wide, half, monkeypatch):
-    """floor(x / 2^s) or one more, modulo the ring, as often as the dropped fraction says."""
-    most = 2 ** (wide.bits - 2)
+def test_every_value_and_mask_from_ring_to_ring(wide, half, widened, monkeypatch):
+    """floor(x / 2^s) or one more, modulo the new ring, as often as the dropped fraction says."""
+    own, new = (half, wide) if widened else (wide, half)
+    most = 2 ** (own.bits - 2)
     values = np.arange(-most, most)
-    for shift in range(wide.bits - 1):
+    for shift in range(own.bits - 1):
 
         def protocol(server, x, shift=shift):
-            return arithmetic.truncate(server, Secret(x, shift), 0, half).share
+            return arithmetic.truncate(server, Secret(x, shift), 0, new).share
 
-        got = under_every_mask(monkeypatch, protocol, wide, half, values, wide)
-        more = modulo(got - (values >> shift)[:, None], half)
+        got = under_every_mask(monkeypatch, protocol, wide, half, values, own)
+        more = modulo(got - (values >> shift)[:, None], new)
         assert set(np.unique(more)) <= {0, 1}
         np.testing.assert_array_equal(
-            more.sum(1) << shift, (values % 2**shift) * 2**wide.bits, err_msg=str(shift)
+            more.sum(1) << shift, (values % 2**shift) * 2**own.bits, err_msg=str(shift)
         )
-
-
-@pytest.mark.parametrize(("wide", "half"), TINY, ids=str)
-def test_every_value_and_mask_into_the_larger_ring(wide, half, monkeypatch):
-    """Here all bits of the result count: the sign is right, too."""
-    most = 2 ** (half.bits - 2)
-    values = np.arange(-most, most)
-    for shift in range(half.bits - 1):
-
-        def protocol(server, x, shift=shift):
-            return arithmetic.truncate(server, Secret(x, shift), 0, wide).share
-
-        got = under_every_mask(monkeypatch, protocol, wide, half, values, half)
-        more = modulo(got - (values >> shift)[:, None], wide)
-        assert set(np.unique(more)) <= {0, 1}
-        np.testing.assert_array_equal(more.sum(1) << shift, (values % 2**shift) * 2**half.bits)
 
 
 def summed(secret, ring):
